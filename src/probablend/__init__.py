@@ -1,0 +1,1 @@
+"""Probabilistic segmentation of blended galaxies."""

@@ -1,0 +1,149 @@
+"""Weights, settings and origin of a network in one safetensors file.
+
+The header of the file carries a JSON object: the settings from which the network is built,
+the version of the code, the seed, the metrics. Nothing in a file is executed.
+"""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from probablend.models import build_model
+
+__all__ = [
+    "available_models",
+    "file_hash",
+    "find_model",
+    "load_model",
+    "load_tensors",
+    "save_tensors",
+    "save_weights",
+]
+
+_KEY = "probablend"
+_MAX_BYTES = 4 << 30  # of a weight or checkpoint file
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """Write tensors and a JSON header; the name appears only when the file is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    data = save(plain, metadata={_KEY: json.dumps(meta)})
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(data)
+    os.replace(part, path)
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what :func:`save_tensors` wrote.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is not a file of ours.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"weight file {path} does not exist")
+    if path.stat().st_size > _MAX_BYTES:
+        raise ValueError(f"{path} is larger than {_MAX_BYTES >> 30} GiB: not a weight file of ours")
+    try:
+        with safe_open(path, framework="pt") as handle:
+            meta = (handle.metadata() or {}).get(_KEY)
+            if meta is None:
+                raise ValueError(f"{path} holds no probablend settings: not a weight file of ours")
+            return {key: handle.get_tensor(key) for key in handle.keys()}, json.loads(meta)  # noqa: SIM118
+    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+        raise ValueError(f"{path} is not a readable weight file: {error}") from error
+
+
+def save_weights(path: Path, model: nn.Module, meta: Mapping[str, Any], *, half: bool) -> None:
+    """Write a network for others to use.
+
+    Parameters
+    ----------
+    path : Path
+        Ends in ``.safetensors``; the metadata is repeated beside it in ``.json``.
+    model : nn.Module
+        The network.
+    meta : mapping
+        ``model``: its settings, with ``kind``; and whatever says where it comes from.
+    half : bool
+        Whether to keep weights in half precision; normalisation statistics stay single.
+    """
+    tensors = {}
+    for key, value in model.state_dict().items():
+        narrow = half and value.is_floating_point() and "running_" not in key
+        tensors[key] = value.half() if narrow else value
+    save_tensors(path, tensors, meta)
+    path.with_suffix(".json").write_text(json.dumps(meta, indent=2) + "\n")
+
+
+def load_model(name_or_path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Trained network, ready to use, and its metadata.
+
+    Parameters
+    ----------
+    name_or_path : str or Path
+        One of :func:`available_models`, or a ``.safetensors`` file.
+
+    Raises
+    ------
+    FileNotFoundError
+        If it is neither.
+    ValueError
+        If the file does not hold the network that its settings describe.
+    """
+    path = find_model(name_or_path)
+    tensors, meta = load_tensors(path)
+    if not isinstance(meta.get("model"), dict):
+        raise ValueError(f"{path} does not say which network it holds")
+    with torch.device("meta"):  # shapes without memory, until they are known to be right
+        wanted = {key: value.shape for key, value in build_model(meta["model"]).state_dict().items()}
+    found = {key: value.shape for key, value in tensors.items()}
+    if wanted != found:
+        odd = sorted(set(wanted.items()) ^ set(found.items()), key=str)[:3]
+        raise ValueError(f"{path} does not hold the weights of its own settings, first: {odd}")
+    if not all(math.isfinite(float(t.float().sum())) for t in tensors.values()):
+        raise ValueError(f"{path} holds weights that are not finite")
+    model = build_model(meta["model"])
+    model.load_state_dict(tensors)
+    return model.float().eval(), meta
+
+
+def available_models() -> list[str]:
+    """Names of the weights that come with the package."""
+    folder = files("probablend") / "weights"
+    names = [entry.name for entry in folder.iterdir()]
+    return sorted(n.removesuffix(".safetensors") for n in names if n.endswith(".safetensors"))
+
+
+def find_model(name_or_path: str | Path) -> Path:
+    """File of a shipped model or of a path."""
+    text = str(name_or_path)
+    if text.endswith(".safetensors"):
+        if not Path(text).is_file():
+            raise FileNotFoundError(f"weight file {text} does not exist")
+        return Path(text)
+    if text not in available_models():
+        raise FileNotFoundError(
+            f"unknown model {text!r}; known: {', '.join(available_models()) or 'none'}; "
+            "or give a .safetensors file"
+        )
+    return Path(str(files("probablend") / "weights" / f"{text}.safetensors"))
+
+
+def file_hash(path: Path) -> str:
+    """First 16 hexadecimal digits of the SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]

@@ -1,0 +1,172 @@
+"""Settings: frozen dataclasses, read from TOML, unknown keys refused."""
+
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from probablend.emulate.dataset import SceneConfig
+
+__all__ = ["BankConfig", "OptimizerConfig", "TrainConfig", "from_mapping", "read_train_config"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BankConfig:
+    """Galaxies drawn before training starts.
+
+    Parameters
+    ----------
+    source : {"parametric", "candels", "cosmos"}
+        Where the galaxies come from.
+    n_galaxies, n_stars : int
+        How many to draw, of each split; real sets have their own number.
+    """
+
+    source: str = "parametric"
+    n_galaxies: int = 4000
+    n_stars: int = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """How the weights are found.
+
+    Parameters
+    ----------
+    n_steps : int
+        Optimiser steps in all.
+    batch_size : int
+        Scenes per step.
+    learning_rate : float
+        At its peak: it rises over the first ``warmup`` of the steps and falls to zero as a
+        half cosine.
+    warmup : float
+        Share of the steps.
+    kl_warmup : float
+        Share of the steps over which the weight of the KL term rises from 0 to ``beta``.
+    beta : float
+        Its final weight; 1 is the evidence lower bound.
+    gradient_clip : float
+        Largest norm of the gradient of the loss per pixel.
+    """
+
+    n_steps: int = 10_000
+    batch_size: int = 16
+    learning_rate: float = 2e-3
+    warmup: float = 0.02
+    kl_warmup: float = 0.2
+    beta: float = 1.0
+    gradient_clip: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training.
+
+    Parameters
+    ----------
+    name : str
+        Of the weights.
+    survey : str
+        Name or TOML file, see :func:`~probablend.survey.get_survey`.
+    seed : int
+        Seeds galaxies, scenes, weights and latents.
+    model : mapping
+        ``kind`` and settings of the network, see :func:`~probablend.models.build_model`.
+    bank, scenes, optimizer
+        See the classes.
+    n_validation : int
+        Held-out scenes.
+    validate_every, checkpoint_every : int
+        Steps between validations and between checkpoints.
+    """
+
+    name: str
+    survey: str = "euclid-vis"
+    seed: int = 0
+    model: Mapping[str, Any] = field(default_factory=lambda: {"kind": "punet"})
+    bank: BankConfig = BankConfig()
+    scenes: SceneConfig = SceneConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    n_validation: int = 128
+    validate_every: int = 500
+    checkpoint_every: int = 500
+
+
+def from_mapping(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
+    """Build a settings dataclass from plain values, as read from TOML or JSON.
+
+    Parameters
+    ----------
+    cls : type
+        A dataclass; nested ones are built from nested mappings.
+    values : mapping
+        Its fields.
+    where : str
+        What the values describe, for the error message.
+
+    Raises
+    ------
+    ValueError
+        If a key is unknown or missing or a value has the wrong type.
+    """
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where} must be a table of settings; got {values!r}")
+    hints = typing.get_type_hints(cls)
+    known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ValueError(f"{where} has unknown settings {unknown}; known: {sorted(known)}")
+    built = {
+        key: _convert(value, hints[key], f"{where}: {key}") for key, value in values.items()
+    }
+    try:
+        return cls(**built)
+    except TypeError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _convert(value: Any, hint: Any, where: str) -> Any:
+    if is_dataclass(hint) and isinstance(hint, type):
+        return from_mapping(hint, value, where=where)
+    origin = typing.get_origin(hint)
+    if origin is tuple:
+        inner = typing.get_args(hint)
+        variable = len(inner) == 2 and inner[1] is Ellipsis
+        if not isinstance(value, list | tuple) or not (variable or len(value) == len(inner)):
+            raise ValueError(f"{where} must be a list of {'any' if variable else len(inner)}")
+        kinds = [inner[0]] * len(value) if variable else inner
+        return tuple(_convert(v, k, where) for v, k in zip(value, kinds, strict=True))
+    if origin is not None and isinstance(value, Mapping):
+        return dict(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if origin in (types.UnionType, typing.Union) or origin is not None:
+        return value
+    if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
+        raise ValueError(f"{where} must be {hint.__name__}; got {value!r}")
+    return value
+
+
+def read_train_config(path: Path) -> TrainConfig:
+    """Read a training's settings from TOML.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is not TOML or its settings are not those of :class:`TrainConfig`.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"training configuration {path} does not exist")
+    try:
+        values = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid TOML: {error}") from error
+    return from_mapping(TrainConfig, values, where=str(path))

@@ -1,0 +1,1 @@
+"""Isolated galaxies, blends and their truth."""

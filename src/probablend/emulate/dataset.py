@@ -1,0 +1,96 @@
+"""Training scenes, composed on the fly from a stamp bank.
+
+Scene ``i`` of a dataset depends on the seed and on ``i`` alone: any order of work, any
+number of workers and a resumed run see the same scenes.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from probablend.emulate.blend import FieldConfig, Scene, draw_field
+from probablend.emulate.stamps import Galaxies
+
+__all__ = ["SceneConfig", "SceneDataset"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneConfig:
+    """Which scenes a training sees.
+
+    Parameters
+    ----------
+    size : int
+        Side of a training patch, pixels.
+    density_range : tuple of float
+        Galaxies per arcmin²; each scene draws one value, uniform in the logarithm.
+    companion_range : tuple of float
+        Share of galaxies put near another one; each scene draws one value, uniform.
+    sparse_fraction : float
+        Share of scenes with a hundredth of the density: mostly isolated galaxies and empty
+        sky, from which the model learns that there may be no overlap.
+    star_density : float
+        Stars per arcmin².
+    mag_range : tuple of float
+        Brightest and faintest AB magnitude.
+    """
+
+    size: int = 128
+    density_range: tuple[float, float] = (80.0, 300.0)
+    companion_range: tuple[float, float] = (0.0, 0.3)
+    sparse_fraction: float = 0.1
+    star_density: float = 5.0
+    mag_range: tuple[float, float] = (18.5, 26.0)
+
+
+class SceneDataset(Dataset[tuple[Tensor, Tensor]]):
+    """Endless scenes for training, or a fixed set for validation.
+
+    Parameters
+    ----------
+    galaxies : Galaxies
+        Usually a :class:`~probablend.emulate.stamps.StampBank`.
+    config : SceneConfig
+        What to draw.
+    seed : int
+        Seeds every scene together with its index.
+    n_scenes : int
+        Length of the dataset.
+    """
+
+    def __init__(
+        self, galaxies: Galaxies, config: SceneConfig, *, seed: int, n_scenes: int
+    ) -> None:
+        self.galaxies = galaxies
+        self.config = config
+        self.seed = seed
+        self.n_scenes = n_scenes
+
+    def __len__(self) -> int:
+        return self.n_scenes
+
+    def scene(self, index: int) -> Scene:
+        """Scene ``index`` with its whole truth."""
+        config = self.config
+        generator = np.random.default_rng([self.seed, index])
+        low, high = np.log(config.density_range)
+        density = float(np.exp(generator.uniform(low, high)))
+        if generator.uniform() < config.sparse_fraction:
+            density /= 100
+        field = FieldConfig(
+            size=config.size,
+            density=density,
+            star_density=config.star_density,
+            mag_range=config.mag_range,
+            companion_fraction=float(generator.uniform(*config.companion_range)),
+        )
+        return draw_field(self.galaxies, field, generator=generator)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Image in units of the sky noise, (band, y, x), and classes, (y, x) int64."""
+        scene = self.scene(index)
+        image = torch.from_numpy(scene.image / np.float32(scene.rms))[None]
+        return image, torch.from_numpy(scene.classes.astype(np.int64))

@@ -1,0 +1,84 @@
+"""The PSF of a survey, as a GalSim profile and as an image."""
+
+import galsim
+import numpy as np
+from scipy.optimize import brentq
+
+from probablend.survey import Survey
+
+__all__ = ["psf_image", "psf_profile"]
+
+_FWHM_OF_SIGMA = 2.354820045
+
+
+def psf_profile(survey: Survey) -> galsim.GSObject:
+    """PSF of unit flux, in arcseconds.
+
+    Parameters
+    ----------
+    survey : Survey
+        Gives the profile and its FWHM.
+
+    Returns
+    -------
+    galsim.GSObject
+        The PSF before the pixel response, which GalSim adds when it draws.
+    """
+    fwhm = float(survey.psf_fwhm.to_value("arcsec"))
+    match survey.psf_profile:
+        case "gaussian":
+            return galsim.Gaussian(fwhm=fwhm)
+        case "moffat":
+            return galsim.Moffat(beta=survey.psf_beta, fwhm=fwhm)
+        case "kolmogorov":
+            return galsim.Kolmogorov(fwhm=fwhm)
+        case _:
+            return _airy(survey, fwhm)
+
+
+def _airy(survey: Survey, fwhm: float) -> galsim.GSObject:
+    """Diffraction pattern, widened by jitter and charge diffusion to ``fwhm`` (arcsec)."""
+    assert survey.diffraction_scale is not None
+    # 1 % of the light in the far rings may fall outside the folded image: the rings of an
+    # Airy pattern fall so slowly that the default 0.5 % makes every stamp huge.
+    params = galsim.GSParams(folding_threshold=1e-2)
+    airy = galsim.Airy(
+        lam_over_diam=float(survey.diffraction_scale.to_value("arcsec")),
+        obscuration=survey.obscuration,
+        gsparams=params,
+    )
+    half, width = 0.5 * airy.xValue(0, 0), survey.diffraction_scale.to_value("arcsec")
+    # The first zero lies beyond 0.9 λ/D for any obscuration.
+    radius = brentq(lambda r: airy.xValue(r, 0) - half, 0.1 * width, 0.9 * width)
+    excess = fwhm**2 - (2 * radius) ** 2
+    if excess <= 0:  # quoted FWHM below the diffraction limit: keep the shape, take the width
+        return airy.dilate(fwhm / (2 * radius))
+    # Widths of an Airy core and a Gaussian add in quadrature to about 2 %.
+    jitter = galsim.Gaussian(sigma=float(np.sqrt(excess)) / _FWHM_OF_SIGMA, gsparams=params)
+    return galsim.Convolve(airy, jitter, gsparams=params)
+
+
+def psf_image(survey: Survey, size: int = 33) -> np.ndarray:
+    """PSF as seen by the detector, centred, of unit sum.
+
+    Parameters
+    ----------
+    survey : Survey
+        Gives the profile and the pixel scale.
+    size : int
+        Side in pixels; odd.
+
+    Returns
+    -------
+    ndarray, shape (size, size), float32
+        The pixel response included.
+
+    Raises
+    ------
+    ValueError
+        If ``size`` is even or not positive.
+    """
+    if size < 1 or size % 2 == 0:
+        raise ValueError(f"size must be odd and positive; got {size}")
+    image = psf_profile(survey).drawImage(nx=size, ny=size, scale=survey.scale).array
+    return (image / image.sum()).astype(np.float32)

@@ -1,0 +1,65 @@
+"""Sources of isolated galaxies by name."""
+
+from probablend.emulate.parametric import ParametricGalaxies
+from probablend.emulate.stamps import Galaxies, Split, StampBank
+from probablend.survey import Survey
+
+__all__ = ["SOURCES", "open_bank", "open_source"]
+
+SOURCES = ("parametric", "candels", "cosmos")
+
+
+def open_source(
+    name: str,
+    survey: Survey,
+    split: Split,
+    *,
+    n_galaxies: int = 4000,
+    n_stars: int = 200,
+    seed: int = 0,
+) -> Galaxies:
+    """One split of a source.
+
+    Parameters
+    ----------
+    name : {"parametric", "candels", "cosmos"}
+        ``candels`` and ``cosmos`` need their data: ``probablend data get NAME``.
+    survey : Survey
+        What the stamps are drawn for.
+    split : {"train", "validation", "test"}
+        No galaxy is in two splits.
+    n_galaxies, n_stars : int
+        Size of a parametric population; real sets have their own.
+    seed : int
+        Seeds a parametric population.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown or the survey does not suit the set.
+    FileNotFoundError
+        If the data of a real set are missing.
+    """
+    match name:
+        case "parametric":
+            return ParametricGalaxies(
+                survey, split, n_galaxies=n_galaxies, n_stars=n_stars, seed=seed
+            )
+        case _:
+            raise ValueError(f"source must be one of {', '.join(SOURCES)}; got {name!r}")
+
+
+def open_bank(
+    name: str,
+    survey: Survey,
+    split: Split,
+    *,
+    n_galaxies: int = 4000,
+    n_stars: int = 200,
+    seed: int = 0,
+) -> StampBank:
+    """Like :func:`open_source`, every galaxy drawn once and kept in memory."""
+    source = open_source(
+        name, survey, split, n_galaxies=n_galaxies, n_stars=n_stars, seed=seed
+    )
+    return StampBank(source, seed=seed)

@@ -1,0 +1,291 @@
+"""Single galaxies, drawn without noise: the one interface behind which every source stands.
+
+A :class:`Galaxies` is one split (train, validation or test) of a source. It knows a table
+of its galaxies and draws any of them as a :class:`Stamp`. A :class:`StampBank` draws each
+once and then answers from memory, which is what training needs.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import galsim
+import numpy as np
+from astropy.table import Table
+
+from probablend.survey import Survey
+
+__all__ = ["SPLITS", "Galaxies", "Split", "Stamp", "StampBank", "draw_stamp", "split_indices"]
+
+Split = Literal["train", "validation", "test"]
+SPLITS: dict[Split, float] = {"train": 0.8, "validation": 0.1, "test": 0.1}
+
+# Sides of stamps in pixels. A stamp grows until its border is this far below the sky noise:
+# a fifth of the footprint threshold, so that no footprint is cut.
+_SIDES = (24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+_BORDER_LEVEL = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stamp:
+    """Noiseless image of one galaxy as the survey sees it.
+
+    Parameters
+    ----------
+    image : ndarray, shape (y, x), float32
+        Counts, PSF and pixel response included.
+    flux : float
+        Total flux of the profile, counts; the wings outside the stamp included.
+    y, x : float
+        Centre in the stamp, pixels, first pixel at 0.
+    hlr : float
+        Circularised half-light radius before the PSF, pixels; 0 for a star.
+    g1, g2 : float
+        Reduced shear components in the pixel frame.
+    galaxy : int
+        Identifier in the source; no two splits share one.
+    is_star : bool
+        Whether it is a point source.
+    noise_rms : float
+        Noise that a real image already carries where it is not zero, counts per pixel.
+    """
+
+    image: np.ndarray
+    flux: float
+    y: float
+    x: float
+    hlr: float
+    g1: float
+    g2: float
+    galaxy: int
+    is_star: bool = False
+    noise_rms: float = 0.0
+
+
+def split_indices(n_galaxies: int, split: Split) -> np.ndarray:
+    """Which galaxies of a real set belong to a split; the same every time.
+
+    Parameters
+    ----------
+    n_galaxies : int
+        Size of the set.
+    split : {"train", "validation", "test"}
+        Which part: 80, 10 and 10 %.
+
+    Returns
+    -------
+    ndarray of int
+        Sorted; the three splits are disjoint and cover the set.
+
+    Raises
+    ------
+    ValueError
+        If the split is not one of the three.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {list(SPLITS)}; got {split!r}")
+    order = np.random.default_rng(20190501).permutation(n_galaxies)
+    edges = np.round(np.cumsum([0.0, *SPLITS.values()]) * n_galaxies).astype(int)
+    which = list(SPLITS).index(split)
+    return np.sort(order[edges[which] : edges[which + 1]])
+
+
+def draw_stamp(
+    profile: galsim.GSObject, survey: Survey, *, oversample: int = 1
+) -> tuple[np.ndarray, float, float]:
+    """Draw a profile, already convolved with the PSF, in a stamp that holds it.
+
+    Parameters
+    ----------
+    profile : galsim.GSObject
+        In arcseconds and counts.
+    survey : Survey
+        Gives the pixel scale and the sky noise.
+    oversample : int
+        Pixels per survey pixel along each axis.
+
+    Returns
+    -------
+    image : ndarray, shape (side, side), float32
+        Counts per (fine) pixel.
+    y, x : float
+        Where the profile's origin lies, fine pixels.
+    """
+    level = _BORDER_LEVEL * survey.sky_rms / oversample**2
+    sides = np.array(_SIDES)
+    largest = int(np.searchsorted(sides, profile.getGoodImageSize(survey.scale)))
+    # GalSim's own size sets the cost of the Fourier transform: draw that, keep what is needed.
+    n = int(sides[min(largest, len(sides) - 1)]) * oversample
+    image = profile.drawImage(nx=n, ny=n, scale=survey.scale / oversample).array
+    for side in sides * oversample:
+        edge = (n - side) // 2
+        if side >= n or _border(image, edge) < level:
+            break
+    edge = max(edge, 0)
+    image = image[edge : n - edge, edge : n - edge]
+    centre = (len(image) - 1) / 2
+    return image.astype(np.float32), centre, centre
+
+
+def _border(image: np.ndarray, edge: int) -> float:
+    """Largest value on the square ``edge`` pixels inside the border."""
+    last = len(image) - 1 - edge
+    sides = (image[edge], image[last], image[:, edge], image[:, last])
+    return float(max(side[edge : last + 1].max() for side in sides))
+
+
+class Galaxies(ABC):
+    """One split of a source of isolated galaxies, as a survey sees them.
+
+    Attributes
+    ----------
+    survey : Survey
+        What the stamps are drawn for.
+    table : Table
+        One row per galaxy: ``galaxy``, ``mag``, ``is_star``.
+    """
+
+    survey: Survey
+    table: Table
+
+    @abstractmethod
+    def draw(self, index: int, mag: float, *, generator: np.random.Generator) -> Stamp:
+        """Galaxy of row ``index`` at magnitude ``mag``, at a random sub-pixel position."""
+
+    def prepare(self) -> None:
+        """Sort the rows by magnitude, stars apart. A subclass calls it once."""
+        mag = np.asarray(self.table["mag"], dtype=float)
+        is_star = np.asarray(self.table["is_star"], dtype=bool)
+        self._rows = {}
+        for kind in (False, True):
+            rows = np.flatnonzero(is_star == kind)
+            rows = rows[np.argsort(mag[rows], kind="stable")]
+            self._rows[kind] = (rows, mag[rows])
+
+    @property
+    def n_stars(self) -> int:
+        """How many rows are stars."""
+        return len(self._rows[True][0])
+
+    def choose(
+        self, mag: float, *, generator: np.random.Generator, is_star: bool = False
+    ) -> int:
+        """Row of a galaxy (or star) whose own magnitude is near ``mag``.
+
+        Size and shape go with magnitude, so the flux is scaled by little: one of the 16
+        nearest, or of all within 0.1 mag if they are more.
+        """
+        rows, mags = self._rows[is_star]
+        n = len(rows)
+        if not n:
+            raise ValueError(f"this source holds no {'stars' if is_star else 'galaxies'}")
+        low, high = np.searchsorted(mags, [mag - 0.1, mag + 0.1])
+        if high - low < 16:
+            low = max(0, min(int(np.searchsorted(mags, mag)) - 8, n - 16))
+            high = min(n, low + 16)
+        return int(rows[generator.integers(low, high)])
+
+
+class StampBank(Galaxies):
+    """Galaxies drawn once and reused: flips, quarter turns, half-pixel steps, flux scaling.
+
+    Each galaxy is kept at twice the survey's sampling, so that summing 2 × 2 fine pixels
+    from any corner gives an exact half-pixel step: an undersampled image must not be
+    interpolated. With its own random offset, a flip and a turn that makes 32 exact views.
+
+    Parameters
+    ----------
+    galaxies : Galaxies
+        What to draw; needs a ``profile`` method (see :class:`ParametricGalaxies`).
+    seed : int
+        Seeds the offsets.
+    """
+
+    def __init__(self, galaxies: "ProfileGalaxies", *, seed: int = 0) -> None:
+        self.survey = galaxies.survey
+        self.table = galaxies.table
+        self.prepare()
+        generator = np.random.default_rng([seed, 7])
+        self._stamps: list[Stamp] = []
+        self._scale: list[float] = []
+        for index in range(len(self.table)):
+            mag = float(self.table["mag"][index])
+            stamp = galaxies.draw(index, mag, generator=generator, oversample=2)
+            peak = float(stamp.image.max())
+            # Half precision holds 3 digits over 5 decades below the peak.
+            half = (stamp.image / peak).astype(np.float16)
+            self._stamps.append(replace(stamp, image=half))
+            self._scale.append(peak)
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory of the images."""
+        return sum(stamp.image.nbytes for stamp in self._stamps)
+
+    def draw(self, index: int, mag: float, *, generator: np.random.Generator) -> Stamp:
+        """See :meth:`Galaxies.draw`: one of the 32 exact views, scaled in flux."""
+        stamp = self._stamps[index]
+        image, y, x, g1, g2 = stamp.image, stamp.y, stamp.x, stamp.g1, stamp.g2
+        turn, flip_y, flip_x, step_y, step_x = generator.integers(0, 2, size=5)
+        n = image.shape[0]
+        if turn:  # swap x and y
+            image, y, x, g1 = image.T, x, y, -g1
+        if flip_y:
+            image, y, g2 = image[::-1], n - 1 - y, -g2
+        if flip_x:
+            image, x, g2 = image[:, ::-1], n - 1 - x, -g2
+        # Shape (fine, fine) → (coarse, coarse): sum 2 × 2 fine pixels from the chosen corner.
+        rows, columns = (n - step_y) // 2, (n - step_x) // 2
+        fine = image[step_y : step_y + 2 * rows, step_x : step_x + 2 * columns].astype(np.float32)
+        half = fine[0::2] + fine[1::2]
+        coarse = half[:, 0::2] + half[:, 1::2]
+        flux = float(self.survey.flux(mag))
+        coarse *= self._scale[index] * flux / stamp.flux
+        return replace(
+            stamp,
+            image=coarse,
+            flux=flux,
+            y=(y - step_y - 0.5) / 2,
+            x=(x - step_x - 0.5) / 2,
+            hlr=stamp.hlr,
+            g1=g1,
+            g2=g2,
+        )
+
+
+class ProfileGalaxies(Galaxies):
+    """Galaxies that are GalSim profiles: parametric ones and deconvolved real ones."""
+
+    psf: galsim.GSObject
+
+    @abstractmethod
+    def profile(self, index: int) -> galsim.GSObject:
+        """Galaxy of row ``index`` before the PSF, unit flux, arcseconds."""
+
+    @abstractmethod
+    def shape(self, index: int) -> tuple[float, float, float]:
+        """Circularised half-light radius (arcsec), g1 and g2 of row ``index``."""
+
+    def draw(
+        self, index: int, mag: float, *, generator: np.random.Generator, oversample: int = 1
+    ) -> Stamp:
+        """See :meth:`Galaxies.draw`; ``oversample`` fine pixels per survey pixel."""
+        survey = self.survey
+        flux = float(survey.flux(mag))
+        shift_yx = generator.uniform(-0.5, 0.5, size=2)  # survey pixels
+        is_star = bool(self.table["is_star"][index])
+        bare = self.psf if is_star else galsim.Convolve(self.profile(index), self.psf)
+        seen = (bare * flux).shift(shift_yx[1] * survey.scale, shift_yx[0] * survey.scale)
+        image, y, x = draw_stamp(seen, survey, oversample=oversample)
+        hlr, g1, g2 = (0.0, 0.0, 0.0) if is_star else self.shape(index)
+        return Stamp(
+            image=image,
+            flux=flux,
+            y=y + shift_yx[0] * oversample,
+            x=x + shift_yx[1] * oversample,
+            hlr=hlr / survey.scale,
+            g1=g1,
+            g2=g2,
+            galaxy=int(self.table["galaxy"][index]),
+            is_star=is_star,
+        )

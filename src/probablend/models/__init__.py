@@ -1,0 +1,38 @@
+"""Networks, by the name that a configuration gives them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from probablend.config import from_mapping
+from probablend.models.prob_unet import ProbabilisticUNet, ProbabilisticUNetConfig
+from probablend.models.unet import UNet, UNetConfig
+
+__all__ = ["MODELS", "ProbabilisticUNet", "UNet", "build_model"]
+
+MODELS: dict[str, tuple[type, type[nn.Module]]] = {
+    "unet": (UNetConfig, UNet),
+    "punet": (ProbabilisticUNetConfig, ProbabilisticUNet),
+}
+
+
+def build_model(settings: Mapping[str, Any]) -> nn.Module:
+    """Network from its settings, untrained.
+
+    Parameters
+    ----------
+    settings : mapping
+        ``kind``, one of ``MODELS``, and the settings that kind takes.
+
+    Raises
+    ------
+    ValueError
+        If the kind is unknown or a setting is not one of its own.
+    """
+    values = dict(settings)
+    kind = values.pop("kind", None)
+    if kind not in MODELS:
+        raise ValueError(f"model kind must be one of {sorted(MODELS)}; got {kind!r}")
+    config_class, model_class = MODELS[kind]
+    return model_class(from_mapping(config_class, values, where=f"model {kind}"))

@@ -1,0 +1,98 @@
+"""Gaussian random fields whose value depends on the position in the image alone.
+
+The random numbers come from a hash of (seed, stream, position): no state, no order of
+work. Two tiles that overlap see the same field, on any number of workers. A field is
+white noise on a coarse lattice, interpolated by cubic B-splines and scaled to unit
+variance everywhere.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["gaussian_field", "lattice_normals"]
+
+_U64 = np.uint64
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """SplitMix64's finaliser: every bit of the input changes half the bits of the output."""
+    x = (x ^ (x >> _U64(30))) * _U64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> _U64(27))) * _U64(0x94D049BB133111EB)
+    return x ^ (x >> _U64(31))
+
+
+def lattice_normals(
+    key: Sequence[int], rows: np.ndarray, columns: np.ndarray
+) -> np.ndarray:
+    """Independent standard normals at lattice points.
+
+    Parameters
+    ----------
+    key : sequence of int
+        Names the stream, for example (seed, sample, level).
+    rows, columns : ndarray of int
+        Lattice coordinates; negative ones are allowed.
+
+    Returns
+    -------
+    ndarray, shape (len(rows), len(columns)), float32
+
+    References
+    ----------
+    Steele, Lea & Flood 2014, OOPSLA (SplitMix64); Box & Muller 1958.
+    """
+    step = _U64(0x9E3779B97F4A7C15)
+    with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is the point
+        state = np.zeros(1, dtype=_U64)
+        for part in key:
+            state = _mix(state + step + _mix(np.array([part], dtype=np.int64).astype(_U64)))
+        by_row = _mix(state + step * rows.astype(np.int64).astype(_U64))
+        cells = _mix(by_row[:, None] + step * columns.astype(np.int64).astype(_U64)[None, :])
+        first, second = _mix(cells + step), _mix(cells + step + step)
+    # 53 bits → (0, 1], then Box–Muller.
+    u = ((first >> _U64(11)).astype(np.float64) + 1) / 2.0**53
+    angle = (second >> _U64(11)).astype(np.float64) * (2 * np.pi / 2.0**53)
+    return (np.sqrt(-2 * np.log(u)) * np.cos(angle)).astype(np.float32)
+
+
+def _spline(origin: int, n: int, spacing: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Lattice points in reach of n pixels, each pixel's first of four, and its weights."""
+    position = (np.arange(origin, origin + n) + 0.5) / spacing
+    base = np.floor(position).astype(np.int64)
+    t = position - base
+    weights = np.stack([(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1,
+                        t**3])  # fmt: skip
+    weights /= np.sqrt((weights**2).sum(axis=0))  # unit variance, not unit sum
+    return np.arange(base[0] - 1, base[-1] + 3), base - base[0], weights.astype(np.float32)
+
+
+def gaussian_field(
+    key: Sequence[int], shape_yx: tuple[int, int], origin_yx: tuple[int, int], spacing: int
+) -> Tensor:
+    """Smooth field of zero mean and unit variance.
+
+    Parameters
+    ----------
+    key : sequence of int
+        Names the field.
+    shape_yx : tuple of int
+        Pixels to return.
+    origin_yx : tuple of int
+        Position of the first pixel in the image.
+    spacing : int
+        Lattice spacing in pixels; the field is correlated over about 1.5 of it.
+
+    Returns
+    -------
+    Tensor, shape (y, x), float32
+    """
+    rows, first_row, row_weights = _spline(origin_yx[0], shape_yx[0], spacing)
+    columns, first_column, column_weights = _spline(origin_yx[1], shape_yx[1], spacing)
+    noise = lattice_normals(key, rows, columns)
+    # Four taps along x, then along y, always in the same order: tiles agree to the last bit.
+    along_x = sum(noise[:, first_column + tap] * column_weights[tap] for tap in range(4))
+    field = sum(along_x[first_row + tap] * row_weights[tap][:, None] for tap in range(4))
+    return torch.from_numpy(field)

@@ -1,0 +1,253 @@
+"""What a survey's image looks like: pixel scale, zero point, gain, sky noise and PSF.
+
+A :class:`Survey` describes one co-added image in one band. The built-in ones come from
+``surveycodex``, which cites a reference for each number; any other is read from a TOML
+file. Astropy units stop here: everything downstream works in pixels and counts.
+"""
+
+import math
+import tomllib
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import astropy.units as u
+import numpy as np
+import surveycodex
+from astropy.units import Quantity
+from surveycodex.utilities import mean_sky_level
+
+__all__ = ["PSF_PROFILES", "Survey", "available_surveys", "get_survey", "read_survey"]
+
+PSF_PROFILES = ("gaussian", "moffat", "kolmogorov", "airy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """One survey in one band.
+
+    Parameters
+    ----------
+    name : str
+        How the survey is called on the command line.
+    pixel_scale : Quantity
+        Angle per pixel.
+    zeropoint : float
+        AB magnitude of one count in the image.
+    gain : float
+        Electrons per count.
+    sky_rms : float
+        Sky noise per pixel, counts.
+    psf_fwhm : Quantity
+        Full width at half maximum of the PSF, an angle, before the pixel.
+    psf_profile : {"gaussian", "moffat", "kolmogorov", "airy"}
+        Shape of the PSF. ``"airy"`` is a diffraction pattern of ``diffraction_scale``
+        and ``obscuration``, widened by a Gaussian to the FWHM.
+    psf_beta : float
+        Moffat slope; read by ``"moffat"`` only.
+    diffraction_scale : Quantity or None
+        Wavelength over diameter, an angle; needed by ``"airy"`` only.
+    obscuration : float
+        Diameter of the central obstruction over that of the mirror; ``"airy"`` only.
+
+    Raises
+    ------
+    ValueError
+        If a number is not positive and finite, or the PSF is not described.
+    """
+
+    name: str
+    pixel_scale: Quantity
+    zeropoint: float
+    gain: float
+    sky_rms: float
+    psf_fwhm: Quantity
+    psf_profile: str = "moffat"
+    psf_beta: float = 3.0
+    diffraction_scale: Quantity | None = None
+    obscuration: float = 0.0
+
+    def __post_init__(self) -> None:
+        positive = {
+            "pixel_scale": self.pixel_scale.to_value(u.arcsec),
+            "gain": self.gain,
+            "sky_rms": self.sky_rms,
+            "psf_fwhm": self.psf_fwhm.to_value(u.arcsec),
+        }
+        for key, value in positive.items():
+            if not (np.isfinite(value) and value > 0):
+                raise ValueError(f"{key} must be positive and finite; got {value}")
+        if not np.isfinite(self.zeropoint):
+            raise ValueError(f"zeropoint must be finite; got {self.zeropoint}")
+        if self.psf_profile not in PSF_PROFILES:
+            raise ValueError(f"psf_profile must be one of {PSF_PROFILES}; got {self.psf_profile!r}")
+        if self.psf_profile == "airy" and self.diffraction_scale is None:
+            raise ValueError("psf_profile 'airy' needs diffraction_scale (wavelength / diameter)")
+
+    @property
+    def scale(self) -> float:
+        """Arcseconds per pixel."""
+        return float(self.pixel_scale.to_value(u.arcsec))
+
+    @property
+    def psf_fwhm_pixels(self) -> float:
+        """FWHM of the PSF in pixels."""
+        return float((self.psf_fwhm / self.pixel_scale).to_value(u.dimensionless_unscaled))
+
+    def flux(self, mag: float | np.ndarray) -> np.ndarray:
+        """Counts of AB magnitude ``mag``."""
+        return 10.0 ** (-0.4 * (np.asarray(mag, dtype=float) - self.zeropoint))
+
+    def mag(self, flux: float | np.ndarray) -> np.ndarray:
+        """AB magnitude of ``flux`` counts; NaN where the flux is not positive."""
+        flux = np.asarray(flux, dtype=float)
+        safe = np.where(flux > 0, flux, np.nan)
+        return self.zeropoint - 2.5 * np.log10(safe)
+
+
+# name → (survey, filter, PSF profile). Space telescopes are close to their diffraction
+# limit; long exposures through the atmosphere have a Kolmogorov PSF.
+_CODEX = {
+    "euclid-vis": ("Euclid_VIS", "IE", "airy"),
+    **{f"lsst-{band}": ("LSST", band, "kolmogorov") for band in "ugrizy"},
+    **{f"hsc-{band}": ("HSC", band, "kolmogorov") for band in "grizy"},
+    **{f"des-{band}": ("DES", band, "kolmogorov") for band in "grizY"},
+    "roman-f106": ("Roman_WFI", "F106", "airy"),
+    "roman-f129": ("Roman_WFI", "F129", "airy"),
+    "roman-f158": ("Roman_WFI", "F158", "airy"),
+    "cosmos-f814w": ("COSMOS", "f814w", "airy"),
+}
+_ALIASES = {"roman": "roman-f158", "des": "des-i", "hsc": "hsc-i", "lsst": "lsst-i"}
+
+
+def _from_codex(name: str) -> Survey:
+    survey_name, band, profile = _CODEX[name]
+    codex = surveycodex.get_survey(survey_name)
+    filt = codex.get_filter(band)
+    gain = float(codex.gain.value)  # e⁻ per ADU
+    exposure = filt.full_exposure_time.to_value(u.s)
+    sky_electrons = float(mean_sky_level(codex, filt).value)
+    return Survey(
+        name=name,
+        pixel_scale=codex.pixel_scale,
+        # surveycodex: magnitude of 1 e⁻/s. Ours: of 1 ADU over the whole exposure.
+        zeropoint=float(filt.zeropoint.value) + 2.5 * math.log10(exposure / gain),
+        gain=gain,
+        sky_rms=math.sqrt(sky_electrons) / gain,
+        psf_fwhm=filt.psf_fwhm,
+        psf_profile=profile,
+        diffraction_scale=(filt.effective_wavelength / codex.mirror_diameter).to(
+            u.arcsec, equivalencies=u.dimensionless_angles()
+        ),
+        obscuration=math.sqrt(float(codex.obscuration)),  # the codex gives the share of the area
+    )
+
+
+def _candels_f160w() -> Survey:
+    """CANDELS wide, WFC3 F160W.
+
+    Zero point and pixel scale as in arXiv:1905.01324; 5 σ depth 27.36 mag in an aperture
+    of 0.17″ radius (Guo et al. 2013, GOODS-S wide); exposure 2 × 1 300 s (Grogin et al.
+    2011), images in counts per second.
+    """
+    scale, zeropoint, radius, depth = 0.06, 25.96, 0.17, 27.36
+    n_pixels = math.pi * (radius / scale) ** 2
+    return Survey(
+        name="candels-f160w",
+        pixel_scale=scale * u.arcsec,
+        zeropoint=zeropoint,
+        gain=2600.0,
+        sky_rms=10 ** (-0.4 * (depth - zeropoint)) / (5 * math.sqrt(n_pixels)),
+        psf_fwhm=0.18 * u.arcsec,
+        psf_profile="airy",
+        diffraction_scale=(1.54e-6 / 2.4) * u.rad,
+        obscuration=0.33,
+    )
+
+
+def available_surveys() -> list[str]:
+    """Names that :func:`get_survey` knows, without their aliases."""
+    return sorted([*_CODEX, "candels-f160w"])
+
+
+def get_survey(name: str | Path) -> Survey:
+    """Survey by name, or from a TOML file.
+
+    Parameters
+    ----------
+    name : str or Path
+        One of :func:`available_surveys`, an alias (``lsst``, ``hsc``, ``des``, ``roman``),
+        or the path of a TOML file (see :func:`read_survey`).
+
+    Raises
+    ------
+    ValueError
+        If the name is not known.
+    FileNotFoundError
+        If a TOML file is named that does not exist.
+    """
+    text = str(name)
+    if text.endswith(".toml"):
+        return read_survey(Path(text))
+    key = text.lower()
+    key = _ALIASES.get(key, key)
+    key = "des-Y" if key == "des-y" else key
+    if key == "candels-f160w":
+        return _candels_f160w()
+    if key not in _CODEX:
+        raise ValueError(
+            f"unknown survey {text!r}; known: {', '.join(available_surveys())}; "
+            "or give a TOML file"
+        )
+    return _from_codex(key)
+
+
+def read_survey(path: Path) -> Survey:
+    """Survey from a TOML file.
+
+    Angles are in arcseconds. For example::
+
+        name = "my-survey"
+        pixel_scale = 0.2
+        zeropoint = 27.0
+        gain = 1.0
+        sky_rms = 0.05
+        psf_fwhm = 0.7
+        psf_profile = "moffat"
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is not TOML, a key is missing or unknown, or a value is out of range.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"survey file {path} does not exist")
+    try:
+        values = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"survey file {path} is not valid TOML: {error}") from error
+    known = {field.name for field in fields(Survey)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ValueError(
+            f"survey file {path} has unknown keys {unknown}; known keys: {sorted(known)}"
+        )
+    needed = {"name", "pixel_scale", "zeropoint", "gain", "sky_rms", "psf_fwhm"}
+    missing = sorted(needed - set(values))
+    if missing:
+        raise ValueError(f"survey file {path} lacks {missing}")
+    text_keys = {"name", "psf_profile"}
+    for key, value in values.items():
+        wanted = str if key in text_keys else (int, float)
+        if not isinstance(value, wanted) or isinstance(value, bool):
+            kind = "text" if key in text_keys else "a number"
+            raise ValueError(f"survey file {path}: {key} must be {kind}; got {value!r}")
+    for key in {"pixel_scale", "psf_fwhm", "diffraction_scale"} & set(values):
+        values[key] = values[key] * u.arcsec
+    return Survey(**values)

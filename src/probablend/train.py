@@ -1,0 +1,311 @@
+"""Training: the loop, top to bottom, in one function.
+
+Everything random is a function of the seed and of the step, and a checkpoint holds
+weights, optimiser state and step: a run that is stopped and resumed ends with the same
+weights as one that is not.
+"""
+
+import csv
+import logging
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.loggers import TensorBoardLogger
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from probablend._version import __version__
+from probablend.checkpoint import load_tensors, save_tensors, save_weights
+from probablend.config import OptimizerConfig, TrainConfig
+from probablend.emulate.dataset import SceneDataset
+from probablend.emulate.sources import open_bank
+from probablend.models import build_model
+from probablend.survey import get_survey
+
+__all__ = ["train", "validate"]
+
+log = logging.getLogger(__name__)
+
+_N_VALIDATION_SAMPLES = 8
+
+
+def train(
+    config: TrainConfig,
+    directory: Path,
+    *,
+    device: str = "auto",
+    resume: bool = False,
+    stop_after: int | None = None,
+) -> Path:
+    """Train a network and keep the best weights.
+
+    Parameters
+    ----------
+    config : TrainConfig
+        What to train, on what, for how long.
+    directory : Path
+        Gets ``last.safetensors`` (to resume from), ``NAME.safetensors`` and ``NAME.json`` (the
+        best on held-out scenes), ``log.csv`` and TensorBoard events.
+    device : {"auto", "cpu", "cuda", "mps"}
+        Where to compute.
+    resume : bool
+        Whether to go on from ``last.safetensors``.
+    stop_after : int, optional
+        Leave after this step, as a time limit would.
+
+    Returns
+    -------
+    Path
+        The best weights.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is nothing to resume.
+    ValueError
+        If the checkpoint belongs to another configuration, or the loss is not finite.
+    FileExistsError
+        If there is a checkpoint and ``resume`` is not set.
+    """
+    last, best = directory / "last.safetensors", directory / f"{config.name}.safetensors"
+    if last.exists() and not resume:
+        raise FileExistsError(f"{directory} holds a training already: resume it, or name another")
+    directory.mkdir(parents=True, exist_ok=True)
+    fabric = Fabric(
+        accelerator=device,
+        devices=1,
+        loggers=TensorBoardLogger(root_dir=directory, name="tensorboard", version=""),
+    )
+    fabric.launch()
+
+    survey = get_survey(config.survey)
+    bank = open_bank(
+        config.bank.source,
+        survey,
+        "train",
+        n_galaxies=config.bank.n_galaxies,
+        n_stars=config.bank.n_stars,
+        seed=config.seed,
+    )
+    held_out = open_bank(
+        config.bank.source,
+        survey,
+        "validation",
+        n_galaxies=max(1, config.bank.n_galaxies // 4),
+        n_stars=config.bank.n_stars // 4,
+        seed=config.seed,
+    )
+    log.info("bank of %d galaxies, %.0f MB", len(bank.table), bank.n_bytes / 1e6)
+    n_scenes = config.optimizer.n_steps * config.optimizer.batch_size
+    scenes = SceneDataset(bank, config.scenes, seed=config.seed, n_scenes=n_scenes)
+    validation = SceneDataset(
+        held_out, config.scenes, seed=config.seed + 1, n_scenes=config.n_validation
+    )
+
+    torch.manual_seed(config.seed)
+    bare = build_model(config.model).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(bare.parameters(), lr=config.optimizer.learning_rate)
+    model, optimizer = fabric.setup(bare, optimizer)
+    model.mark_forward_method("training_loss")
+
+    start, best_score, seconds = 0, math.inf, 0.0
+    if resume:
+        tensors, state = load_tensors(last)
+        if state["config"] != _plain(config):
+            raise ValueError(f"{last} was made with another configuration; start a new directory")
+        _restore(bare, optimizer, tensors)
+        start, best_score, seconds = state["step"], state["best_score"], state["seconds"]
+    end = min(config.optimizer.n_steps, stop_after or config.optimizer.n_steps)
+
+    loader = fabric.setup_dataloaders(
+        DataLoader(
+            scenes,
+            batch_size=config.optimizer.batch_size,
+            sampler=range(start * config.optimizer.batch_size, end * config.optimizer.batch_size),
+        )
+    )
+    began = time.monotonic()
+    n_pixels = config.scenes.size**2
+    with _progress() as progress:
+        task = progress.add_task("train", total=config.optimizer.n_steps, completed=start, text="")
+        for step, (image, classes) in enumerate(loader, start=start):
+            model.train()
+            rate, beta = _schedule(config.optimizer, step)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+            image = image.to(memory_format=torch.channels_last)
+            terms = model.training_loss(image, classes, generator=generator, beta=beta)
+            if not torch.isfinite(terms["loss"]):
+                raise ValueError(f"the loss is not finite at step {step}: lower the learning rate")
+            optimizer.zero_grad()
+            # Per pixel, so that rate and clipping mean the same for every patch size.
+            fabric.backward(terms["loss"] / n_pixels)
+            fabric.clip_gradients(model, optimizer, max_norm=config.optimizer.gradient_clip)
+            optimizer.step()
+
+            done = step + 1
+            shown = " ".join(f"{key} {value.item():.4g}" for key, value in terms.items())
+            progress.update(task, completed=done, text=shown)
+            if done % config.validate_every == 0 or done == config.optimizer.n_steps:
+                spent = seconds + time.monotonic() - began
+                scores = validate(bare, validation, seed=config.seed)
+                train_terms = {f"train_{key}": value.item() for key, value in terms.items()}
+                row = {"step": done, "seconds": spent, "rate": rate, "beta": beta}
+                row |= train_terms | scores
+                _append_csv(directory / "log.csv", row)
+                fabric.log_dict({k: v for k, v in row.items() if k != "step"}, step=done)
+                log.info("%s", " ".join(f"{key}={value:.4g}" for key, value in row.items()))
+                if scores["loss"] < best_score:
+                    best_score = scores["loss"]
+                    save_weights(best, bare, _meta(config, row), half=True)
+            if done % config.checkpoint_every == 0 or done == end:
+                spent = seconds + time.monotonic() - began
+                state = {"config": _plain(config), "step": done, "best_score": best_score}
+                save_tensors(last, _state(bare, optimizer), state | {"seconds": spent})
+    return best
+
+
+@torch.inference_mode()
+def validate(model: nn.Module, scenes: SceneDataset, *, seed: int) -> dict[str, float]:
+    """Score a network on held-out scenes.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The network.
+    scenes : SceneDataset
+        Held-out scenes.
+    seed : int
+        Seeds the latents.
+
+    Returns
+    -------
+    dict of float
+        The terms of the loss with the KL term at full weight (nats per scene), the
+        intersection over union of "one or more" and of "blend", and ``diversity``: the share
+        of active pixels in which two samples differ on average. A posterior that has
+        collapsed shows as ``kl`` near 0.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    sums: dict[str, float] = {}
+    overlap, union = np.zeros(2), np.zeros(2)
+    n_differ = n_active = 0.0
+    batch_size = 16
+    for first in range(0, len(scenes), batch_size):
+        items = [scenes[k] for k in range(first, min(first + batch_size, len(scenes)))]
+        image = torch.stack([i for i, _ in items]).to(device)
+        classes = torch.stack([c for _, c in items]).to(device)
+        generator = torch.Generator().manual_seed(seed + first)
+        terms = model.training_loss(image, classes, generator=generator, beta=1.0)
+        for key, value in terms.items():
+            sums[key] = sums.get(key, 0.0) + float(value) * len(items)
+        draws = _probabilities(model, image, seed=seed)  # (sample, batch, class, y, x)
+        mean = draws.mean(dim=0)
+        for k, (p, truth) in enumerate(
+            ((1 - mean[:, 0], classes > 0), (mean[:, 2], classes == 2))
+        ):
+            overlap[k] += float(((p > 0.5) & truth).sum())
+            union[k] += float(((p > 0.5) | truth).sum())
+        active = mean[:, 0] < 0.99
+        best = draws.argmax(dim=2)
+        n_differ += float(((best[1:] != best[:-1]) & active).sum()) / max(1, len(best) - 1)
+        n_active += float(active.sum())
+    scores = {key: value / len(scenes) for key, value in sums.items()}
+    scores |= {
+        f"iou_{name}": float(o / u) if u else 1.0
+        for name, o, u in zip(("galaxy", "blend"), overlap, union, strict=True)
+    }
+    return scores | {"diversity": n_differ / max(1.0, n_active)}
+
+
+def _probabilities(model: nn.Module, image: Tensor, *, seed: int) -> Tensor:
+    answer = model(image)
+    if isinstance(answer, Tensor):
+        return answer.softmax(dim=1)[None]
+    return answer.class_probabilities(_N_VALIDATION_SAMPLES, seed=seed)
+
+
+def _schedule(optimizer: OptimizerConfig, step: int) -> tuple[float, float]:
+    """Learning rate and weight of the KL term at a step."""
+    n = optimizer.n_steps
+    rise = min(1.0, (step + 1) / max(1.0, optimizer.warmup * n))
+    fall = 0.5 * (1 + math.cos(math.pi * step / n))
+    beta = optimizer.beta * min(1.0, step / max(1.0, optimizer.kl_warmup * n))
+    return optimizer.learning_rate * rise * fall, beta
+
+
+def _plain(config: TrainConfig) -> dict[str, Any]:
+    """The configuration as JSON would return it."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: plain(v) for key, v in value.items()}
+        return [plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+    return plain(asdict(config))
+
+
+def _meta(config: TrainConfig, row: dict[str, float]) -> dict[str, Any]:
+    model = build_model(config.model)
+    settings = {"kind": config.model["kind"], **asdict(model.config)}
+    return {
+        "name": config.name,
+        "version": __version__,
+        "torch": torch.__version__,
+        "model": settings,
+        "config": _plain(config),
+        "survey": config.survey,
+        "psf_fwhm_pixels": get_survey(config.survey).psf_fwhm_pixels,
+        "metrics": row,
+    }
+
+
+def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    tensors = {f"model.{key}": value for key, value in model.state_dict().items()}
+    for index, moments in optimizer.state_dict()["state"].items():
+        for key, value in moments.items():
+            tensors[f"optimizer.{index}.{key}"] = torch.as_tensor(value)
+    return tensors
+
+
+def _restore(
+    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
+) -> None:
+    model.load_state_dict(
+        {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+    )
+    state = optimizer.state_dict()
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, moment = key.split(".", 2)
+            state["state"].setdefault(int(index), {})[moment] = value
+    optimizer.load_state_dict(state)
+
+
+def _append_csv(path: Path, row: dict[str, float]) -> None:
+    new = not path.exists()
+    with path.open("a", newline="") as handle:
+        writer = csv.DictWriter(handle, fieldnames=list(row))
+        if new:
+            writer.writeheader()
+        writer.writerow({key: f"{value:.6g}" for key, value in row.items()})
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[text]}"),
+    )
