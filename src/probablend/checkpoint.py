@@ -19,6 +19,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from probablend.models import build_model
+from probablend.models.distribution import SegmentationNetwork
 
 __all__ = [
     "available_models",
@@ -90,7 +91,7 @@ def save_weights(path: Path, model: nn.Module, meta: Mapping[str, Any], *, half:
     path.with_suffix(".json").write_text(json.dumps(meta, indent=2) + "\n")
 
 
-def load_model(name_or_path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+def load_model(name_or_path: str | Path) -> tuple[SegmentationNetwork, dict[str, Any]]:
     """Trained network, ready to use, and its metadata.
 
     Parameters
@@ -110,7 +111,9 @@ def load_model(name_or_path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     if not isinstance(meta.get("model"), dict):
         raise ValueError(f"{path} does not say which network it holds")
     with torch.device("meta"):  # shapes without memory, until they are known to be right
-        wanted = {key: value.shape for key, value in build_model(meta["model"]).state_dict().items()}
+        wanted = {
+            key: value.shape for key, value in build_model(meta["model"]).state_dict().items()
+        }
     found = {key: value.shape for key, value in tensors.items()}
     if wanted != found:
         odd = sorted(set(wanted.items()) ^ set(found.items()), key=str)[:3]

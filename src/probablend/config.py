@@ -90,9 +90,9 @@ class TrainConfig:
     survey: str = "euclid-vis"
     seed: int = 0
     model: Mapping[str, Any] = field(default_factory=lambda: {"kind": "punet"})
-    bank: BankConfig = BankConfig()
-    scenes: SceneConfig = SceneConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
+    bank: BankConfig = field(default_factory=BankConfig)
+    scenes: SceneConfig = field(default_factory=SceneConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     n_validation: int = 128
     validate_every: int = 500
     checkpoint_every: int = 500
@@ -122,9 +122,7 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
     unknown = sorted(set(values) - known)
     if unknown:
         raise ValueError(f"{where} has unknown settings {unknown}; known: {sorted(known)}")
-    built = {
-        key: _convert(value, hints[key], f"{where}: {key}") for key, value in values.items()
-    }
+    built = {key: _convert(value, hints[key], f"{where}: {key}") for key, value in values.items()}
     try:
         return cls(**built)
     except TypeError as error:

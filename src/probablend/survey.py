@@ -195,8 +195,7 @@ def get_survey(name: str | Path) -> Survey:
         return _candels_f160w()
     if key not in _CODEX:
         raise ValueError(
-            f"unknown survey {text!r}; known: {', '.join(available_surveys())}; "
-            "or give a TOML file"
+            f"unknown survey {text!r}; known: {', '.join(available_surveys())}; or give a TOML file"
         )
     return _from_codex(key)
 

@@ -28,6 +28,7 @@ from probablend.config import OptimizerConfig, TrainConfig
 from probablend.emulate.dataset import SceneDataset
 from probablend.emulate.sources import open_bank
 from probablend.models import build_model
+from probablend.models.distribution import SegmentationNetwork
 from probablend.survey import get_survey
 
 __all__ = ["train", "validate"]
@@ -103,7 +104,7 @@ def train(
         n_stars=config.bank.n_stars // 4,
         seed=config.seed,
     )
-    log.info("bank of %d galaxies, %.0f MB", len(bank.table), bank.n_bytes / 1e6)
+    log.info("bank of %d galaxies and stars", len(bank.table))
     n_scenes = config.optimizer.n_steps * config.optimizer.batch_size
     scenes = SceneDataset(bank, config.scenes, seed=config.seed, n_scenes=n_scenes)
     validation = SceneDataset(
@@ -111,7 +112,8 @@ def train(
     )
 
     torch.manual_seed(config.seed)
-    bare = build_model(config.model).to(memory_format=torch.channels_last)
+    bare = build_model(config.model)
+    bare.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(bare.parameters(), lr=config.optimizer.learning_rate)
     model, optimizer = fabric.setup(bare, optimizer)
     model.mark_forward_method("training_loss")
@@ -175,7 +177,7 @@ def train(
 
 
 @torch.inference_mode()
-def validate(model: nn.Module, scenes: SceneDataset, *, seed: int) -> dict[str, float]:
+def validate(model: SegmentationNetwork, scenes: SceneDataset, *, seed: int) -> dict[str, float]:
     """Score a network on held-out scenes.
 
     Parameters
@@ -209,11 +211,11 @@ def validate(model: nn.Module, scenes: SceneDataset, *, seed: int) -> dict[str, 
         terms = model.training_loss(image, classes, generator=generator, beta=1.0)
         for key, value in terms.items():
             sums[key] = sums.get(key, 0.0) + float(value) * len(items)
-        draws = _probabilities(model, image, seed=seed)  # (sample, batch, class, y, x)
+        draws = model(image).class_probabilities(
+            _N_VALIDATION_SAMPLES, seed=seed
+        )  # (sample, batch, class, y, x)
         mean = draws.mean(dim=0)
-        for k, (p, truth) in enumerate(
-            ((1 - mean[:, 0], classes > 0), (mean[:, 2], classes == 2))
-        ):
+        for k, (p, truth) in enumerate(((1 - mean[:, 0], classes > 0), (mean[:, 2], classes == 2))):
             overlap[k] += float(((p > 0.5) & truth).sum())
             union[k] += float(((p > 0.5) | truth).sum())
         active = mean[:, 0] < 0.99
@@ -226,13 +228,6 @@ def validate(model: nn.Module, scenes: SceneDataset, *, seed: int) -> dict[str, 
         for name, o, u in zip(("galaxy", "blend"), overlap, union, strict=True)
     }
     return scores | {"diversity": n_differ / max(1.0, n_active)}
-
-
-def _probabilities(model: nn.Module, image: Tensor, *, seed: int) -> Tensor:
-    answer = model(image)
-    if isinstance(answer, Tensor):
-        return answer.softmax(dim=1)[None]
-    return answer.class_probabilities(_N_VALIDATION_SAMPLES, seed=seed)
 
 
 def _schedule(optimizer: OptimizerConfig, step: int) -> tuple[float, float]:

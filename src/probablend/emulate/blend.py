@@ -18,7 +18,7 @@ from probablend.emulate.noise import add_noise
 from probablend.emulate.stamps import Galaxies, Stamp
 from probablend.survey import Survey
 
-__all__ = ["FieldConfig", "Placed", "Scene", "draw_field", "draw_pair", "make_scene"]
+__all__ = ["FieldConfig", "Placed", "Scene", "draw_field", "draw_pair", "make_scene", "place"]
 
 COUNTS_SLOPE = 0.3  # number counts ∝ 10^(0.3 m), galaxies
 STAR_COUNTS_SLOPE = 0.1  # stars at high latitude rise much more slowly
@@ -163,9 +163,7 @@ class FieldConfig:
 _MARGIN = 64
 
 
-def draw_field(
-    galaxies: Galaxies, config: FieldConfig, *, generator: np.random.Generator
-) -> Scene:
+def draw_field(galaxies: Galaxies, config: FieldConfig, *, generator: np.random.Generator) -> Scene:
     """Emulate a field at survey density.
 
     Parameters
@@ -190,9 +188,7 @@ def draw_field(
     n_stars = int(generator.poisson(config.star_density * area)) if galaxies.n_stars else 0
     centres = generator.uniform(-_MARGIN, config.size + _MARGIN, size=(n_galaxies + n_stars, 2))
     is_companion = generator.uniform(size=n_galaxies) < config.companion_fraction
-    for k in np.flatnonzero(is_companion):
-        if n_galaxies < 2:
-            break
+    for k in np.flatnonzero(is_companion) if n_galaxies > 1 else []:
         host = int(generator.integers(n_galaxies))
         radius = generator.uniform(0, config.companion_distance / survey.scale)
         angle = generator.uniform(0, 2 * np.pi)
@@ -204,9 +200,9 @@ def draw_field(
         ]
     )
     sources = []
-    for k, (mag, centre) in enumerate(zip(mags, centres, strict=True)):
-        index = galaxies.choose(mag, generator=generator, is_star=k >= n_galaxies)
-        sources.append(_place(galaxies.draw(index, mag, generator=generator), centre))
+    for order, (mag, centre) in enumerate(zip(mags.tolist(), centres, strict=True)):
+        index = galaxies.choose(mag, generator=generator, is_star=order >= n_galaxies)
+        sources.append(place(galaxies.draw(index, mag, generator=generator), centre))
     return make_scene(sources, survey, (config.size, config.size), generator=generator)
 
 
@@ -244,8 +240,9 @@ def draw_pair(
     Boucaud, A. et al. 2020, MNRAS 491, 2481 (arXiv:1905.01324), section 2.
     """
     first_mag = float(_draw_mags(1, COUNTS_SLOPE, mag_range, generator)[0])
-    first = galaxies.draw(galaxies.choose(first_mag, generator=generator), first_mag,
-                          generator=generator)
+    first = galaxies.draw(
+        galaxies.choose(first_mag, generator=generator), first_mag, generator=generator
+    )
     low, high = max(mag_range[0], first_mag - 2), min(mag_range[1], first_mag + 2)
     second_mag = float(generator.uniform(low, high))
     second = first
@@ -259,7 +256,7 @@ def draw_pair(
     radius, angle = generator.uniform(r_min, r_max), generator.uniform(0, 2 * np.pi)
     centre = np.array([(size - 1) / 2, (size - 1) / 2])
     shift_yx = radius * np.array([np.sin(angle), np.cos(angle)])
-    sources = [_place(first, centre), _place(second, centre + shift_yx)]
+    sources = [place(first, centre), place(second, centre + shift_yx)]
     return make_scene(sources, galaxies.survey, (size, size), generator=generator)
 
 
@@ -270,7 +267,7 @@ def _draw_mags(
     return np.log10(generator.uniform(low, high, size=n)) / slope
 
 
-def _place(stamp: Stamp, centre_yx: np.ndarray) -> Placed:
+def place(stamp: Stamp, centre_yx: np.ndarray) -> Placed:
     """Put the stamp's centre within half a pixel of ``centre_yx``: no interpolation."""
     y0 = int(np.round(centre_yx[0] - stamp.y))
     x0 = int(np.round(centre_yx[1] - stamp.x))

@@ -149,21 +149,23 @@ def _population(
     # on the sky, must not always be the same few, and big stamps cost memory.
     low, high = (10 ** (0.1 * m) for m in mag_range)
     mag = 10 * np.log10(generator.uniform(low, high, size=n))
-    kind = generator.choice(_KINDS, size=n, p=_SHARES)
+    drawn = generator.choice(_KINDS, size=n, p=_SHARES)
     is_bulge = generator.uniform(size=n) < 0.10  # Miller et al.: a tenth is bulge-dominated
     q = np.where(is_bulge, _bulge_axis_ratio(n, generator), _disc_axis_ratio(n, generator))
     angle = generator.uniform(0, np.pi, size=n)
     g = (1 - q) / (1 + q)
     major = 1.678 * _disc_scale_length(mag, generator)
-    kind = np.where(is_bulge, "sersic", kind)
+    kind = np.where(is_bulge, "sersic", drawn)
     fraction = np.clip(np.abs(generator.normal(0, 0.1, size=n)), 0, 1)
-    log_n = np.where(is_bulge, np.log(4.0), np.log(1.3))
-    log_n = log_n + np.where(is_bulge, 0.2, 0.65) * generator.normal(size=n)
+    spread = np.where(is_bulge, 0.2, 0.65) * generator.normal(size=n)
+    log_n = np.where(is_bulge, np.log(4.0), np.log(1.3)) + spread
     # Steps of a quarter: GalSim tabulates each Sérsic index it meets.
     sersic_n = np.clip(np.round(np.exp(log_n) * 4) / 4, 0.5, 4.5)
     circular = major * np.sqrt(q)
     is_pair = kind == "bulge+disc"
-    ratio = np.array([half_light_radius(f) if p else 1.0 for f, p in zip(fraction, is_pair, strict=True)])
+    ratio = np.array(
+        [half_light_radius(f) if p else 1.0 for f, p in zip(fraction, is_pair, strict=True)]
+    )
     return Table(
         {
             "galaxy": np.arange(n),
@@ -202,8 +204,6 @@ def _bulge_axis_ratio(n: int, generator: np.random.Generator) -> np.ndarray:
     return (1 - e) / (1 + e)
 
 
-def _draw(
-    x: np.ndarray, density: np.ndarray, n: int, generator: np.random.Generator
-) -> np.ndarray:
+def _draw(x: np.ndarray, density: np.ndarray, n: int, generator: np.random.Generator) -> np.ndarray:
     cumulative = np.cumsum(density)
     return np.interp(generator.uniform(0, cumulative[-1], size=n), cumulative, x)

@@ -1,7 +1,10 @@
 """Sources of isolated galaxies by name."""
 
+from probablend.data import DATASETS, require
+from probablend.emulate.candels import CandelsGalaxies
+from probablend.emulate.cosmos import CosmosGalaxies
 from probablend.emulate.parametric import ParametricGalaxies
-from probablend.emulate.stamps import Galaxies, Split, StampBank
+from probablend.emulate.stamps import Galaxies, ProfileGalaxies, Split, StampBank
 from probablend.survey import Survey
 
 __all__ = ["SOURCES", "open_bank", "open_source"]
@@ -45,6 +48,11 @@ def open_source(
             return ParametricGalaxies(
                 survey, split, n_galaxies=n_galaxies, n_stars=n_stars, seed=seed
             )
+        case "candels":
+            return CandelsGalaxies(survey, require("candels"), split)
+        case "cosmos":
+            catalog = require("cosmos") / DATASETS["cosmos"].files[0]
+            return CosmosGalaxies(survey, catalog, split, n_stars=n_stars)
         case _:
             raise ValueError(f"source must be one of {', '.join(SOURCES)}; got {name!r}")
 
@@ -57,9 +65,8 @@ def open_bank(
     n_galaxies: int = 4000,
     n_stars: int = 200,
     seed: int = 0,
-) -> StampBank:
+) -> Galaxies:
     """Like :func:`open_source`, every galaxy drawn once and kept in memory."""
-    source = open_source(
-        name, survey, split, n_galaxies=n_galaxies, n_stars=n_stars, seed=seed
-    )
-    return StampBank(source, seed=seed)
+    source = open_source(name, survey, split, n_galaxies=n_galaxies, n_stars=n_stars, seed=seed)
+    # Real stamps are in memory already.
+    return StampBank(source, seed=seed) if isinstance(source, ProfileGalaxies) else source

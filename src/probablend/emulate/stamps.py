@@ -15,7 +15,16 @@ from astropy.table import Table
 
 from probablend.survey import Survey
 
-__all__ = ["SPLITS", "Galaxies", "Split", "Stamp", "StampBank", "draw_stamp", "split_indices"]
+__all__ = [
+    "SPLITS",
+    "Galaxies",
+    "Split",
+    "Stamp",
+    "StampBank",
+    "draw_stamp",
+    "split_indices",
+    "turn_stamp",
+]
 
 Split = Literal["train", "validation", "test"]
 SPLITS: dict[Split, float] = {"train": 0.8, "validation": 0.1, "test": 0.1}
@@ -167,9 +176,7 @@ class Galaxies(ABC):
         """How many rows are stars."""
         return len(self._rows[True][0])
 
-    def choose(
-        self, mag: float, *, generator: np.random.Generator, is_star: bool = False
-    ) -> int:
+    def choose(self, mag: float, *, generator: np.random.Generator, is_star: bool = False) -> int:
         """Row of a galaxy (or star) whose own magnitude is near ``mag``.
 
         Size and shape go with magnitude, so the flux is scaled by little: one of the 16
@@ -225,32 +232,57 @@ class StampBank(Galaxies):
     def draw(self, index: int, mag: float, *, generator: np.random.Generator) -> Stamp:
         """See :meth:`Galaxies.draw`: one of the 32 exact views, scaled in flux."""
         stamp = self._stamps[index]
-        image, y, x, g1, g2 = stamp.image, stamp.y, stamp.x, stamp.g1, stamp.g2
-        turn, flip_y, flip_x, step_y, step_x = generator.integers(0, 2, size=5)
-        n = image.shape[0]
-        if turn:  # swap x and y
-            image, y, x, g1 = image.T, x, y, -g1
-        if flip_y:
-            image, y, g2 = image[::-1], n - 1 - y, -g2
-        if flip_x:
-            image, x, g2 = image[:, ::-1], n - 1 - x, -g2
+        turned, step_y, step_x = _turn(stamp, generator)
+        n = turned.image.shape[0]
         # Shape (fine, fine) → (coarse, coarse): sum 2 × 2 fine pixels from the chosen corner.
         rows, columns = (n - step_y) // 2, (n - step_x) // 2
-        fine = image[step_y : step_y + 2 * rows, step_x : step_x + 2 * columns].astype(np.float32)
+        fine = turned.image[step_y : step_y + 2 * rows, step_x : step_x + 2 * columns]
+        fine = fine.astype(np.float32)
         half = fine[0::2] + fine[1::2]
         coarse = half[:, 0::2] + half[:, 1::2]
         flux = float(self.survey.flux(mag))
         coarse *= self._scale[index] * flux / stamp.flux
         return replace(
-            stamp,
+            turned,
             image=coarse,
             flux=flux,
-            y=(y - step_y - 0.5) / 2,
-            x=(x - step_x - 0.5) / 2,
-            hlr=stamp.hlr,
-            g1=g1,
-            g2=g2,
+            y=(turned.y - step_y - 0.5) / 2,
+            x=(turned.x - step_x - 0.5) / 2,
         )
+
+
+def _turn(stamp: Stamp, generator: np.random.Generator) -> tuple[Stamp, int, int]:
+    """One of the eight flips and quarter turns, and two more random bits."""
+    image, y, x, g1, g2 = stamp.image, stamp.y, stamp.x, stamp.g1, stamp.g2
+    swap, flip_y, flip_x, bit_y, bit_x = generator.integers(0, 2, size=5)
+    if swap:
+        image, y, x, g1 = image.T, x, y, -g1
+    if flip_y:
+        image, y, g2 = image[::-1], image.shape[0] - 1 - y, -g2
+    if flip_x:
+        image, x, g2 = image[:, ::-1], image.shape[1] - 1 - x, -g2
+    return replace(stamp, image=image, y=y, x=x, g1=g1, g2=g2), int(bit_y), int(bit_x)
+
+
+def turn_stamp(stamp: Stamp, scale: float, *, generator: np.random.Generator) -> Stamp:
+    """Flip or turn a stamp at random and multiply its counts.
+
+    Parameters
+    ----------
+    stamp : Stamp
+        What to turn.
+    scale : float
+        Multiplies image, flux and the noise that the image carries.
+    generator : numpy.random.Generator
+        Chooses one of the eight ways.
+    """
+    turned, _, _ = _turn(stamp, generator)
+    return replace(
+        turned,
+        image=(turned.image * np.float32(scale)),
+        flux=stamp.flux * scale,
+        noise_rms=stamp.noise_rms * scale,
+    )
 
 
 class ProfileGalaxies(Galaxies):

@@ -3,21 +3,20 @@
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
-
 from probablend.config import from_mapping
+from probablend.models.distribution import SegmentationNetwork
 from probablend.models.prob_unet import ProbabilisticUNet, ProbabilisticUNetConfig
 from probablend.models.unet import UNet, UNetConfig
 
 __all__ = ["MODELS", "ProbabilisticUNet", "UNet", "build_model"]
 
-MODELS: dict[str, tuple[type, type[nn.Module]]] = {
+MODELS: dict[str, tuple[type, type[SegmentationNetwork]]] = {
     "unet": (UNetConfig, UNet),
     "punet": (ProbabilisticUNetConfig, ProbabilisticUNet),
 }
 
 
-def build_model(settings: Mapping[str, Any]) -> nn.Module:
+def build_model(settings: Mapping[str, Any]) -> SegmentationNetwork:
     """Network from its settings, untrained.
 
     Parameters

@@ -24,9 +24,7 @@ def _mix(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> _U64(31))
 
 
-def lattice_normals(
-    key: Sequence[int], rows: np.ndarray, columns: np.ndarray
-) -> np.ndarray:
+def lattice_normals(key: Sequence[int], rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """Independent standard normals at lattice points.
 
     Parameters

@@ -6,19 +6,12 @@ the U-Net's last features and a pointwise, non-linear head turns both into class
 that n segmentations cost one pass of the U-Net and n of the head. Training maximises the
 evidence lower bound, cross-entropy summed over pixels.
 
-Two additions make it fit for images of any size:
-
-- a patch of training size has one latent, as in the paper. In a larger image the mean over
-  the patch becomes a sliding mean, so that prior and latent are smooth fields over the
-  image and there is no seam;
-- given z, the paper takes pixels as independent. A segmentation drawn so is speckled; one
-  taken as the most probable class loses rare classes. We draw the class of each pixel from
-  its own probabilities with a correlated uniform field (a Gaussian copula): every pixel
-  keeps its probabilities exactly and neighbours go together.
+One addition makes it fit for images of any size. A patch of training size has one latent,
+as in the paper; in a larger image the mean over the patch becomes a sliding mean, so that
+prior and latent are smooth fields over the image and there is no seam.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -26,13 +19,15 @@ from torch.distributions import Independent, Normal, kl_divergence
 from torch.nn import functional as F
 
 from probablend.models.blocks import Decoder, Encoder
+from probablend.models.distribution import (
+    LATENT_STREAM,
+    SegmentationDistribution,
+    SegmentationNetwork,
+)
 from probablend.models.fields import gaussian_field
 from probablend.models.unet import UNetConfig, pad_to_stride, receptive_radius
 
-__all__ = ["BlendDistribution", "ProbabilisticUNet", "ProbabilisticUNetConfig"]
-
-# Streams of the random fields of one sample.
-_LATENT, _PIXEL = 0, 1
+__all__ = ["LatentDistribution", "ProbabilisticUNet", "ProbabilisticUNetConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,20 +40,14 @@ class ProbabilisticUNetConfig(UNetConfig):
         Dimension of z.
     n_head_layers : int
         Pointwise layers with a non-linearity, before the linear last one.
-    patch_size : int
-        Side of a training patch, pixels: the reach of one latent.
-    correlation : int
-        Lattice spacing of the field that draws pixel classes, pixels.
     """
 
     latent_dim: int = 6
     n_head_layers: int = 3
-    patch_size: int = 128
-    correlation: int = 4
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key in ("latent_dim", "n_head_layers", "patch_size", "correlation"):
+        for key in ("latent_dim", "n_head_layers"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} must be at least 1; got {getattr(self, key)}")
 
@@ -71,6 +60,7 @@ class LatentEncoder(nn.Module):
         self.encoder = Encoder(n_in, config.channels, config.n_convs)
         self.to_moments = nn.Conv2d(config.channels[-1], 2 * config.latent_dim, 1)
         nn.init.normal_(self.to_moments.weight, std=0.01)
+        assert self.to_moments.bias is not None
         nn.init.zeros_(self.to_moments.bias)
         # Odd, so that the window is centred.
         self.window = config.patch_size // config.stride // 2 * 2 + 1
@@ -99,9 +89,7 @@ class Head(nn.Module):
         layers: list[nn.Module] = [nn.SiLU()]
         for _ in range(config.n_head_layers - 1):
             layers += [nn.Conv2d(width, width, 1), nn.SiLU()]
-        self.layers = nn.Sequential(
-            *layers, nn.Conv2d(width, config.n_classes * config.stem**2, 1)
-        )
+        self.layers = nn.Sequential(*layers, nn.Conv2d(width, config.n_classes * config.stem**2, 1))
         self.stem = config.stem
 
     def forward(self, projected: Tensor, latent: Tensor) -> Tensor:
@@ -114,9 +102,9 @@ class Head(nn.Module):
         return F.pixel_shuffle(self.layers(projected + moved), self.stem)
 
 
-@dataclass(frozen=True)
-class BlendDistribution:
-    """Distribution over the class maps of a batch of images.
+@dataclass(frozen=True, kw_only=True)
+class LatentDistribution(SegmentationDistribution):
+    """Distribution over class maps with a Gaussian latent.
 
     Parameters
     ----------
@@ -128,96 +116,38 @@ class BlendDistribution:
         p(z | image).
     posterior : Independent or None
         q(z | image, truth), when the truth was given.
-    config : ProbabilisticUNetConfig
-        Of the network.
-    shape_yx : tuple of int
-        Shape of the image.
-    origin_yx : tuple of int
-        Position of the first pixel in a larger image.
+    patch_size : int
+        Reach of one latent, pixels.
     """
 
     head: Head
     projected: Tensor
     prior: Independent
     posterior: Independent | None
-    config: ProbabilisticUNetConfig
-    shape_yx: tuple[int, int]
-    origin_yx: tuple[int, int] = (0, 0)
-
-    def at(self, origin_yx: tuple[int, int]) -> "BlendDistribution":
-        """The same, for an image that is a tile of a larger one."""
-        if any(o % self.config.stride for o in origin_yx):
-            raise ValueError(f"a tile must start at a multiple of {self.config.stride} pixels")
-        return replace(self, origin_yx=origin_yx)
+    patch_size: int
 
     def logits(self, latent: Tensor) -> Tensor:
         """Class logits given z: (batch, class, y, x)."""
         n_y, n_x = self.shape_yx
         return self.head(self.projected, latent)[..., :n_y, :n_x]
 
+    def sample_logits(self, sample: int, *, seed: int) -> Tensor:
+        """See :class:`SegmentationDistribution`: the logits of a z from the prior."""
+        return self.logits(self.latent(sample, seed=seed))
+
     def latent(self, sample: int, *, seed: int) -> Tensor:
         """Draw number ``sample`` of z from the prior; fixed by the seed and the position."""
         normal = self.prior.base_dist
         assert isinstance(normal, Normal)
         n_batch, n_latent, n_y, n_x = normal.loc.shape
-        patch, stride = self.config.patch_size, self.config.stride
-        cells = tuple(o // stride for o in self.origin_yx)
+        cells = (self.origin_yx[0] // self.stride, self.origin_yx[1] // self.stride)
+        spacing = max(1, self.patch_size // self.stride)
         fields = [
-            gaussian_field(
-                (seed, sample, _LATENT, k), (n_y, n_x), (cells[0], cells[1]), patch // stride
-            )
+            gaussian_field((seed, sample, LATENT_STREAM, k), (n_y, n_x), cells, spacing)
             for k in range(n_batch * n_latent)
         ]
         noise = torch.stack(fields).reshape(n_batch, n_latent, n_y, n_x)
         return normal.loc + normal.scale * noise.to(normal.loc)
-
-    def draws(self, n: int, *, seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Class probabilities given z and a class map drawn from them, n times.
-
-        Parameters
-        ----------
-        n : int
-            How many.
-        seed : int
-            The same seed gives the same draws; draw k does not depend on n.
-
-        Yields
-        ------
-        probabilities : Tensor, shape (batch, class, y, x)
-        classes : Tensor of uint8, shape (batch, y, x)
-        """
-        if n < 1:
-            raise ValueError(f"the number of samples must be at least 1; got {n}")
-        for sample in range(n):
-            probabilities = self.logits(self.latent(sample, seed=seed)).softmax(dim=1)
-            yield probabilities, self._draw_classes(probabilities, sample, seed)
-
-    def _draw_classes(self, probabilities: Tensor, sample: int, seed: int) -> Tensor:
-        fields = [
-            gaussian_field(
-                (seed, sample, _PIXEL, b), self.shape_yx, self.origin_yx, self.config.correlation
-            )
-            for b in range(len(probabilities))
-        ]
-        uniform = torch.special.ndtr(torch.stack(fields)).to(probabilities)
-        # Classes are ordered: where the field is high, footprints grow.
-        cumulative = probabilities.cumsum(dim=1)[:, :-1]  # (batch, class - 1, y, x)
-        return (uniform[:, None] > cumulative).sum(dim=1, dtype=torch.uint8)
-
-    def sample(self, n: int, *, seed: int = 0) -> Tensor:
-        """Class maps, uint8, shape (sample, batch, y, x)."""
-        return torch.stack([classes for _, classes in self.draws(n, seed=seed)])
-
-    def class_probabilities(self, n: int, *, seed: int = 0) -> Tensor:
-        """Class probabilities given each of n latents: (sample, batch, class, y, x)."""
-        return torch.stack([p for p, _ in self.draws(n, seed=seed)])
-
-    def mean(self, n: int = 16, *, seed: int = 0) -> Tensor:
-        """Marginal class probabilities over n latents: (batch, class, y, x)."""
-        total = torch.zeros(())
-        for probabilities, _ in self.draws(n, seed=seed):
-            total = total + probabilities
-        return total / n
 
     def elbo_terms(self, classes: Tensor, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Cross-entropy under one posterior draw, and KL(q‖p).
@@ -279,7 +209,7 @@ class BlendDistribution:
         return weights.logsumexp(dim=0) - torch.log(torch.tensor(float(n)))
 
 
-class ProbabilisticUNet(nn.Module):
+class ProbabilisticUNet(SegmentationNetwork):
     """Probabilistic U-Net.
 
     Parameters
@@ -287,6 +217,8 @@ class ProbabilisticUNet(nn.Module):
     config : ProbabilisticUNetConfig
         Its settings.
     """
+
+    config: ProbabilisticUNetConfig
 
     def __init__(self, config: ProbabilisticUNetConfig) -> None:
         super().__init__()
@@ -308,7 +240,7 @@ class ProbabilisticUNet(nn.Module):
 
     def forward(
         self, image: Tensor, classes: Tensor | None = None, *, sliding: bool | None = None
-    ) -> BlendDistribution:
+    ) -> LatentDistribution:
         """Distribution over class maps.
 
         Parameters
@@ -332,7 +264,16 @@ class ProbabilisticUNet(nn.Module):
             one_hot = F.one_hot(classes, self.config.n_classes).movedim(-1, 1).to(image) - 0.5
             truth = F.pixel_unshuffle(pad_to_stride(one_hot, self.config.stride), stem)
             posterior = self.posterior(torch.cat([x, truth], dim=1), sliding=sliding)
-        return BlendDistribution(self.head, projected, prior, posterior, self.config, (n_y, n_x))
+        return LatentDistribution(
+            head=self.head,
+            projected=projected,
+            prior=prior,
+            posterior=posterior,
+            patch_size=patch,
+            shape_yx=(n_y, n_x),
+            stride=self.config.stride,
+            correlation=self.config.correlation,
+        )
 
     def training_loss(
         self, image: Tensor, classes: Tensor, *, generator: torch.Generator, beta: float

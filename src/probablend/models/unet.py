@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probablend.models.blocks import Decoder, Encoder
+from probablend.models.distribution import SegmentationDistribution, SegmentationNetwork
 
-__all__ = ["UNet", "UNetConfig", "pad_to_stride", "receptive_radius"]
+__all__ = ["CertainDistribution", "UNet", "UNetConfig", "pad_to_stride", "receptive_radius"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,10 @@ class UNetConfig:
         3×3 convolutions per level.
     stem : int
         Side of the pixel block that becomes channels; 1 keeps full resolution.
+    patch_size : int
+        Side of a training patch, pixels.
+    correlation : int
+        Lattice spacing of the field that draws pixel classes, pixels.
     """
 
     n_bands: int = 1
@@ -39,9 +44,11 @@ class UNetConfig:
     channels: tuple[int, ...] = (24, 48, 96, 128)
     n_convs: int = 2
     stem: int = 2
+    patch_size: int = 128
+    correlation: int = 4
 
     def __post_init__(self) -> None:
-        for key in ("n_bands", "n_classes", "n_convs", "stem"):
+        for key in ("n_bands", "n_classes", "n_convs", "stem", "patch_size", "correlation"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} must be at least 1; got {getattr(self, key)}")
         if len(self.channels) < 1 or min(self.channels) < 1:
@@ -67,7 +74,24 @@ def pad_to_stride(image: Tensor, stride: int) -> Tensor:
     return F.pad(image, (0, -n_x % stride, 0, -n_y % stride))
 
 
-class UNet(nn.Module):
+@dataclass(frozen=True, kw_only=True)
+class CertainDistribution(SegmentationDistribution):
+    """One set of class probabilities, always the same: no latent.
+
+    Parameters
+    ----------
+    logits : Tensor, shape (batch, class, y, x)
+        Class logits.
+    """
+
+    logits: Tensor
+
+    def sample_logits(self, sample: int, *, seed: int) -> Tensor:
+        """See :class:`SegmentationDistribution`: the same for every sample."""
+        return self.logits
+
+
+class UNet(SegmentationNetwork):
     """Deterministic U-Net.
 
     Parameters
@@ -89,31 +113,31 @@ class UNet(nn.Module):
         """Pixels around a tile that its answer depends on."""
         return receptive_radius(self.config)
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Class logits.
+    def forward(self, image: Tensor, *, sliding: bool | None = None) -> CertainDistribution:
+        """Distribution over class maps.
 
         Parameters
         ----------
         image : Tensor, shape (batch, band, y, x)
             In units of the sky noise; any size.
-
-        Returns
-        -------
-        Tensor, shape (batch, class, y, x)
+        sliding : bool, optional
+            Of no effect: there is no latent.
         """
         n_y, n_x = image.shape[-2:]
         padded = pad_to_stride(torch.asinh(image), self.config.stride)
         features = self.decoder(self.encoder(F.pixel_unshuffle(padded, self.config.stem)))
-        return F.pixel_shuffle(self.head(features), self.config.stem)[..., :n_y, :n_x]
+        logits = F.pixel_shuffle(self.head(features), self.config.stem)[..., :n_y, :n_x]
+        return CertainDistribution(
+            logits=logits,
+            shape_yx=(n_y, n_x),
+            stride=self.config.stride,
+            correlation=self.config.correlation,
+        )
 
     def training_loss(
         self, image: Tensor, classes: Tensor, *, generator: torch.Generator, beta: float
     ) -> dict[str, Tensor]:
         """Cross-entropy summed over pixels, mean over the batch; nothing random in it."""
-        nats = F.cross_entropy(self(image), classes, reduction="none")
+        nats = F.cross_entropy(self(image).logits, classes, reduction="none")
         cross_entropy = nats.sum((-2, -1)).mean()  # (batch, y, x) → ()
         return {"loss": cross_entropy, "cross_entropy": cross_entropy}
-
-    def class_probabilities(self, image: Tensor, n: int, *, seed: int = 0) -> Tensor:
-        """Class probabilities, shape (1, batch, class, y, x): one draw, for it is certain."""
-        return self(image).softmax(dim=1)[None]

@@ -1,0 +1,127 @@
+"""The catalogue: one row per object.
+
+Positions are 0-based: the centre of the first pixel is (0, 0).
+"""
+
+import astropy.units as u
+import numpy as np
+from astropy.table import QTable
+from astropy.wcs import WCS
+from scipy import ndimage
+
+from probablend.flags import Flag
+
+__all__ = ["COLUMNS", "blend_probability", "make_catalog"]
+
+# name → (type, unit, description)
+COLUMNS: dict[str, tuple[type, u.Unit | None, str]] = {
+    "id": (np.int32, None, "number of the object in LABELS, from 1"),
+    "x": (np.float64, u.pix, "column of the centre; first pixel at 0"),
+    "y": (np.float64, u.pix, "row of the centre; first pixel at 0"),
+    "ra": (np.float64, u.deg, "right ascension of the centre; NaN without a WCS"),
+    "dec": (np.float64, u.deg, "declination of the centre; NaN without a WCS"),
+    "n_pixels": (np.int32, u.pix, "pixels of the object in LABELS"),
+    "p_blend": (np.float64, None, "probability that the object overlaps another galaxy"),
+    "flags": (np.int32, None, "bits: 1 truncated by the border, 2 masked pixels"),
+}
+
+
+def make_catalog(
+    labels: np.ndarray,
+    signal: np.ndarray,
+    samples: np.ndarray,
+    mask: np.ndarray,
+    *,
+    wcs: WCS | None = None,
+) -> QTable:
+    """Measure the objects of a label image.
+
+    Parameters
+    ----------
+    labels : ndarray of int, shape (y, x)
+        0 = background, 1…N.
+    signal : ndarray, shape (y, x)
+        Image in units of the noise; weighs the centres.
+    samples : ndarray of uint8, shape (sample, y, x)
+        Class maps drawn from the posterior.
+    mask : ndarray of bool, shape (y, x)
+        True = not used.
+    wcs : WCS, optional
+        Celestial coordinates of the pixels.
+
+    Returns
+    -------
+    QTable
+        The columns of ``COLUMNS``; no rows if there are no objects.
+    """
+    n = int(labels.max(initial=0))
+    ids = np.arange(1, n + 1)
+    flat = labels.ravel()
+    n_pixels = np.bincount(flat, minlength=n + 1)[1:]
+    y, x = _centres(labels, signal, n)
+    ra = dec = np.full(n, np.nan)
+    if wcs is not None and n:
+        sky = wcs.celestial.pixel_to_world(x, y).icrs
+        ra, dec = sky.ra.deg, sky.dec.deg
+    columns = {
+        "id": ids,
+        "x": x,
+        "y": y,
+        "ra": ra,
+        "dec": dec,
+        "n_pixels": n_pixels,
+        "p_blend": blend_probability(labels, samples),
+        "flags": _flags(labels, mask, n),
+    }
+    table = QTable()
+    for name, (dtype, unit, description) in COLUMNS.items():
+        values: np.ndarray = np.asarray(columns[name], dtype=dtype)
+        table[name] = values if unit is None else values * unit
+        table[name].info.description = description
+    return table
+
+
+def _centres(labels: np.ndarray, signal: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Centroids weighted by positive signal, (y, x) of each label."""
+    inside = np.flatnonzero(labels)
+    which = labels.ravel()[inside]
+    # A floor keeps an object whose pixels are all below zero in the middle of its pixels.
+    weight = np.clip(signal.ravel()[inside], 1e-3, None).astype(float)
+    rows, columns = np.divmod(inside, labels.shape[1])
+    total = np.bincount(which, weight, minlength=n + 1)[1:]
+    y = np.bincount(which, weight * rows, minlength=n + 1)[1:] / total
+    x = np.bincount(which, weight * columns, minlength=n + 1)[1:] / total
+    return y, x
+
+
+def blend_probability(labels: np.ndarray, samples: np.ndarray) -> np.ndarray:
+    """Share of the samples in which an object has at least one blended pixel.
+
+    Parameters
+    ----------
+    labels : ndarray of int, shape (y, x)
+        0 = background, 1…N.
+    samples : ndarray of uint8, shape (sample, y, x)
+        Class maps.
+
+    Returns
+    -------
+    ndarray, shape (N,)
+        1 − this is the probability that there is no overlap.
+    """
+    n = int(labels.max(initial=0))
+    blended = np.zeros(n + 1)
+    for sample in samples:
+        found = np.unique(labels[sample == 2])
+        blended[found] += 1
+    return blended[1:] / len(samples)
+
+
+def _flags(labels: np.ndarray, mask: np.ndarray, n: int) -> np.ndarray:
+    flags = np.zeros(n + 1, dtype=np.int32)
+    border = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
+    flags[np.unique(border)] |= Flag.TRUNCATED
+    if mask.any():
+        near = ndimage.binary_dilation(mask, structure=np.ones((3, 3)))
+        flags[np.unique(labels[near])] |= Flag.MASKED_PIXELS
+    return flags[1:]

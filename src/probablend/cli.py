@@ -1,0 +1,345 @@
+"""The command line: one sub-command per stage, each a few lines over the library."""
+
+import errno
+import logging
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from probablend._version import __version__
+
+app = typer.Typer(
+    help="Probabilistic segmentation of blended galaxies.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+emulate_app = typer.Typer(help="Emulate blends with exact truth.", no_args_is_help=True)
+data_app = typer.Typer(help="Sets of real galaxies.", no_args_is_help=True)
+evaluate_app = typer.Typer(help="Score against a known truth.", no_args_is_help=True)
+app.add_typer(emulate_app, name="emulate")
+app.add_typer(data_app, name="data")
+app.add_typer(evaluate_app, name="evaluate")
+
+out = Console()
+err = Console(stderr=True)
+
+OutputDir = Annotated[Path, typer.Option("-o", "--output", help="Folder for the products.")]
+Seed = Annotated[int, typer.Option(help="Same seed, same result.", min=0)]
+Samples = Annotated[int, typer.Option("--samples", help="Posterior samples.")]
+Model = Annotated[str, typer.Option(help="Name of shipped weights or a .safetensors file.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace earlier products.")]
+SurveyName = Annotated[str, typer.Option(help="Name or TOML file; see 'probablend surveys'.")]
+SourceName = Annotated[str, typer.Option(help="parametric, candels or cosmos.")]
+
+
+def _version(show: bool) -> None:
+    if show:
+        out.print(f"probablend {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Version.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")] = False,
+) -> None:
+    level = logging.ERROR if quiet else logging.INFO
+    handler = RichHandler(console=err, show_path=False, show_time=False)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    logging.getLogger("probablend").setLevel(level)
+    out.quiet = quiet
+
+
+@app.command("segment")
+def segment_command(
+    image: Annotated[Path, typer.Argument(help="FITS (or PNG, JPEG) image.")],
+    output: OutputDir = Path("probablend-out"),
+    ext: Annotated[str | None, typer.Option(help="FITS extension, number or name.")] = None,
+    rms: Annotated[
+        str | None, typer.Option(help="Noise per pixel: a number or a FITS map.")
+    ] = None,
+    mask: Annotated[Path | None, typer.Option(help="FITS map, non-zero = do not use.")] = None,
+    background: Annotated[str, typer.Option(help="auto, subtract or none.")] = "auto",
+    samples: Samples = 16,
+    seed: Seed = 0,
+    model: Model = "euclid-vis",
+    device: Device = "auto",
+    keep_samples: Annotated[
+        bool, typer.Option("--keep-samples", help="Write samples.fits too.")
+    ] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Segment an image: probability maps, objects, a catalogue and a quicklook.
+
+    Example: probablend segment image.fits --rms 0.01 -o out
+    """
+    from probablend.images import read_image, read_rms
+    from probablend.infer.segment import check_output, segment
+
+    check_output(output, overwrite=overwrite)
+    data = read_image(image, ext=ext)
+    noise = None if rms is None else read_rms(rms)
+    bad = None if mask is None else np.nan_to_num(read_image(mask).data, nan=1.0) != 0
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.1f} of {task.total:.1f} Mpx"),
+        TimeRemainingColumn(),
+        console=err,
+        disable=out.quiet,
+    ) as progress:
+        task = progress.add_task("segment", total=data.data.size / 1e6)
+        result = segment(
+            data,
+            rms=noise,
+            mask=bad,
+            n_samples=samples,
+            seed=seed,
+            model=model,
+            device=device,
+            background=background,
+            progress=lambda done, _: progress.update(task, completed=done / 1e6),
+        )
+    result.write(output, keep_samples=keep_samples, overwrite=overwrite)
+    n_blended = int((result.catalog["p_blend"] > 0.5).sum())
+    out.print(
+        f"{len(result.catalog)} objects, {n_blended} of them with p_blend > 0.5; "
+        f"maps, catalogue and quicklook are in {output}"
+    )
+
+
+@app.command("demo")
+def demo_command(
+    output: OutputDir = Path("probablend-demo"),
+    seed: Seed = 0,
+    model: Model = "euclid-vis",
+    overwrite: Overwrite = False,
+) -> None:
+    """Segment a real Hubble image and an emulated Euclid field with known truth."""
+    from probablend.demo import run_demo
+
+    hubble, euclid, scores = run_demo(
+        output,
+        model=model,
+        seed=seed,
+        overwrite=overwrite,
+        tell=lambda text: err.print(f"… {text}") if not out.quiet else None,
+    )
+    table = Table(title="emulated Euclid field, truth known")
+    for column in ("", "probablend", "sep"):
+        table.add_column(column, justify="left" if not column else "right")
+    rows = {
+        "completeness, all detectable": "completeness",
+        "completeness, blended": "completeness_blended",
+        "purity": "purity",
+        "IoU of the galaxy class": "iou_galaxy",
+        "calibration error of P_GALAXY (active pixels)": "ece_galaxy_active",
+        "calibration error of P_BLEND (active pixels)": "ece_blend_active",
+    }
+    for text, key in rows.items():
+        values = [scores[name].get(key) for name in ("probablend", "sep")]
+        table.add_row(text, *("–" if v is None else f"{v:.3f}" for v in values))
+    out.print(table)
+    out.print(
+        f"Hubble: {len(hubble.catalog)} objects, emulated field: {len(euclid.catalog)}. "
+        f"Look at {output}/hubble/quicklook.png and {output}/euclid/quicklook.png"
+    )
+
+
+@app.command("train")
+def train_command(
+    config: Annotated[Path, typer.Argument(help="TOML file.")],
+    output: OutputDir = Path("runs"),
+    device: Device = "auto",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
+) -> None:
+    """Train a network; the best weights are written as safetensors.
+
+    Example: probablend train euclid-vis.toml -o runs/euclid-vis
+    """
+    from probablend.config import read_train_config
+    from probablend.train import train
+
+    best = train(read_train_config(config), output, device=device, resume=resume)
+    out.print(f"best weights: {best}")
+
+
+@app.command("surveys")
+def surveys_command() -> None:
+    """List the surveys that are known by name."""
+    from probablend.survey import available_surveys, get_survey
+
+    table = Table()
+    for column in ("name", "″/pixel", "PSF FWHM ″", "PSF", "zero point", "gain", "sky rms"):
+        table.add_column(column, justify="left" if column in ("name", "PSF") else "right")
+    for name in available_surveys():
+        s = get_survey(name)
+        table.add_row(
+            s.name, f"{s.scale:.4g}", f"{s.psf_fwhm.to_value('arcsec'):.3g}", s.psf_profile,
+            f"{s.zeropoint:.2f}", f"{s.gain:g}", f"{s.sky_rms:.4g}",
+        )  # fmt: skip
+    out.print(table)
+
+
+@app.command("models")
+def models_command() -> None:
+    """List the weights that come with the package."""
+    from probablend.checkpoint import available_models
+
+    for name in available_models():
+        out.print(name)
+
+
+@emulate_app.command("pairs")
+def emulate_pairs(
+    output: OutputDir = Path("pairs"),
+    survey: SurveyName = "candels-f160w",
+    source: SourceName = "parametric",
+    n: Annotated[int, typer.Option("-n", help="How many.", min=1)] = 10,
+    size: Annotated[int, typer.Option(help="Side of a stamp, pixels.", min=16)] = 128,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Emulate blends of two galaxies (protocol of arXiv:1905.01324).
+
+    Example: probablend emulate pairs -n 100 --seed 1 -o pairs
+    """
+    from probablend.emulate.blend import draw_pair
+
+    galaxies = _open_source(source, survey, split, seed)
+    for k in range(n):
+        scene = draw_pair(galaxies, generator=np.random.default_rng([seed, k]), size=size)
+        _write(scene, output, f"pair_{k:04d}", seed, overwrite)
+    out.print(f"{n} pairs with their truth are in {output}")
+
+
+@emulate_app.command("field")
+def emulate_field(
+    output: OutputDir = Path("field"),
+    survey: SurveyName = "euclid-vis",
+    source: SourceName = "parametric",
+    n: Annotated[int, typer.Option("-n", help="How many.", min=1)] = 1,
+    size: Annotated[int, typer.Option(help="Side, pixels.", min=16)] = 1024,
+    density: Annotated[float, typer.Option(help="Galaxies per arcmin².", min=0)] = 200.0,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Emulate fields at survey density.
+
+    Example: probablend emulate field --survey lsst-i --density 150 --seed 1 -o field
+    """
+    from probablend.emulate.blend import FieldConfig, draw_field
+
+    galaxies = _open_source(source, survey, split, seed)
+    config = FieldConfig(size=size, density=density)
+    for k in range(n):
+        scene = draw_field(galaxies, config, generator=np.random.default_rng([seed, k]))
+        _write(scene, output, f"field_{k:04d}", seed, overwrite)
+    out.print(f"{n} fields with their truth are in {output}")
+
+
+def _open_source(source: str, survey: str, split: str, seed: int) -> Any:
+    from probablend.emulate.sources import open_source
+    from probablend.survey import get_survey
+
+    return open_source(source, get_survey(survey), split, seed=seed)  # type: ignore[arg-type]
+
+
+def _write(scene: Any, output: Path, name: str, seed: int, overwrite: bool) -> None:
+    from probablend.emulate.products import write_scene
+
+    write_scene(scene, output, name, seed=seed, overwrite=overwrite)
+
+
+@data_app.command("list")
+def data_list() -> None:
+    """List the sets, their size and whether they are here."""
+    from probablend.data import DATASETS, dataset_folder
+
+    table = Table()
+    for column in ("name", "size", "here", "what"):
+        table.add_column(column)
+    for name, dataset in DATASETS.items():
+        folder = dataset_folder(name)
+        table.add_row(name, f"{dataset.megabytes} MB", str(folder or "no"), dataset.what)
+    out.print(table)
+
+
+@data_app.command("get")
+def data_get(name: Annotated[str, typer.Argument(help="Name of a set.")]) -> None:
+    """Download a set into the cache; goes on where an earlier attempt stopped."""
+    from probablend.data import download
+
+    out.print(f"{name} is in {download(name)}")
+
+
+@evaluate_app.command("field")
+def evaluate_field_command(
+    output: OutputDir = Path("evaluation"),
+    survey: SurveyName = "euclid-vis",
+    source: SourceName = "parametric",
+    n: Annotated[int, typer.Option("-n", help="How many fields.", min=1)] = 4,
+    size: Annotated[int, typer.Option(help="Side, pixels.", min=64)] = 1024,
+    density: Annotated[float, typer.Option(help="Galaxies per arcmin².", min=0)] = 200.0,
+    samples: Samples = 16,
+    seed: Seed = 1000,
+    model: Model = "euclid-vis",
+) -> None:
+    """Score segmentation on emulated fields of held-out galaxies, next to sep.
+
+    Example: probablend evaluate field -n 4 --seed 1000 -o evaluation
+    """
+    from probablend.emulate.blend import FieldConfig
+    from probablend.evaluate.field import evaluate_field, results_table
+
+    results = evaluate_field(
+        _open_source(source, survey, "test", seed),
+        FieldConfig(size=size, density=density),
+        output,
+        n_fields=n,
+        n_samples=samples,
+        seed=seed,
+        model=model,
+        command="probablend " + shlex.join(sys.argv[1:]),
+        progress=lambda text: err.print(f"… {text}") if not out.quiet else None,
+    )
+    out.print(results_table(results), markup=False, highlight=False)
+
+
+def main() -> None:
+    """Run the command line; a mistake of the user's ends in one sentence."""
+    try:
+        app()
+    except (ValueError, FileNotFoundError, FileExistsError, PermissionError) as error:
+        _fail(str(error))
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        _fail("the disc is full: nothing was kept" if full else str(error))
+    except MemoryError:
+        _fail("not enough memory for this image")
+    except KeyboardInterrupt:
+        _fail("interrupted: nothing was kept")
+
+
+def _fail(text: str) -> None:
+    line = " ".join(text.split())
+    print(f"probablend: error: {line}", file=sys.stderr)
+    raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

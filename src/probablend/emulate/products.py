@@ -1,0 +1,126 @@
+"""Emulated scenes as FITS files: an image as a telescope would deliver it, and the truth."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+from astropy.io import fits
+from astropy.table import Table
+from astropy.wcs import WCS
+
+from probablend._version import __version__
+from probablend.emulate.blend import Scene
+from probablend.emulate.classes import FOOTPRINT_THRESHOLD
+
+__all__ = ["read_truth", "write_scene"]
+
+# Where emulated skies are put: the centre of the COSMOS field, degrees.
+_SKY_CENTRE = (150.1163, 2.2009)
+
+
+def scene_wcs(scene: Scene) -> WCS:
+    """Tangent projection at the survey's pixel scale, north up."""
+    wcs = WCS(naxis=2)
+    n_y, n_x = scene.image.shape
+    step = scene.survey.scale / 3600
+    wcs.wcs.ctype = ["RA---TAN", "DEC--TAN"]
+    wcs.wcs.crval = _SKY_CENTRE
+    wcs.wcs.crpix = [(n_x + 1) / 2, (n_y + 1) / 2]
+    wcs.wcs.cdelt = [-step, step]
+    wcs.wcs.cunit = ["deg", "deg"]
+    return wcs
+
+
+def write_scene(scene: Scene, directory: Path, name: str, *, seed: int, overwrite: bool) -> None:
+    """Write ``NAME.fits`` and ``NAME_truth.fits``.
+
+    The image file holds ``SCI`` (counts) and ``RMS`` (sky noise per pixel, counts). The truth
+    file holds ``CLASSES``, ``NOISELESS`` (counts), the table ``CATALOG`` (see
+    :attr:`~probablend.emulate.blend.Scene.catalog`) and the table ``FOOTPRINTS`` with one row
+    per source and footprint pixel: ``id, x, y, flux``, the last being the noiseless counts of
+    that source in that pixel. Footprints overlap, and so do the rows.
+
+    Parameters
+    ----------
+    scene : Scene
+        What to write.
+    directory : Path
+        Made if it does not exist.
+    name : str
+        Stem of the files.
+    seed : int
+        Of the emulation, for the header.
+    overwrite : bool
+        Whether files that are there already may be replaced.
+
+    Raises
+    ------
+    FileExistsError
+        If one is there and may not.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    paths = [directory / f"{name}.fits", directory / f"{name}_truth.fits"]
+    for path in paths:
+        if path.exists() and not overwrite:
+            raise FileExistsError(f"{path} exists already: choose another folder or overwrite")
+    header = scene_wcs(scene).to_header()
+    survey = scene.survey
+    cards = {
+        "SURVEY": (survey.name, "survey and band"),
+        "MAGZERO": (survey.zeropoint, "AB magnitude of one count"),
+        "GAIN": (survey.gain, "electrons per count"),
+        "PIXSCALE": (survey.scale, "arcsec per pixel"),
+        "PSFFWHM": (survey.psf_fwhm_pixels, "FWHM of the PSF, pixels"),
+        "SKYRMS": (survey.sky_rms, "sky noise per pixel, counts"),
+        "FOOTLEV": (FOOTPRINT_THRESHOLD, "footprint threshold, units of SKYRMS"),
+        "PBSEED": (seed, "seed"),
+        "PBVERS": (__version__, "version of probablend"),
+    }
+    primary = fits.Header([(key, *card) for key, card in cards.items()])
+    rms = np.full(scene.image.shape, scene.rms, dtype=np.float32)
+    image = fits.HDUList(
+        [
+            fits.PrimaryHDU(header=primary),
+            fits.ImageHDU(scene.image, header, name="SCI"),
+            fits.ImageHDU(rms, header, name="RMS"),
+        ]
+    )
+    truth = fits.HDUList(
+        [
+            fits.PrimaryHDU(header=primary),
+            fits.ImageHDU(scene.classes, header, name="CLASSES"),
+            fits.ImageHDU(scene.noiseless, header, name="NOISELESS"),
+            fits.BinTableHDU(scene.catalog, name="CATALOG"),
+            fits.BinTableHDU(_footprints(scene), name="FOOTPRINTS"),
+        ]
+    )
+    for path, hdus in zip(paths, (image, truth), strict=True):
+        part = path.with_name(f".{path.name}.part")
+        try:
+            hdus.writeto(part, overwrite=True)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def _footprints(scene: Scene) -> Table:
+    level = FOOTPRINT_THRESHOLD * scene.rms
+    parts = []
+    for k, source in enumerate(scene.sources):
+        where, part = source.slices(scene.image.shape)
+        y, x = np.nonzero(part > level)
+        flux = part[y, x]
+        parts.append((np.full(len(y), k + 1), x + where[1].start, y + where[0].start, flux))
+    columns = [np.concatenate(c) for c in zip(*parts, strict=True)] if parts else [np.zeros(0)] * 4
+    names, types = ("id", "x", "y", "flux"), (np.int32, np.int32, np.int32, np.float32)
+    return Table({n: c.astype(t) for n, c, t in zip(names, columns, types, strict=True)})
+
+
+def read_truth(path: Path) -> tuple[np.ndarray, Table, Table]:
+    """Class map, catalogue and footprints of a truth file."""
+    with fits.open(path) as hdus:
+        return (
+            np.asarray(hdus["CLASSES"].data),
+            Table(hdus["CATALOG"].data),
+            Table(hdus["FOOTPRINTS"].data),
+        )

@@ -1,0 +1,211 @@
+"""Detection scores: intersection over union, completeness and purity.
+
+A true source is *detectable* if its footprint has at least 20 pixels. It is *found* if an
+object lies within 3 pixels, one to one. An object is *real* if it is so matched to any true
+source.
+"""
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+from astropy.table import Table
+
+from probablend.evaluate.match import match_positions
+
+__all__ = ["BlendedCurve", "DetectionScores", "blended_curve", "detect_scores", "iou"]
+
+MIN_FOOTPRINT = 20
+THRESHOLDS = np.round(np.concatenate([[0.02, 0.05], np.arange(0.1, 1.0, 0.1), [0.95]]), 2)
+
+
+def iou(first: np.ndarray, second: np.ndarray) -> float:
+    """Intersection over union of two masks; 1 if both are empty."""
+    first, second = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
+    union = int((first | second).sum())
+    return float((first & second).sum() / union) if union else 1.0
+
+
+@dataclass(frozen=True)
+class DetectionScores:
+    """Counts behind completeness and purity; they add up over scenes."""
+
+    n_true: int
+    n_found: int
+    n_true_blended: int
+    n_found_blended: int
+    n_objects: int
+    n_real: int
+
+    def __add__(self, other: "DetectionScores") -> "DetectionScores":
+        return DetectionScores(*(a + b for a, b in zip(self.counts, other.counts, strict=True)))
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """The counts in order."""
+        return (self.n_true, self.n_found, self.n_true_blended, self.n_found_blended,
+                self.n_objects, self.n_real)  # fmt: skip
+
+    @property
+    def completeness(self) -> float:
+        """Share of the detectable sources that are found."""
+        return self.n_found / self.n_true if self.n_true else float("nan")
+
+    @property
+    def completeness_blended(self) -> float:
+        """The same among those that are blended."""
+        return self.n_found_blended / self.n_true_blended if self.n_true_blended else float("nan")
+
+    @property
+    def purity(self) -> float:
+        """Share of the objects that are real."""
+        return self.n_real / self.n_objects if self.n_objects else float("nan")
+
+
+def _positions(table: Table) -> np.ndarray:
+    return np.column_stack([np.asarray(table["y"], float), np.asarray(table["x"], float)])
+
+
+def _in_image(truth: Table, shape_yx: tuple[int, ...]) -> np.ndarray:
+    y, x = _positions(truth).T
+    return (y > -0.5) & (y < shape_yx[0] - 0.5) & (x > -0.5) & (x < shape_yx[1] - 0.5)
+
+
+def detect_scores(
+    truth: Table, catalog: Table, shape_yx: tuple[int, int], *, radius: float = 3.0
+) -> DetectionScores:
+    """Score a catalogue of positions.
+
+    Parameters
+    ----------
+    truth : Table
+        ``x, y, n_pixels, blended``, see :class:`~probablend.emulate.blend.Scene`.
+    catalog : Table
+        ``x, y``.
+    shape_yx : tuple of int
+        Shape of the image; sources centred outside do not count as missed.
+    radius : float
+        Matching radius, pixels.
+    """
+    detectable = (np.asarray(truth["n_pixels"]) >= MIN_FOOTPRINT) & _in_image(truth, shape_yx)
+    blended = detectable & np.asarray(truth["blended"], dtype=bool)
+    t, f = match_positions(_positions(truth), _positions(catalog), radius=radius)
+    return DetectionScores(
+        n_true=int(detectable.sum()),
+        n_found=int(detectable[t].sum()),
+        n_true_blended=int(blended.sum()),
+        n_found_blended=int(blended[t].sum()),
+        n_objects=len(catalog),
+        n_real=len(f),
+    )
+
+
+@dataclass(frozen=True)
+class BlendedCurve:
+    """The blended flag at each threshold on ``p_blend``: counts, which add up over scenes.
+
+    Two readings. *Strict*: a galaxy and an object belong together if they are matched one to
+    one within 3 pixels. *Announced*: a galaxy without an object of its own is also spoken for
+    by the object that covers its centre, as a user looking at the image would read it.
+
+    Parameters
+    ----------
+    n_true : int
+        Detectable blended galaxies.
+    n_flagged : ndarray of int, shape (threshold,)
+        Flagged objects.
+    n_strict, n_announced : ndarray of int, shape (threshold,)
+        Detectable blended galaxies that belong to a flagged object.
+    n_strict_right, n_right : ndarray of int, shape (threshold,)
+        Flagged objects that belong to a blended galaxy, detectable or not.
+    """
+
+    n_true: int
+    n_flagged: np.ndarray
+    n_strict: np.ndarray
+    n_announced: np.ndarray
+    n_strict_right: np.ndarray
+    n_right: np.ndarray
+
+    def __add__(self, other: "BlendedCurve") -> "BlendedCurve":
+        return BlendedCurve(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    @property
+    def completeness(self) -> np.ndarray:
+        """Share of the blended galaxies that are announced."""
+        return self.n_announced / max(1, self.n_true)
+
+    @property
+    def purity(self) -> np.ndarray:
+        """Share of the flagged objects that are blended; NaN where none is flagged."""
+        return _ratio(self.n_right, self.n_flagged)
+
+    @property
+    def strict_completeness(self) -> np.ndarray:
+        """Share of the blended galaxies with a flagged object of their own."""
+        return self.n_strict / max(1, self.n_true)
+
+    @property
+    def strict_purity(self) -> np.ndarray:
+        """Share of the flagged objects whose own galaxy is blended."""
+        return _ratio(self.n_strict_right, self.n_flagged)
+
+    def completeness_at_purity(self, purity: float, *, strict: bool = False) -> float:
+        """Best completeness among the thresholds that reach a purity; 0 if none does."""
+        got = self.strict_purity if strict else self.purity
+        complete = self.strict_completeness if strict else self.completeness
+        return float(complete[np.nan_to_num(got) >= purity].max(initial=0.0))
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return np.divide(part, whole, out=np.full(len(part), np.nan), where=whole > 0)
+
+
+def blended_curve(
+    truth: Table, catalog: Table, labels: np.ndarray, *, radius: float = 3.0
+) -> BlendedCurve:
+    """Score the blended flag of a catalogue.
+
+    Parameters
+    ----------
+    truth : Table
+        ``x, y, n_pixels, blended``.
+    catalog : Table
+        ``x, y, p_blend``, in the order of the labels.
+    labels : ndarray of int, shape (y, x)
+        0 = background, 1…N = rows of ``catalog``.
+    radius : float
+        Matching radius, pixels.
+    """
+    inside = _in_image(truth, labels.shape)
+    blended = np.asarray(truth["blended"], dtype=bool)
+    target = blended & inside & (np.asarray(truth["n_pixels"]) >= MIN_FOOTPRINT)
+    own = np.full(len(truth), -1)
+    t, f = match_positions(_positions(truth), _positions(catalog), radius=radius)
+    own[t] = f
+    rows, columns = np.round(_positions(truth)).astype(int).T
+    covering = np.full(len(truth), -1)
+    covering[inside] = labels[rows[inside], columns[inside]] - 1
+    either = np.where(own >= 0, own, covering)
+
+    p_blend = np.asarray(catalog["p_blend"], dtype=float)
+    flagged = p_blend[None, :] >= THRESHOLDS[:, None]  # (threshold, object)
+
+    def count(objects: np.ndarray) -> np.ndarray:
+        """Targets whose object is flagged."""
+        has = target & (objects >= 0)
+        return flagged[:, objects[has]].sum(axis=1)
+
+    def right(objects: np.ndarray) -> np.ndarray:
+        """Flagged objects that belong to some blended galaxy."""
+        is_blended = np.zeros(len(catalog), dtype=bool)
+        is_blended[objects[blended & (objects >= 0)]] = True
+        return (flagged & is_blended).sum(axis=1)
+
+    return BlendedCurve(
+        n_true=int(target.sum()),
+        n_flagged=flagged.sum(axis=1),
+        n_strict=count(own),
+        n_announced=count(either),
+        n_strict_right=right(own),
+        n_right=right(either),
+    )

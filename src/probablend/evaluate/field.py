@@ -1,0 +1,354 @@
+"""Score segmentation on emulated fields with known truth, next to the classical baseline."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from astropy.table import Table
+from matplotlib.figure import Figure
+
+from probablend.emulate.blend import FieldConfig, Scene, draw_field, make_scene, place
+from probablend.emulate.stamps import Galaxies
+from probablend.evaluate.calibration import active_pixels, brier_score, reliability
+from probablend.evaluate.detection import (
+    THRESHOLDS,
+    BlendedCurve,
+    DetectionScores,
+    blended_curve,
+    detect_scores,
+    iou,
+)
+from probablend.evaluate.sextractor import run_sep
+from probablend.infer.segment import Segmentation, segment
+
+__all__ = ["FieldScores", "evaluate_field", "no_overlap_share", "score_scenes"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What any method says of a scene."""
+
+    catalog: Table
+    labels: np.ndarray
+    p_galaxy: np.ndarray
+    p_blend: np.ndarray | None = None  # not every method has one
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldScores:
+    """Scores of one method over some scenes."""
+
+    detection: DetectionScores
+    blended: BlendedCurve
+    values: dict[str, float]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain numbers for a JSON file."""
+        curve = self.blended
+        return {
+            "completeness": self.detection.completeness,
+            "completeness_blended": self.detection.completeness_blended,
+            "purity": self.detection.purity,
+            **self.values,
+            "n_true": self.detection.n_true,
+            "n_true_blended": self.detection.n_true_blended,
+            "blended_flag": {
+                "threshold": THRESHOLDS.tolist(),
+                "completeness": curve.completeness.tolist(),
+                "purity": _plain(curve.purity),
+                "strict_completeness": curve.strict_completeness.tolist(),
+                "strict_purity": _plain(curve.strict_purity),
+            },
+        }
+
+
+def _plain(values: np.ndarray) -> list[float | None]:
+    return [None if np.isnan(v) else float(v) for v in values]
+
+
+def score_scenes(scenes: list[Scene], predictions: list[Prediction]) -> FieldScores:
+    """Score a method's predictions of some scenes together.
+
+    Parameters
+    ----------
+    scenes : list of Scene
+        The truth.
+    predictions : list of Prediction
+        One per scene.
+    """
+    detection = [
+        detect_scores(s.catalog, p.catalog, s.image.shape)
+        for s, p in zip(scenes, predictions, strict=True)
+    ]
+    curves = [
+        blended_curve(s.catalog, p.catalog, p.labels)
+        for s, p in zip(scenes, predictions, strict=True)
+    ]
+    truth = np.stack([s.classes for s in scenes])
+    p_galaxy = np.stack([p.p_galaxy for p in predictions])
+    values = {"iou_galaxy": iou(p_galaxy > 0.5, truth > 0)}
+    if all(p.p_blend is not None for p in predictions):
+        p_blend = np.stack([p.p_blend for p in predictions if p.p_blend is not None])
+        values["iou_blend"] = iou(p_blend > 0.5, truth == 2)
+        for name, p, t in (("galaxy", p_galaxy, truth > 0), ("blend", p_blend, truth == 2)):
+            active = active_pixels(p, t)
+            values[f"ece_{name}_all"] = reliability(p, t).ece
+            values[f"ece_{name}_active"] = reliability(p[active], t[active]).ece
+            values[f"brier_{name}_active"] = brier_score(p[active], t[active])
+    return FieldScores(detection=_total(detection), blended=_total(curves), values=values)
+
+
+def _total(parts: list[Any]) -> Any:
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total
+
+
+def sample_diversity(result: Segmentation) -> float:
+    """Share of the active pixels in which two samples differ, on average."""
+    active = result.p_galaxy > 0.01
+    if not active.any() or len(result.samples) < 2:
+        return 0.0
+    drawn = result.samples[:, active]
+    return float(np.mean([(a != b).mean() for a, b in zip(drawn[1:], drawn[:-1], strict=True)]))
+
+
+def no_overlap_share(
+    galaxies: Galaxies,
+    *,
+    n_stamps: int,
+    n_samples: int,
+    seed: int,
+    model: str | Path,
+    size: int = 128,
+    mag_range: tuple[float, float] = (18.5, 26.0),
+) -> dict[str, float]:
+    """Share of the samples without a single blended pixel, where nothing overlaps.
+
+    Parameters
+    ----------
+    galaxies : Galaxies
+        Held-out ones.
+    n_stamps : int
+        How many stamps of empty sky, and of one isolated galaxy each.
+    n_samples : int
+        Posterior samples per stamp.
+    seed : int
+        Seeds stamps and samples.
+    model : str or Path
+        Weights.
+    size : int
+        Side of a stamp, pixels.
+    mag_range : tuple of float
+        Of the isolated galaxies, number counts as on the sky.
+
+    Returns
+    -------
+    dict of float
+        ``empty`` and ``isolated``.
+    """
+    survey = galaxies.survey
+    shares = {}
+    for kind in ("empty", "isolated"):
+        clear = []
+        for k in range(n_stamps):
+            generator = np.random.default_rng([seed, k, len(kind)])
+            sources = []
+            if kind == "isolated":
+                low, high = (10 ** (0.3 * m) for m in mag_range)
+                mag = float(np.log10(generator.uniform(low, high)) / 0.3)
+                index = galaxies.choose(mag, generator=generator)
+                stamp = galaxies.draw(index, mag, generator=generator)
+                sources = [place(stamp, np.array([size / 2, size / 2]))]
+            scene = make_scene(sources, survey, (size, size), generator=generator)
+            result = segment(
+                scene.image, rms=scene.rms, n_samples=n_samples, seed=seed + k, model=model,
+                background="none",
+            )  # fmt: skip
+            clear.append(1 - (result.samples == 2).any(axis=(1, 2)).mean())
+        shares[kind] = float(np.mean(clear))
+    return shares
+
+
+def evaluate_field(
+    galaxies: Galaxies,
+    config: FieldConfig,
+    directory: Path,
+    *,
+    n_fields: int,
+    n_samples: int,
+    seed: int,
+    model: str | Path,
+    n_stamps: int = 100,
+    command: str = "",
+    progress: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Emulate fields of held-out galaxies, segment them, and write what came out.
+
+    Parameters
+    ----------
+    galaxies : Galaxies
+        The test split.
+    config : FieldConfig
+        What the fields are like.
+    directory : Path
+        Gets ``results.json``, ``results.md`` and figures.
+    n_fields : int
+        How many.
+    n_samples : int
+        Posterior samples.
+    seed : int
+        Seeds fields and samples.
+    model : str or Path
+        Weights.
+    n_stamps : int
+        Empty and isolated stamps for :func:`no_overlap_share`.
+    command : str
+        The command line, to be repeated in the results.
+    progress : callable, optional
+        Told what is done.
+
+    Returns
+    -------
+    dict
+        What ``results.json`` holds.
+    """
+    tell = progress or (lambda _: None)
+    scenes, ours, sep_says, diversity = [], [], [], []
+    seconds = {"ours": 0.0, "sep": 0.0}
+    for k in range(n_fields):
+        scene = draw_field(galaxies, config, generator=np.random.default_rng([seed, k]))
+        scenes.append(scene)
+        began = time.perf_counter()
+        result = segment(scene.image, rms=scene.rms, n_samples=n_samples, seed=seed, model=model)
+        seconds["ours"] += time.perf_counter() - began
+        ours.append(
+            Prediction(
+                catalog=result.catalog,
+                labels=result.labels,
+                p_galaxy=result.p_galaxy,
+                p_blend=result.p_blend,
+            )
+        )
+        diversity.append(sample_diversity(result))
+        began = time.perf_counter()
+        catalog, labels = run_sep(scene.image, scene.rms)
+        seconds["sep"] += time.perf_counter() - began
+        sep_says.append(
+            Prediction(catalog=catalog, labels=labels, p_galaxy=(labels > 0).astype(float))
+        )
+        if k == 0:
+            directory.mkdir(parents=True, exist_ok=True)
+            result.plot().savefig(directory / "quicklook.png", dpi=80)
+        tell(f"field {k + 1} of {n_fields}")
+    scores = {"ours": score_scenes(scenes, ours), "sep": score_scenes(scenes, sep_says)}
+    tell("empty and isolated stamps")
+    clear = no_overlap_share(
+        galaxies, n_stamps=n_stamps, n_samples=n_samples, seed=seed, model=model
+    )
+    n_pixels = n_fields * config.size**2
+    results = {
+        "command": command,
+        "model": result.meta["model"],
+        "weights_hash": result.meta["weights_hash"],
+        "version": result.meta["version"],
+        "survey": galaxies.survey.name,
+        "seed": seed,
+        "n_fields": n_fields,
+        "size": config.size,
+        "density": config.density,
+        "n_samples": n_samples,
+        "methods": {name: score.as_dict() for name, score in scores.items()},
+        "sample_diversity": float(np.mean(diversity)),
+        "no_overlap_share": clear,
+        "megapixels_per_second": {k: n_pixels / 1e6 / s for k, s in seconds.items()},
+    }
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    (directory / "results.md").write_text(results_table(results))
+    _figure(scenes, ours, scores).savefig(directory / "calibration.png", dpi=100)
+    return results
+
+
+def completeness_at(score: dict[str, Any], purity: float, *, strict: bool) -> float:
+    """Best completeness of the blended flag at a purity, from ``results.json``."""
+    flag = score["blended_flag"]
+    prefix = "strict_" if strict else ""
+    pairs = zip(flag[prefix + "completeness"], flag[prefix + "purity"], strict=True)
+    return max((c for c, p in pairs if p is not None and p >= purity), default=0.0)
+
+
+def results_table(results: dict[str, Any]) -> str:
+    """The numbers of ``results.json`` as a Markdown table."""
+    ours, sep_says = results["methods"]["ours"], results["methods"]["sep"]
+    rows = [
+        ("completeness, all detectable", "completeness"),
+        ("completeness, blended", "completeness_blended"),
+        ("purity of the objects", "purity"),
+        ("IoU of the galaxy class", "iou_galaxy"),
+        ("IoU of the blend class", "iou_blend"),
+        ("ECE of P_GALAXY, active pixels", "ece_galaxy_active"),
+        ("ECE of P_BLEND, active pixels", "ece_blend_active"),
+        ("Brier score of P_BLEND, active pixels", "brier_blend_active"),
+    ]
+    lines = [
+        f"`{results['command']}`",
+        "",
+        f"Model `{results['model']}` ({results['weights_hash']}), probablend "
+        f"{results['version']}, {results['n_fields']} fields of {results['size']}² pixels, "
+        f"`{results['survey']}`, {results['density']:g} galaxies per arcmin², "
+        f"{results['n_samples']} samples, seed {results['seed']}.",
+        "",
+        "| | probablend | sep |",
+        "|---|---|---|",
+    ]
+    for text, key in rows:
+        cells = [f"{s[key]:.3f}" if key in s else "–" for s in (ours, sep_says)]
+        lines.append(f"| {text} | {cells[0]} | {cells[1]} |")
+    for strict in (False, True):
+        what = "one to one" if strict else "announced"
+        for purity in (0.65, 0.85):
+            cells = [f"{completeness_at(s, purity, strict=strict):.3f}" for s in (ours, sep_says)]
+            lines.append(
+                f"| blended galaxies flagged ({what}), purity ≥ {purity:.2f} "
+                f"| {cells[0]} | {cells[1]} |"
+            )
+    share, speed = results["no_overlap_share"], results["megapixels_per_second"]
+    lines += [
+        f"| samples without overlap, empty stamps | {share['empty']:.3f} | – |",
+        f"| samples without overlap, isolated galaxies | {share['isolated']:.3f} | – |",
+        f"| active pixels in which two samples differ | {results['sample_diversity']:.3f} | – |",
+        f"| Mpx/s, same run | {speed['ours']:.2f} | {speed['sep']:.2f} |",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _figure(scenes: list[Scene], ours: list[Prediction], scores: dict[str, FieldScores]) -> Figure:
+    from probablend.plot import plot_completeness_purity, plot_reliability
+
+    truth = np.stack([s.classes for s in scenes])
+    figure = Figure(figsize=(14, 4.6), layout="constrained")
+    axes = figure.subplots(1, 3)
+    p_galaxy = np.stack([p.p_galaxy for p in ours])
+    p_blend = np.stack([p.p_blend for p in ours if p.p_blend is not None])
+    for ax, name, p, t in (
+        (axes[0], "P_GALAXY", p_galaxy, truth > 0),
+        (axes[1], "P_BLEND", p_blend, truth == 2),
+    ):
+        active = active_pixels(p, t)
+        curve = reliability(p[active], t[active])
+        plot_reliability(curve.predicted, curve.observed, ax).set_title(
+            f"{name}, active pixels: ECE {curve.ece:.3f}"
+        )
+    for name, score in scores.items():
+        plot_completeness_purity(
+            score.blended.completeness, score.blended.purity, axes[2], label=name
+        )
+    axes[2].set_title("blended galaxies announced")
+    return figure

@@ -1,0 +1,280 @@
+"""Reading images and preparing them: from a file to image / noise, with what is missing marked.
+
+FITS is read as astropy reads it (compressed, scaled, any byte order); PNG and JPEG are
+greyscale for show.
+"""
+
+import logging
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import sep
+from astropy.io import fits
+from astropy.stats import sigma_clipped_stats
+from astropy.utils.exceptions import AstropyWarning
+from astropy.wcs import WCS, FITSFixedWarning
+
+__all__ = ["ImageData", "PreparedImage", "prepare_image", "read_image", "read_rms"]
+
+log = logging.getLogger(__name__)
+
+_PICTURES = (".png", ".jpg", ".jpeg")
+# Boxes of the background mesh; smaller images get one constant.
+_BOX = 128
+# A background is taken out when it is larger than this many times the noise: crowded fields
+# with a subtracted sky come out a tenth too high from any estimator.
+_BACKGROUND_TOLERANCE = 0.3
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageData:
+    """An image as it was read.
+
+    Parameters
+    ----------
+    data : ndarray, shape (y, x), float32
+        Pixels, file units; NaN where the file has none.
+    wcs : WCS or None
+        Celestial coordinates, if the file has them.
+    name : str
+        Where it comes from.
+    """
+
+    data: np.ndarray
+    wcs: WCS | None = None
+    name: str = "array"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedImage:
+    """An image in units of its noise.
+
+    Parameters
+    ----------
+    signal : ndarray, shape (y, x), float32
+        (image − background) / rms; 0 where masked.
+    rms : ndarray or float
+        Noise per pixel, file units.
+    mask : ndarray of bool, shape (y, x)
+        True = do not use.
+    background : float
+        Median of what was subtracted, file units; 0 if nothing was.
+    """
+
+    signal: np.ndarray
+    rms: np.ndarray | float
+    mask: np.ndarray = field(repr=False)
+    background: float = 0.0
+
+
+def read_image(path: Path | str, *, ext: int | str | None = None) -> ImageData:
+    """Read a 2-D image.
+
+    Parameters
+    ----------
+    path : Path or str
+        ``.fits``, ``.fits.gz``, ``.fits.fz``, ``.png`` or ``.jpg``.
+    ext : int or str, optional
+        FITS extension; the first with a 2-D image if not given.
+
+    Returns
+    -------
+    ImageData
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is not an image, not two-dimensional, truncated or without the extension.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"image file {path} does not exist")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; an image file is wanted")
+    if path.suffix.lower() in _PICTURES:
+        return _read_picture(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", AstropyWarning)
+            # A short file is a warning to astropy; to us it is an image with a hole.
+            warnings.filterwarnings("error", message=".*truncated.*")
+            with fits.open(path, memmap=False) as hdus:
+                hdu = _find_hdu(hdus, ext, path)
+                data = np.asarray(hdu.data)
+                header = hdu.header
+                wcs = _celestial(header)
+    except (ValueError, FileNotFoundError):
+        raise
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as FITS: {_one_line(error)}") from error
+    return ImageData(data=_as_plane(data, str(path)), wcs=wcs, name=str(path))
+
+
+def _one_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return text[0] if text else type(error).__name__
+
+
+def _find_hdu(hdus: fits.HDUList, ext: int | str | None, path: Path) -> fits.ImageHDU:
+    images = (fits.PrimaryHDU, fits.ImageHDU, fits.CompImageHDU)
+    if ext is not None:
+        key: int | str = int(ext) if str(ext).lstrip("-").isdigit() else ext
+        try:
+            hdu = hdus[key]
+        except (KeyError, IndexError):
+            names = [f"{k}:{h.name or '-'}" for k, h in enumerate(hdus)]
+            raise ValueError(f"{path} has no extension {ext}; it has {', '.join(names)}") from None
+        if not isinstance(hdu, images) or hdu.data is None:
+            raise ValueError(f"extension {ext} of {path} holds no image")
+        return hdu
+    for hdu in hdus:
+        if isinstance(hdu, images) and hdu.header.get("NAXIS", 0) >= 1 and hdu.data is not None:
+            return hdu
+    raise ValueError(f"{path} holds no image in any extension")
+
+
+def _as_plane(data: np.ndarray, name: str) -> np.ndarray:
+    if data.dtype.kind not in "iufb":
+        raise ValueError(f"{name} holds {data.dtype} pixels; numbers are wanted")
+    if data.ndim == 3 and data.shape[0] == 1:
+        data = data[0]
+    if data.ndim != 2:
+        raise ValueError(
+            f"{name} holds {data.ndim}-dimensional data of shape {data.shape}; "
+            "a 2-D image (y, x) is wanted"
+        )
+    if min(data.shape) < 1:
+        raise ValueError(f"{name} holds an empty image of shape {data.shape}")
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.ascontiguousarray(data, dtype=np.float32)
+
+
+def _celestial(header: fits.Header) -> WCS | None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FITSFixedWarning)
+        try:
+            wcs = WCS(header, naxis=2)
+        except Exception as error:
+            log.warning("the header's world coordinates cannot be used: %s", _one_line(error))
+            return None
+    return wcs if wcs.has_celestial else None
+
+
+def _read_picture(path: Path) -> ImageData:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as picture:
+            data = np.asarray(picture.convert("F"), dtype=np.float32)
+    except (UnidentifiedImageError, OSError) as error:
+        raise ValueError(f"{path} cannot be read as a picture: {_one_line(error)}") from error
+    return ImageData(data=_as_plane(data, str(path)), name=str(path))
+
+
+def read_rms(text: str, *, ext: int | str | None = None) -> float | np.ndarray:
+    """Noise per pixel from the command line: a number or a FITS file."""
+    try:
+        return float(text)
+    except ValueError:
+        return read_image(text, ext=ext).data
+
+
+def prepare_image(
+    image: np.ndarray,
+    *,
+    rms: float | np.ndarray | None = None,
+    mask: np.ndarray | None = None,
+    background: str = "auto",
+) -> PreparedImage:
+    """Subtract the background if there is one, divide by the noise, mark what is missing.
+
+    Parameters
+    ----------
+    image : ndarray, shape (y, x)
+        Pixels, any unit.
+    rms : float or ndarray, optional
+        Noise per pixel, same unit; estimated if not given. Pixels of a map that are not
+        positive and finite are masked: zero means missing.
+    mask : ndarray of bool, optional
+        True = do not use. Pixels that are not finite are masked anyway.
+    background : {"auto", "subtract", "none"}
+        ``"auto"`` subtracts only what exceeds 0.3 of the noise.
+
+    Returns
+    -------
+    PreparedImage
+
+    Raises
+    ------
+    ValueError
+        If nothing is left to work on, the image is constant, the noise is not positive, or
+        shapes differ.
+    """
+    image = _as_plane(np.asarray(image), "image")
+    if background not in ("auto", "subtract", "none"):
+        raise ValueError(f"background must be auto, subtract or none; got {background!r}")
+    bad = ~np.isfinite(image)
+    if mask is not None:
+        mask = np.asarray(mask)
+        if mask.shape != image.shape:
+            raise ValueError(f"mask must have the image's shape {image.shape}; got {mask.shape}")
+        bad |= mask.astype(bool)
+    noise = None if rms is None else _check_rms(rms, image.shape)
+    if isinstance(noise, np.ndarray):
+        bad |= ~(np.isfinite(noise) & (noise > 0))
+    if bad.all():
+        raise ValueError("image has no usable pixel: all are NaN, masked or without noise")
+    good = image[~bad]
+    if good.min() == good.max():
+        raise ValueError(f"image is constant ({good[0]:g}): there is nothing to segment")
+
+    clean = np.where(bad, np.median(good), image).astype(np.float32)
+    level, spread = _estimate(clean, bad)
+    if noise is None:
+        noise = spread
+        if not (np.isfinite(noise) and noise > 0):
+            raise ValueError("the noise cannot be estimated: give it with rms")
+        log.info("estimated noise per pixel: %.4g", noise)
+    # Half the field may be deeper: compare with the typical noise.
+    typical = float(np.median(noise[~bad])) if isinstance(noise, np.ndarray) else noise
+    excess = max(abs(float(np.median(level))), float(np.std(level)))
+    subtract = background == "subtract" or (
+        background == "auto" and excess > _BACKGROUND_TOLERANCE * typical
+    )
+    if subtract:
+        log.info("subtracted a background of median %.4g", float(np.median(level)))
+    divisor = np.where(bad, 1, noise) if isinstance(noise, np.ndarray) else noise
+    signal = (clean - level if subtract else clean) / divisor
+    signal[bad] = 0
+    return PreparedImage(
+        signal=signal.astype(np.float32),
+        rms=noise,
+        mask=bad,
+        background=float(np.median(level)) if subtract else 0.0,
+    )
+
+
+def _check_rms(rms: float | np.ndarray, shape: tuple[int, ...]) -> float | np.ndarray:
+    values = np.asarray(rms, dtype=np.float32)
+    if values.ndim == 0:
+        if not (np.isfinite(values) and values > 0):
+            raise ValueError(f"rms must be positive; got {float(values):g}")
+        return float(values)
+    if values.shape != shape:
+        raise ValueError(f"rms must have the image's shape {shape}; got {values.shape}")
+    if not (values > 0).any():
+        raise ValueError("rms must be positive; the map has no positive pixel")
+    return values
+
+
+def _estimate(image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray | float, float]:
+    """Background (map or constant) and noise, from SExtractor's estimator."""
+    if min(image.shape) < 2 * _BOX:
+        _, median, spread = sigma_clipped_stats(image, mask=mask, sigma=3, maxiters=10)
+        return float(median), float(spread)
+    mesh = sep.Background(image, mask=mask, bw=_BOX, bh=_BOX, fw=3, fh=3)
+    return mesh.back(), float(mesh.globalrms)

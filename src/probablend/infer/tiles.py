@@ -1,0 +1,77 @@
+"""Cover a large image with overlapping tiles.
+
+A tile is read with a halo as wide as the network's reach and answers for its core only:
+every pixel of the image is in one core, and its answer is what the whole image would give.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+__all__ = ["Tile", "cover"]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One tile.
+
+    Parameters
+    ----------
+    core : tuple of slice
+        Pixels of the image that the tile answers for, (y, x).
+    outer : tuple of slice
+        Pixels that it reads.
+    """
+
+    core: tuple[slice, slice]
+    outer: tuple[slice, slice]
+
+    @property
+    def origin_yx(self) -> tuple[int, int]:
+        """First pixel that is read."""
+        return self.outer[0].start, self.outer[1].start
+
+    @property
+    def inner(self) -> tuple[slice, slice]:
+        """The core, counted from the first pixel that is read."""
+        return (
+            slice(
+                self.core[0].start - self.outer[0].start, self.core[0].stop - self.outer[0].start
+            ),
+            slice(
+                self.core[1].start - self.outer[1].start, self.core[1].stop - self.outer[1].start
+            ),
+        )
+
+
+def cover(shape_yx: tuple[int, int], *, core: int, halo: int, stride: int) -> Iterator[Tile]:
+    """Tiles that cover an image.
+
+    Parameters
+    ----------
+    shape_yx : tuple of int
+        Shape of the image.
+    core : int
+        Side of a core, pixels; rounded up to the stride.
+    halo : int
+        Width of the margin, pixels; rounded up to the stride.
+    stride : int
+        Every tile starts at a multiple of it.
+
+    Yields
+    ------
+    Tile
+        Row by row.
+    """
+    core = max(1, -(-core // stride)) * stride
+    halo = -(-halo // stride) * stride
+
+    def along(n: int) -> list[tuple[slice, slice]]:
+        starts = range(0, n, core)
+        return [
+            (slice(s, min(s + core, n)), slice(max(0, s - halo), min(s + core + halo, n)))
+            for s in starts
+        ]
+
+    for core_y, outer_y in along(shape_yx[0]):
+        for core_x, outer_x in along(shape_yx[1]):
+            yield Tile((core_y, core_x), (outer_y, outer_x))

@@ -1,0 +1,122 @@
+"""What every segmentation network answers with: a distribution over class maps."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Self
+
+import torch
+from torch import Tensor, nn
+
+from probablend.models.fields import gaussian_field
+
+if TYPE_CHECKING:
+    from probablend.models.unet import UNetConfig
+
+__all__ = ["SegmentationDistribution", "SegmentationNetwork"]
+
+# Streams of the random fields of one sample.
+LATENT_STREAM, PIXEL_STREAM = 0, 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentationDistribution(ABC):
+    """Distribution over the class maps of a batch of images.
+
+    A class map is drawn in two steps: what the network's latent says, then the class of each
+    pixel from its own probabilities with a correlated uniform field (a Gaussian copula).
+    Drawing pixels independently would give speckle and the most probable class would lose
+    rare classes; this keeps every pixel's probabilities exactly, and neighbours together.
+
+    Parameters
+    ----------
+    shape_yx : tuple of int
+        Shape of the image.
+    stride : int
+        Tiles of a larger image start at multiples of it, pixels.
+    correlation : int
+        Lattice spacing of the field that draws pixel classes, pixels.
+    origin_yx : tuple of int
+        Position of the first pixel in a larger image.
+    """
+
+    shape_yx: tuple[int, int]
+    stride: int
+    correlation: int
+    origin_yx: tuple[int, int] = (0, 0)
+
+    @abstractmethod
+    def sample_logits(self, sample: int, *, seed: int) -> Tensor:
+        """Class logits of draw number ``sample``: (batch, class, y, x)."""
+
+    def at(self, origin_yx: tuple[int, int]) -> Self:
+        """The same, for an image that is a tile of a larger one."""
+        if any(o % self.stride for o in origin_yx):
+            raise ValueError(f"a tile must start at a multiple of {self.stride} pixels")
+        return replace(self, origin_yx=origin_yx)
+
+    def draws(self, n: int, *, seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Class probabilities of a draw and a class map drawn from them, n times.
+
+        Parameters
+        ----------
+        n : int
+            How many.
+        seed : int
+            The same seed gives the same draws; draw k does not depend on n.
+
+        Yields
+        ------
+        probabilities : Tensor, shape (batch, class, y, x)
+        classes : Tensor of uint8, shape (batch, y, x)
+        """
+        if n < 1:
+            raise ValueError(f"the number of samples must be at least 1; got {n}")
+        for sample in range(n):
+            probabilities = self.sample_logits(sample, seed=seed).softmax(dim=1)
+            yield probabilities, self._draw_classes(probabilities, sample, seed)
+
+    def _draw_classes(self, probabilities: Tensor, sample: int, seed: int) -> Tensor:
+        fields = [
+            gaussian_field(
+                (seed, sample, PIXEL_STREAM, b), self.shape_yx, self.origin_yx, self.correlation
+            )
+            for b in range(len(probabilities))
+        ]
+        uniform = torch.special.ndtr(torch.stack(fields)).to(probabilities)
+        # Classes are ordered: where the field is high, footprints grow.
+        cumulative = probabilities.cumsum(dim=1)[:, :-1]  # (batch, class - 1, y, x)
+        return (uniform[:, None] > cumulative).sum(dim=1, dtype=torch.uint8)
+
+    def sample(self, n: int, *, seed: int = 0) -> Tensor:
+        """Class maps, uint8, shape (sample, batch, y, x)."""
+        return torch.stack([classes for _, classes in self.draws(n, seed=seed)])
+
+    def class_probabilities(self, n: int, *, seed: int = 0) -> Tensor:
+        """Class probabilities of each of n draws: (sample, batch, class, y, x)."""
+        return torch.stack([p for p, _ in self.draws(n, seed=seed)])
+
+    def mean(self, n: int = 16, *, seed: int = 0) -> Tensor:
+        """Marginal class probabilities over n draws: (batch, class, y, x)."""
+        return self.class_probabilities(n, seed=seed).mean(dim=0)
+
+
+class SegmentationNetwork(nn.Module, ABC):
+    """A network that can be trained by ``probablend train`` and used by ``segment``."""
+
+    config: "UNetConfig"
+
+    @property
+    @abstractmethod
+    def halo(self) -> int:
+        """Pixels around a tile that its answer depends on."""
+
+    @abstractmethod
+    def forward(self, image: Tensor, *, sliding: bool | None = None) -> SegmentationDistribution:
+        """Distribution over the class maps of images (batch, band, y, x), in units of noise."""
+
+    @abstractmethod
+    def training_loss(
+        self, image: Tensor, classes: Tensor, *, generator: torch.Generator, beta: float
+    ) -> dict[str, Tensor]:
+        """Loss and its terms, nats per image, for images and their true classes."""

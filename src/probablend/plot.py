@@ -1,0 +1,178 @@
+"""Figures: each function draws what it is given on an Axes and returns it.
+
+Colours are safe for colour-blind eyes and readable in grey: sky is dark, one galaxy blue,
+blends orange.
+"""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from probablend.infer.segment import Segmentation
+
+__all__ = [
+    "plot_class_probabilities",
+    "plot_classes",
+    "plot_image",
+    "plot_probability",
+    "quicklook",
+]
+
+CLASS_COLORS = ("#101820", "#4c9be8", "#ff8c1a")  # sky, one, blend
+_MAX_SIDE = 1200  # pixels of a panel; a larger image is thinned
+
+
+def plot_image(image: np.ndarray, ax: Axes) -> Axes:
+    """Image in units of its noise, arcsinh stretch, white on black.
+
+    Parameters
+    ----------
+    image : ndarray, shape (y, x)
+        In units of the noise.
+    ax : Axes
+        Where to draw.
+    """
+    stretched = np.arcsinh(image)
+    high = max(float(np.nanpercentile(stretched, 99.7)), 3.0)
+    ax.imshow(stretched, cmap="gray", vmin=-1.0, vmax=high, origin="lower", interpolation="none")
+    return _bare(ax)
+
+
+def plot_classes(classes: np.ndarray, ax: Axes) -> Axes:
+    """Class map: sky, one galaxy, blend.
+
+    Parameters
+    ----------
+    classes : ndarray of int, shape (y, x)
+        0, 1, 2.
+    ax : Axes
+        Where to draw.
+    """
+    colors = ListedColormap(CLASS_COLORS)
+    ax.imshow(classes, cmap=colors, vmin=-0.5, vmax=2.5, origin="lower", interpolation="none")
+    return _bare(ax)
+
+
+def plot_class_probabilities(p_galaxy: np.ndarray, p_blend: np.ndarray, ax: Axes) -> Axes:
+    """Class colours mixed in proportion to their probabilities.
+
+    Parameters
+    ----------
+    p_galaxy, p_blend : ndarray, shape (y, x)
+        Probabilities of at least one and at least two galaxies; NaN is drawn grey.
+    ax : Axes
+        Where to draw.
+    """
+    basis = np.array([[int(c[k : k + 2], 16) / 255 for k in (1, 3, 5)] for c in CLASS_COLORS])
+    weights = np.stack([1 - p_galaxy, p_galaxy - p_blend, p_blend], axis=-1)
+    rgb = np.where(np.isfinite(weights).all(axis=-1, keepdims=True), weights @ basis, 0.5)
+    ax.imshow(np.clip(rgb, 0, 1), origin="lower", interpolation="none")
+    return _bare(ax)
+
+
+def plot_probability(values: np.ndarray, ax: Axes, *, vmax: float = 1.0) -> Axes:
+    """Map of a probability or an entropy, with its colour bar.
+
+    Parameters
+    ----------
+    values : ndarray, shape (y, x)
+        Not negative; NaN is left grey.
+    ax : Axes
+        Where to draw.
+    vmax : float
+        Top of the scale.
+    """
+    ax.set_facecolor("0.5")
+    shown = ax.imshow(values, cmap="magma", vmin=0, vmax=vmax, origin="lower",
+                      interpolation="none")  # fmt: skip
+    assert ax.figure is not None
+    ax.figure.colorbar(shown, ax=ax, fraction=0.046, pad=0.02)
+    return _bare(ax)
+
+
+def _bare(ax: Axes) -> Axes:
+    ax.set_xticks([])
+    ax.set_yticks([])
+    return ax
+
+
+def quicklook(result: "Segmentation") -> Figure:
+    """Image, mean class probabilities, P_BLEND and entropy above four samples.
+
+    Parameters
+    ----------
+    result : Segmentation
+        What :func:`probablend.segment` returned.
+
+    Returns
+    -------
+    Figure
+        Not shown; save it or display it.
+    """
+    step = -(-max(result.signal.shape) // _MAX_SIDE)
+    thin = (slice(None, None, step), slice(None, None, step))
+    n_y, n_x = result.signal[thin].shape
+    height = min(max(4.2 * n_y / n_x, 1.6), 9.0)
+    figure = Figure(figsize=(17, 2 * height + 0.8), layout="constrained")
+    axes = figure.subplots(2, 4)
+    top, bottom = axes
+    image = np.where(result.mask, np.nan, result.signal)[thin]
+    plot_image(image, top[0]).set_title("image / noise (arcsinh)")
+    plot_class_probabilities(result.p_galaxy[thin], result.p_blend[thin], top[1]).set_title(
+        "mean class: sky, one, blend"
+    )
+    plot_probability(result.p_blend[thin], top[2]).set_title("P_BLEND")
+    plot_probability(result.entropy[thin], top[3], vmax=float(np.log(3))).set_title(
+        "entropy of the class (nats)"
+    )
+    for k, ax in enumerate(bottom):
+        if k < len(result.samples):
+            plot_classes(result.samples[k][thin], ax).set_title(f"sample {k + 1}")
+        else:
+            ax.set_axis_off()
+    n_blended = int((result.catalog["p_blend"] > 0.5).sum())
+    figure.suptitle(
+        f"{result.meta.get('input', '')}   {len(result.catalog)} objects, "
+        f"{n_blended} with p_blend > 0.5   (model {result.meta.get('model', '')})"
+    )
+    return figure
+
+
+def plot_reliability(predicted: np.ndarray, observed: np.ndarray, ax: Axes) -> Axes:
+    """Reliability diagram: observed frequency against predicted probability.
+
+    Parameters
+    ----------
+    predicted, observed : ndarray, shape (bin,)
+        Means per bin.
+    ax : Axes
+        Where to draw.
+    """
+    ax.plot([0, 1], [0, 1], color="0.6", lw=1, ls="--")
+    ax.plot(predicted, observed, "o-", color=CLASS_COLORS[1])
+    ax.set(xlabel="predicted probability", ylabel="observed frequency", xlim=(0, 1), ylim=(0, 1))
+    return ax
+
+
+def plot_completeness_purity(
+    completeness: np.ndarray, purity: np.ndarray, ax: Axes, *, label: str
+) -> Axes:
+    """Completeness against purity as the threshold rises.
+
+    Parameters
+    ----------
+    completeness, purity : ndarray, shape (threshold,)
+        NaN where undefined.
+    ax : Axes
+        Where to draw.
+    label : str
+        Name of the method.
+    """
+    ax.plot(purity, completeness, "o-", label=label)
+    ax.set(xlabel="purity", ylabel="completeness", xlim=(0, 1), ylim=(0, 1))
+    ax.legend()
+    return ax
