@@ -106,7 +106,7 @@ def train(
     )
     log.info("bank of %d galaxies and stars", len(bank.table))
     n_scenes = config.optimizer.n_steps * config.optimizer.batch_size
-    scenes = SceneDataset(bank, config.scenes, seed=config.seed, n_scenes=n_scenes)
+    scenes = SceneDataset(bank, config.scenes, seed=config.seed, n_scenes=n_scenes, curriculum=True)
     validation = SceneDataset(
         held_out, config.scenes, seed=config.seed + 1, n_scenes=config.n_validation
     )

@@ -136,6 +136,8 @@ class FieldConfig:
         Share of the galaxies that are put near another one.
     companion_distance : float
         Largest distance of such a companion, arcsec; the distance is uniform below it.
+    counts_slope : float
+        Number counts of galaxies ∝ 10^(slope · mag); 0.3 on the sky.
     """
 
     size: int = 128
@@ -144,6 +146,7 @@ class FieldConfig:
     mag_range: tuple[float, float] = (18.5, 26.0)
     companion_fraction: float = 0.1
     companion_distance: float = 2.0
+    counts_slope: float = COUNTS_SLOPE
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -195,7 +198,7 @@ def draw_field(galaxies: Galaxies, config: FieldConfig, *, generator: np.random.
         centres[k] = centres[host] + radius * np.array([np.sin(angle), np.cos(angle)])
     mags = np.concatenate(
         [
-            _draw_mags(n_galaxies, COUNTS_SLOPE, config.mag_range, generator),
+            _draw_mags(n_galaxies, config.counts_slope, config.mag_range, generator),
             _draw_mags(n_stars, STAR_COUNTS_SLOPE, config.mag_range, generator),
         ]
     )

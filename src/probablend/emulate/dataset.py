@@ -11,8 +11,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from probablend.emulate.blend import FieldConfig, Scene, draw_field
+from probablend.emulate.blend import COUNTS_SLOPE, FieldConfig, Scene, draw_field
 from probablend.emulate.stamps import Galaxies
+
+# A crowded scene: more galaxies, most of them with a companion, bright ones as common as faint.
+_CROWDED_DENSITY = (100.0, 400.0)
+_CROWDED_COMPANIONS = (0.4, 0.8)
+_CROWDED_SLOPE = 0.15
 
 __all__ = ["SceneConfig", "SceneDataset"]
 
@@ -32,6 +37,12 @@ class SceneConfig:
     sparse_fraction : float
         Share of scenes with a hundredth of the density: mostly isolated galaxies and empty
         sky, from which the model learns that there may be no overlap.
+    crowded_share : float
+        Share of crowded scenes when training starts; it falls linearly to zero. Blends are a
+        hundredth of the pixels of a real field: a network that sees them often at first
+        learns what they look like, and from real fields, later, how rare they are.
+    crowded_until : float
+        Part of the training after which no scene is crowded.
     star_density : float
         Stars per arcmin².
     mag_range : tuple of float
@@ -42,6 +53,8 @@ class SceneConfig:
     density_range: tuple[float, float] = (80.0, 300.0)
     companion_range: tuple[float, float] = (0.0, 0.3)
     sparse_fraction: float = 0.1
+    crowded_share: float = 1.0
+    crowded_until: float = 0.6
     star_density: float = 5.0
     mag_range: tuple[float, float] = (18.5, 26.0)
 
@@ -59,11 +72,20 @@ class SceneDataset(Dataset[tuple[Tensor, Tensor]]):
         Seeds every scene together with its index.
     n_scenes : int
         Length of the dataset.
+    curriculum : bool
+        Whether the first scenes are crowded.
     """
 
     def __init__(
-        self, galaxies: Galaxies, config: SceneConfig, *, seed: int, n_scenes: int
+        self,
+        galaxies: Galaxies,
+        config: SceneConfig,
+        *,
+        seed: int,
+        n_scenes: int,
+        curriculum: bool = False,
     ) -> None:
+        self.curriculum = curriculum
         self.galaxies = galaxies
         self.config = config
         self.seed = seed
@@ -76,16 +98,21 @@ class SceneDataset(Dataset[tuple[Tensor, Tensor]]):
         """Scene ``index`` with its whole truth."""
         config = self.config
         generator = np.random.default_rng([self.seed, index])
-        low, high = np.log(config.density_range)
-        density = float(np.exp(generator.uniform(low, high)))
-        if generator.uniform() < config.sparse_fraction:
+        progress = index / self.n_scenes / max(config.crowded_until, 1e-9)
+        crowded = self.curriculum and generator.uniform() < config.crowded_share * (1 - progress)
+        low, high = _CROWDED_DENSITY if crowded else config.density_range
+        density = float(np.exp(generator.uniform(np.log(low), np.log(high))))
+        if not crowded and generator.uniform() < config.sparse_fraction:
             density /= 100
         field = FieldConfig(
             size=config.size,
             density=density,
             star_density=config.star_density,
             mag_range=config.mag_range,
-            companion_fraction=float(generator.uniform(*config.companion_range)),
+            companion_fraction=float(
+                generator.uniform(*(_CROWDED_COMPANIONS if crowded else config.companion_range))
+            ),
+            counts_slope=_CROWDED_SLOPE if crowded else COUNTS_SLOPE,
         )
         return draw_field(self.galaxies, field, generator=generator)
 
