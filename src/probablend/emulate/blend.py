@@ -79,8 +79,8 @@ class Scene:
     n_footprints : ndarray of int, shape (y, x)
         How many footprints cover each pixel.
     sources : list of Placed
-        Every galaxy and star with its centre or a footprint pixel in the image, in the order
-        of ``catalog``.
+        Every galaxy and star whose stamp reaches into the image, in the order of ``catalog``;
+        the centre may lie outside.
     """
 
     survey: Survey
@@ -181,8 +181,7 @@ def draw_field(galaxies: Galaxies, config: FieldConfig, *, generator: np.random.
     Returns
     -------
     Scene
-        The catalogue lists every source whose centre is in the image or that puts a
-        footprint pixel into it.
+        The catalogue lists every source whose stamp reaches into the image.
     """
     survey = galaxies.survey
     side = config.size + 2 * _MARGIN
@@ -300,7 +299,7 @@ def make_scene(
     Returns
     -------
     Scene
-        With those of ``sources`` that have their centre or a footprint pixel in the image.
+        With those of ``sources`` whose stamps reach into the image.
     """
     level = FOOTPRINT_THRESHOLD * survey.sky_rms
     noiseless = np.zeros(shape_yx, dtype=np.float32)
@@ -312,10 +311,8 @@ def make_scene(
         noiseless[where] += part
         if source.stamp.noise_rms:
             carried[where] += source.stamp.noise_rms**2 * (part != 0)
-        footprint = part > level
-        n_footprints[where] += footprint
-        inside = 0 <= round(source.y) < shape_yx[0] and 0 <= round(source.x) < shape_yx[1]
-        if inside or footprint.any():
+        n_footprints[where] += part > level
+        if part.size:
             kept.append(source)
     return Scene(
         survey=survey,

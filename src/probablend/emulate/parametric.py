@@ -6,12 +6,13 @@ star formation.
 
 The distributions:
 
-- half-light radius against magnitude, disc axis ratios, bulge axis ratios and bulge
-  fractions: Miller et al. 2013 (MNRAS 429, 2858, arXiv:1210.8201), appendix B, fitted to
-  HST data (their i-band magnitude stands for ours);
-- Sérsic index: log-normal with median 1.3 and scatter 0.65 in ln n between 0.5 and 4.5,
-  after the single-Sérsic fits to COSMOS F814W galaxies that come with GalSim's COSMOS
-  sample (Mandelbaum et al. 2014, ApJS 212, 5, arXiv:1308.4982).
+- size: log-normal, major-axis half-light radius 0.434″ at 23 mag, scatter 0.45 in the natural
+  logarithm, as measured on the Sérsic fits of COSMOS F814W galaxies that come with GalSim's
+  COSMOS sample (Mandelbaum et al. 2014, ApJS 212, 5, arXiv:1308.4982); slope −0.269 per
+  magnitude (Miller et al. 2013, MNRAS 429, 2858, arXiv:1210.8201, appendix B);
+- Sérsic index: log-normal, median 1.4, scatter 0.75 in ln n, between 0.5 and 4.5, from the
+  same fits; a tenth of the galaxies are bulge-dominated, n ≈ 4 (Miller et al.);
+- axis ratios of discs and of bulges, bulge fractions, bulge sizes: Miller et al. 2013.
 """
 
 import galsim
@@ -154,11 +155,11 @@ def _population(
     q = np.where(is_bulge, _bulge_axis_ratio(n, generator), _disc_axis_ratio(n, generator))
     angle = generator.uniform(0, np.pi, size=n)
     g = (1 - q) / (1 + q)
-    major = 1.678 * _disc_scale_length(mag, generator)
+    major = _half_light_radius(mag, generator)
     kind = np.where(is_bulge, "sersic", drawn)
     fraction = np.clip(np.abs(generator.normal(0, 0.1, size=n)), 0, 1)
-    spread = np.where(is_bulge, 0.2, 0.65) * generator.normal(size=n)
-    log_n = np.where(is_bulge, np.log(4.0), np.log(1.3)) + spread
+    spread = np.where(is_bulge, 0.2, 0.75) * generator.normal(size=n)
+    log_n = np.where(is_bulge, np.log(4.0), np.log(1.4)) + spread
     # Steps of a quarter: GalSim tabulates each Sérsic index it meets.
     sersic_n = np.clip(np.round(np.exp(log_n) * 4) / 4, 0.5, 4.5)
     circular = major * np.sqrt(q)
@@ -184,11 +185,10 @@ def _population(
     )
 
 
-def _disc_scale_length(mag: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Major-axis exponential scale length, arcsec (Miller et al. 2013, eq. B2 and text)."""
-    median = np.exp(-1.145 - 0.269 * (mag - 23.0))
-    # p(r) ∝ r exp(−(r/A)^(4/3)) with A = median / 0.833: (r/A)^(4/3) ~ Gamma(3/2).
-    return median / 0.833 * generator.gamma(1.5, size=len(mag)) ** 0.75
+def _half_light_radius(mag: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Major-axis half-light radius, arcsec."""
+    median = 0.434 * np.exp(-0.269 * (mag - 23.0))
+    return median * np.exp(0.45 * generator.normal(size=len(mag)))
 
 
 def _disc_axis_ratio(n: int, generator: np.random.Generator) -> np.ndarray:

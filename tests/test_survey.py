@@ -1,0 +1,77 @@
+import astropy.units as u
+import numpy as np
+import pytest
+from surveycodex.utilities import mag2counts, mean_sky_level
+
+from probablend.survey import available_surveys, get_survey
+
+
+@pytest.mark.parametrize("name", available_surveys())
+def test_every_survey_is_complete(name):
+    survey = get_survey(name)
+    assert survey.name == name
+    assert 0.02 < survey.scale < 0.5
+    assert 0.7 < survey.psf_fwhm_pixels < 8
+    assert 15 < survey.mag(5 * survey.sky_rms) < 35
+
+
+@pytest.mark.parametrize(
+    ("name", "codex"), [("euclid-vis", ("Euclid_VIS", "IE")), ("lsst-i", ("LSST", "i"))]
+)
+def test_counts_times_gain_are_the_electrons_of_surveycodex(name, codex):
+    survey = get_survey(name)
+    electrons = survey.flux(22.0) * survey.gain
+    assert electrons == pytest.approx(float(mag2counts(22.0, *codex).value), rel=1e-3)
+    sky = (survey.sky_rms * survey.gain) ** 2
+    assert sky == pytest.approx(float(mean_sky_level(*codex).value), rel=1e-6)
+
+
+def test_magnitude_and_flux_are_inverse():
+    survey = get_survey("candels-f160w")
+    assert survey.mag(survey.flux(23.4)) == pytest.approx(23.4)
+    assert survey.mag(1.0) == pytest.approx(25.96)
+    assert np.isnan(survey.mag(-1.0))
+
+
+@pytest.mark.parametrize(
+    ("alias", "name"), [("roman", "roman-f158"), ("des", "des-i"), ("EUCLID-VIS", "euclid-vis")]
+)
+def test_aliases(alias, name):
+    assert get_survey(alias).name == name
+
+
+def test_a_user_survey_is_read_from_toml(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        'name = "mine"\npixel_scale = 0.2\nzeropoint = 27\ngain = 1.5\nsky_rms = 0.05\n'
+        'psf_fwhm = 0.7\npsf_profile = "gaussian"\n'
+    )
+    survey = get_survey(path)
+    assert survey.pixel_scale == 0.2 * u.arcsec
+    assert survey.psf_fwhm_pixels == pytest.approx(3.5)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('name = "m"\n', "lacks"),
+        ("name =", "not valid TOML"),
+        ('name = "m"\npixel_scale = 0.2\nzeropoint = 27\ngain = 1\nsky_rms = 0\npsf_fwhm = 1\n',
+         "sky_rms must be positive"),
+        ('name = "m"\npixel_scale = "x"\nzeropoint = 27\ngain = 1\nsky_rms = 1\npsf_fwhm = 1\n',
+         "pixel_scale must be a number"),
+        ('name = "m"\nzeropiont = 27\n', "unknown keys"),
+    ],
+)  # fmt: skip
+def test_a_bad_survey_file_is_refused_in_words(tmp_path, text, said):
+    path = tmp_path / "bad.toml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=said):
+        get_survey(path)
+
+
+def test_an_unknown_survey_is_refused():
+    with pytest.raises(ValueError, match="unknown survey 'euclid-nir'; known: candels"):
+        get_survey("euclid-nir")
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        get_survey("nowhere.toml")
