@@ -98,7 +98,8 @@ def segment_command(
         TextColumn("{task.completed:.1f} of {task.total:.1f} Mpx"),
         TimeRemainingColumn(),
         console=err,
-        disable=out.quiet,
+        disable=out.quiet or not err.is_terminal,
+        transient=True,
     ) as progress:
         task = progress.add_task("segment", total=data.data.size / 1e6)
         result = segment(

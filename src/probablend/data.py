@@ -190,7 +190,7 @@ def _receive(
         ) as progress,
     ):
         task = progress.add_task(name, total=total or None, completed=start)
-        for chunk in response.iter_content(1 << 18):
+        for chunk in response.iter_content(1 << 14):
             handle.write(chunk)
             progress.advance(task, len(chunk))
 

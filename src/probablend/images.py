@@ -102,7 +102,8 @@ def read_image(path: Path | str, *, ext: int | str | None = None) -> ImageData:
             warnings.simplefilter("ignore", AstropyWarning)
             # A short file is a warning to astropy; to us it is an image with a hole.
             warnings.filterwarnings("error", message=".*truncated.*")
-            with fits.open(path, memmap=False) as hdus:
+            # Opened here: astropy leaves the file open when it fails half-way.
+            with path.open("rb") as handle, fits.open(handle, memmap=False) as hdus:
                 hdu = _find_hdu(hdus, ext, path)
                 data = np.asarray(hdu.data)
                 header = hdu.header

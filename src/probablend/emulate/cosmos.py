@@ -52,7 +52,7 @@ class CosmosGalaxies(ProfileGalaxies):
             )
         try:
             self._catalog = galsim.RealGalaxyCatalog(catalog.name, dir=str(catalog.parent))
-        except (OSError, KeyError, galsim.GalSimError) as error:
+        except (OSError, LookupError, galsim.GalSimError) as error:
             raise ValueError(f"{catalog} is not a real-galaxy catalogue: {error}") from error
         self.survey = survey
         self.psf = psf_profile(survey)

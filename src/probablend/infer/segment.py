@@ -156,10 +156,12 @@ class Segmentation:
             "PBRMS": (self.meta.get("rms"), "median noise per pixel, image units"),
             "PBBACK": (self.meta.get("background"), "median background taken out"),
             "PBNMASK": (int(self.mask.sum()), "masked pixels (NaN in the maps)"),
-            "PBINPUT": (str(self.meta.get("input"))[-60:], "input image"),
             "DATE": (datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S"), "UTC"),
         }
-        return fits.Header([(key, *card) for key, card in cards.items()])
+        header = fits.Header([(key, *card) for key, card in cards.items()])
+        # FITS knows ASCII only, and a card holds 68 characters.
+        header["PBINPUT"] = str(self.meta.get("input")).encode("ascii", "replace").decode()[-60:]
+        return header
 
 
 def check_output(directory: Path, *, overwrite: bool) -> None:

@@ -1,0 +1,110 @@
+import numpy as np
+import pytest
+from astropy.table import Table
+
+from probablend.emulate.candels import CandelsGalaxies, clean_stamp
+from probablend.emulate.sources import open_source
+from probablend.survey import get_survey
+
+N = 40
+RMS = 0.01
+
+
+def write_set(folder, *, n=N):
+    """Files of the published format: Gaussian galaxies, each with one neighbour."""
+    generator = np.random.default_rng(0)
+    y, x = np.mgrid[:128, :128]
+    images, segments, rows = [], [], []
+    for k in range(n):
+        mag, radius = 20 + 3 * k / n, 4.0 + 0.1 * k
+        flux = 10 ** (-0.4 * (mag - 25.96))
+        sigma = radius / 1.1774  # half-light radius of a Gaussian
+        own = (
+            flux
+            / (2 * np.pi * sigma**2)
+            * np.exp(-((x - 64) ** 2 + (y - 64) ** 2) / (2 * sigma**2))
+        )
+        other = 5 * np.exp(-((x - 104) ** 2 + (y - 30) ** 2) / 18)
+        images.append(own + other + generator.normal(0, RMS, size=own.shape) + 0.002)
+        segments.append(np.where(other > 2 * RMS, 2, 0) + np.where(own > 2 * RMS, 1, 0))
+        rows.append((k, mag, radius, 1.0, "disc"))
+    np.save(folder / "candels_img.npy", np.array(images, dtype=np.float32))
+    np.save(folder / "candels_seg.npy", np.array(segments, dtype=np.int16))
+    Table(rows=rows, names=("ID", "mag", "radius", "z", "galtype")).write(
+        folder / "candels_cat.csv", format="ascii.csv"
+    )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_set(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def wfc3():
+    return get_survey("candels-f160w")
+
+
+def test_the_neighbour_is_replaced_by_noise_of_the_background(generator):
+    y, x = np.mgrid[:128, :128]
+    galaxy = np.exp(-((x - 64) ** 2 + (y - 64) ** 2) / 50)
+    near = 8 * np.exp(-((x - 100) ** 2 + (y - 100) ** 2) / 50)
+    sky = generator.normal(0.3, 0.05, size=galaxy.shape)
+    segments = np.where(galaxy > 0.1, 1, 0) + np.where(near > 0.1, 7, 0)
+    clean, own, rms = clean_stamp(galaxy + near + sky, segments, generator=generator)
+    assert rms == pytest.approx(0.05, rel=0.03)
+    gone = segments == 7
+    assert clean[gone].std() == pytest.approx(0.05, rel=0.1)
+    assert abs(clean[gone].mean()) < 0.01
+    assert clean[own].sum() == pytest.approx(galaxy.sum(), rel=0.03)
+
+
+def test_a_stamp_without_its_galaxy_is_refused(generator):
+    with pytest.raises(ValueError, match="cover the centre"):
+        clean_stamp(np.zeros((64, 64)), np.zeros((64, 64), int), generator=generator)
+
+
+def test_galaxies_keep_their_flux_and_magnitude(folder, wfc3, generator):
+    galaxies = CandelsGalaxies(wfc3, folder, "train")
+    assert len(galaxies.table) == 32
+    for index in (0, 10, 30):
+        mag = float(galaxies.table["mag"][index])
+        stamp = galaxies.draw(index, mag, generator=generator)
+        assert stamp.flux == pytest.approx(stamp.image.sum(), rel=1e-5)
+        assert wfc3.mag(stamp.flux) == pytest.approx(mag, abs=0.2)
+        assert stamp.noise_rms == pytest.approx(RMS, rel=0.1)
+    fainter = galaxies.draw(0, float(galaxies.table["mag"][0]) + 1, generator=generator)
+    assert fainter.noise_rms == pytest.approx(RMS * 10**-0.4, rel=0.1)
+
+
+def test_splits_share_no_galaxy_and_cover_the_set(folder, wfc3):
+    parts = [
+        set(CandelsGalaxies(wfc3, folder, split).table["galaxy"])
+        for split in ("train", "validation", "test")
+    ]
+    assert set.union(*parts) == set(range(N))
+    assert sum(map(len, parts)) == N
+
+
+def test_another_pixel_scale_is_refused(folder, survey):
+    with pytest.raises(ValueError, match="use the survey candels-f160w"):
+        CandelsGalaxies(survey, folder)
+
+
+def test_files_that_do_not_fit_together_are_refused(folder, wfc3):
+    np.save(folder / "candels_seg.npy", np.zeros((3, 128, 128), dtype=np.int16))
+    with pytest.raises(ValueError, match="3 segmentations"):
+        CandelsGalaxies(wfc3, folder)
+
+
+def test_an_array_of_python_objects_is_not_loaded(folder, wfc3):
+    np.save(folder / "candels_img.npy", np.array([{"code": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match="Python objects"):
+        CandelsGalaxies(wfc3, folder)
+
+
+def test_a_missing_set_names_the_command(wfc3, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="run 'probablend data get candels'"):
+        open_source("candels", wfc3, "train")

@@ -1,0 +1,148 @@
+import numpy as np
+import pytest
+from astropy.table import Table
+from scipy.optimize import linear_sum_assignment
+
+from probablend.evaluate.calibration import active_pixels, brier_score, reliability
+from probablend.evaluate.detection import THRESHOLDS, blended_curve, detect_scores, iou
+from probablend.evaluate.field import Prediction, score_scenes
+from probablend.evaluate.match import match_positions
+from probablend.evaluate.sextractor import run_sep
+
+
+def test_intersection_over_union_at_its_ends():
+    full, empty = np.ones((4, 4), bool), np.zeros((4, 4), bool)
+    half = full.copy()
+    half[:2] = False
+    assert iou(full, full) == 1.0
+    assert iou(full, empty) == 0.0
+    assert iou(empty, empty) == 1.0
+    assert iou(full, half) == 0.5
+    assert iou(full.astype(float), half.astype(float)) == 0.5
+
+
+def test_matching_is_one_to_one_and_as_good_as_the_optimal_assignment(generator):
+    truth = generator.uniform(0, 300, size=(200, 2))
+    found = truth + generator.normal(0, 0.7, size=truth.shape)
+    found = found[generator.permutation(200)][:150]
+    t, f = match_positions(truth, found)
+    assert len(set(t)) == len(t)
+    assert len(set(f)) == len(f)
+    distance = np.hypot(*(truth[:, None] - found[None]).transpose(2, 0, 1))
+    assert (distance[t, f] <= 3).all()
+    rows, columns = linear_sum_assignment(np.where(distance <= 3, distance, 1e6))
+    n_optimal = (distance[rows, columns] <= 3).sum()
+    assert len(t) >= n_optimal - 2
+
+
+def test_nothing_matches_nothing():
+    none = np.zeros((0, 2))
+    assert len(match_positions(none, np.ones((3, 2)))[0]) == 0
+    assert len(match_positions(np.zeros((1, 2)), np.full((1, 2), 99.0))[0]) == 0
+
+
+def test_a_calibrated_forecast_has_no_calibration_error(generator):
+    p = generator.beta(0.5, 2, size=200_000)
+    truth = generator.uniform(size=p.size) < p
+    assert reliability(p, truth).ece < 0.005
+    assert reliability(np.clip(p + 0.1, 0, 1), truth).ece == pytest.approx(0.1, abs=0.01)
+
+
+def test_calibration_error_and_brier_score_by_hand():
+    p, truth = np.array([0.1, 0.1, 0.9, 0.9]), np.array([0, 1, 1, 1])
+    assert reliability(p, truth, n_bins=2).ece == pytest.approx(0.5 * 0.4 + 0.5 * 0.1)
+    assert brier_score(p, truth) == pytest.approx((0.01 + 0.81 + 0.01 + 0.01) / 4)
+    with pytest.raises(ValueError, match="non-zero length"):
+        reliability(np.zeros(0), np.zeros(0))
+
+
+def test_active_pixels_are_true_or_predicted():
+    p, truth = np.array([0.0, 0.005, 0.5, 0.0]), np.array([0, 0, 0, 1])
+    np.testing.assert_array_equal(active_pixels(p, truth), [False, False, True, True])
+
+
+def perfect(scene):
+    """The truth itself, as a prediction: each galaxy labelled where it is brightest."""
+    inside = [
+        k
+        for k, row in enumerate(scene.catalog)
+        if row["n_pixels"] > 0
+        and 0 <= row["x"] <= scene.image.shape[1] - 1
+        and 0 <= row["y"] <= scene.image.shape[0] - 1
+    ]
+    labels = np.zeros(scene.image.shape, dtype=np.int32)
+    best = np.zeros(scene.image.shape)
+    for n, k in enumerate(inside, start=1):
+        where, part = scene.sources[k].slices(scene.image.shape)
+        own = (part > best[where]) & scene.footprint(k)[where]
+        labels[where][own] = n
+        best[where][own] = part[own]
+    rows = scene.catalog[inside]
+    table = Table({"x": rows["x"], "y": rows["y"], "p_blend": rows["blended"].astype(float)})
+    return Prediction(
+        catalog=table,
+        labels=labels,
+        p_galaxy=(scene.classes > 0).astype(float),
+        p_blend=(scene.classes == 2).astype(float),
+    )
+
+
+def test_the_truth_scores_perfectly(scene):
+    score = score_scenes([scene, scene], [perfect(scene)] * 2)
+    assert score.detection.completeness == 1
+    assert score.detection.completeness_blended == 1
+    assert score.detection.purity == 1
+    values = score.values
+    assert values["iou_galaxy"] == values["iou_blend"] == 1
+    assert values["ece_blend_active"] == values["ece_galaxy_active"] == 0
+    assert values["brier_blend_active"] == 0
+    assert score.blended.strict_completeness[5] == 1
+    assert score.blended.strict_purity[5] == 1
+    assert score.blended.completeness_at_purity(0.99) == 1
+
+
+def test_a_shuffled_truth_does_not(scene, generator):
+    good = perfect(scene)
+    shuffled = Prediction(
+        catalog=Table(
+            {
+                "x": generator.uniform(0, 200, size=len(good.catalog)),
+                "y": generator.uniform(0, 200, size=len(good.catalog)),
+                "p_blend": generator.permutation(good.catalog["p_blend"]),
+            }
+        ),
+        labels=np.rot90(good.labels).copy(),
+        p_galaxy=np.rot90(good.p_galaxy),
+        p_blend=np.rot90(good.p_blend),
+    )
+    score = score_scenes([scene], [shuffled])
+    assert score.detection.completeness < 0.5
+    assert score.values["iou_galaxy"] < 0.5
+    assert score.values["ece_blend_active"] > 0.2
+
+
+def test_a_flag_raised_for_everything_is_complete_and_impure(scene):
+    everything = perfect(scene)
+    everything.catalog["p_blend"] = 1.0
+    curve = blended_curve(scene.catalog, everything.catalog, everything.labels)
+    assert (curve.strict_completeness == 1).all()
+    share = np.mean([scene.catalog["blended"][k] for k in range(len(scene.catalog))])
+    assert curve.strict_purity[0] == pytest.approx(share, abs=0.25)
+    assert len(curve.purity) == len(THRESHOLDS)
+
+
+def test_an_empty_catalogue_is_scored(scene):
+    nothing = Table({"x": np.zeros(0), "y": np.zeros(0), "p_blend": np.zeros(0)})
+    score = detect_scores(scene.catalog, nothing, scene.image.shape)
+    assert score.completeness == 0
+    assert np.isnan(score.purity)
+    curve = blended_curve(scene.catalog, nothing, np.zeros(scene.image.shape, int))
+    assert curve.completeness_at_purity(0.5) == 0
+
+
+def test_sep_finds_bright_galaxies_where_they_are(scene):
+    catalog, labels = run_sep(scene.image, scene.rms)
+    assert labels.shape == scene.image.shape
+    score = detect_scores(scene.catalog, catalog, scene.image.shape)
+    assert score.purity > 0.9
+    assert score.completeness > 0.5

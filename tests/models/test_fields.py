@@ -1,0 +1,39 @@
+import numpy as np
+import pytest
+import torch
+from scipy.stats import kstest
+
+from probablend.models.fields import gaussian_field, lattice_normals
+
+
+def test_lattice_values_are_standard_normal_and_independent():
+    values = lattice_normals((7, 3), np.arange(-300, 300), np.arange(500))
+    assert kstest(values.ravel()[::7], "norm").pvalue > 0.01
+    for shifted in (values[1:, :] * values[:-1, :], values[:, 1:] * values[:, :-1]):
+        assert abs(shifted.mean()) < 4 / np.sqrt(shifted.size)
+
+
+@pytest.mark.parametrize("key", [(8, 3), (7, 4), (3, 7)])
+def test_other_keys_give_other_fields(key):
+    one = lattice_normals((7, 3), np.arange(100), np.arange(100))
+    other = lattice_normals(key, np.arange(100), np.arange(100))
+    assert abs(np.corrcoef(one.ravel(), other.ravel())[0, 1]) < 0.04
+
+
+@pytest.mark.parametrize("spacing", [1, 3, 8])
+def test_a_field_has_unit_variance_at_every_phase(spacing):
+    fields = torch.stack([gaussian_field((s,), (24, 24), (0, 0), spacing) for s in range(600)])
+    assert float(fields.mean()) == pytest.approx(0, abs=0.05)
+    np.testing.assert_allclose(fields.std(dim=0).numpy(), 1.0, atol=0.15)
+
+
+def test_a_field_is_smooth_over_its_spacing():
+    field = gaussian_field((1,), (200, 200), (0, 0), 8).numpy()
+    assert np.corrcoef(field[:, 1:].ravel(), field[:, :-1].ravel())[0, 1] > 0.95
+    assert abs(np.corrcoef(field[:, 40:].ravel(), field[:, :-40].ravel())[0, 1]) < 0.2
+
+
+def test_a_tile_sees_the_same_field_to_the_last_bit():
+    whole = gaussian_field((2, 5), (90, 70), (0, 0), 4)
+    tile = gaussian_field((2, 5), (31, 17), (40, 33), 4)
+    assert torch.equal(tile, whole[40:71, 33:50])

@@ -1,0 +1,52 @@
+import numpy as np
+import pytest
+from scipy.ndimage import center_of_mass
+
+from probablend.catalog import COLUMNS, blend_probability, make_catalog
+from probablend.flags import Flag, flag_table
+
+
+@pytest.fixture
+def labels():
+    labels = np.zeros((40, 50), dtype=np.int32)
+    labels[5:12, 6:20] = 1
+    labels[20:30, 20:24] = 2
+    labels[35:40, 40:45] = 3
+    return labels
+
+
+def test_centres_are_weighted_by_signal(labels, generator):
+    signal = generator.uniform(1, 5, size=labels.shape)
+    none = np.zeros(labels.shape, dtype=bool)
+    samples = np.zeros((2, *labels.shape), dtype=np.uint8)
+    table = make_catalog(labels, signal, samples, none)
+    expected = np.array(center_of_mass(signal, labels, [1, 2, 3]))
+    np.testing.assert_allclose(table["y"].value, expected[:, 0])
+    np.testing.assert_allclose(table["x"].value, expected[:, 1])
+    np.testing.assert_array_equal(table["n_pixels"].value, [98, 40, 25])
+    assert np.isnan(table["ra"]).all()
+
+
+def test_p_blend_is_the_share_of_samples_with_an_overlap(labels):
+    samples = np.zeros((4, *labels.shape), dtype=np.uint8)
+    samples[:, labels > 0] = 1
+    samples[0, 6, 7] = 2
+    samples[2, 10, 15] = 2
+    samples[:, 25, 22] = 2
+    np.testing.assert_allclose(blend_probability(labels, samples), [0.5, 1.0, 0.0])
+
+
+def test_flags_say_what_happened(labels):
+    mask = np.zeros(labels.shape, dtype=bool)
+    mask[19, 22] = True
+    samples = np.zeros((1, *labels.shape), dtype=np.uint8)
+    flags = make_catalog(labels, labels.astype(float), samples, mask)["flags"]
+    np.testing.assert_array_equal(flags, [0, Flag.MASKED_PIXELS, Flag.TRUNCATED])
+    assert set(flag_table()["bit"]) == {int(flag) for flag in Flag}
+
+
+def test_no_objects_are_an_empty_table_with_all_columns():
+    empty = np.zeros((10, 12), dtype=np.int32)
+    table = make_catalog(empty, empty, np.zeros((2, 10, 12), np.uint8), empty.astype(bool))
+    assert len(table) == 0
+    assert table.colnames == list(COLUMNS)

@@ -1,0 +1,69 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from probablend.checkpoint import available_models, load_model, load_tensors, save_weights
+
+
+def test_weights_come_back_as_they_went(small_network, small_weights):
+    network, meta = load_model(small_weights)
+    assert meta["name"] == "small"
+    for key, value in small_network.state_dict().items():
+        assert torch.equal(value, network.state_dict()[key]), key
+    assert not network.training
+
+
+def test_half_precision_keeps_three_digits(small_network, small_weights, tmp_path):
+    _, meta = load_model(small_weights)
+    save_weights(tmp_path / "half.safetensors", small_network, meta, half=True)
+    network, _ = load_model(tmp_path / "half.safetensors")
+    image = torch.randn(1, 1, 32, 32)
+    with torch.inference_mode():
+        a, b = (n(image).mean(4) for n in (small_network, network))
+    assert float((a - b).abs().max()) < 0.01
+    assert json.loads((tmp_path / "half.json").read_text())["name"] == "small"
+
+
+def test_every_shipped_model_loads():
+    for name in available_models():
+        network, meta = load_model(name)
+        assert meta["name"] == name
+        assert sum(p.numel() for p in network.parameters()) > 1000
+
+
+def test_a_name_that_is_not_known_lists_those_that_are():
+    with pytest.raises(FileNotFoundError, match="unknown model 'nope'; known: "):
+        load_model("nope")
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        load_model("nope.safetensors")
+
+
+@pytest.mark.parametrize("content", [b"", b"not safetensors", b"\xff" * 64])
+def test_a_file_that_is_no_weight_file_is_refused(tmp_path, content):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="weight file"):
+        load_model(path)
+
+
+def test_weights_that_do_not_fit_their_settings_are_refused(tmp_path, small_weights):
+    tensors, meta = load_tensors(small_weights)
+    del tensors["head.from_features.bias"]
+    path = tmp_path / "short.safetensors"
+    save_file(tensors, path, metadata={"probablend": json.dumps(meta)})
+    with pytest.raises(ValueError, match="does not hold the weights of its own settings"):
+        load_model(path)
+    save_file(tensors, path)
+    with pytest.raises(ValueError, match="no probablend settings"):
+        load_model(path)
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path, small_weights):
+    tensors, meta = load_tensors(small_weights)
+    tensors["head.from_features.bias"][0] = float("nan")
+    path = tmp_path / "nan.safetensors"
+    save_file(tensors, path, metadata={"probablend": json.dumps(meta)})
+    with pytest.raises(ValueError, match="not finite"):
+        load_model(path)

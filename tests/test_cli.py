@@ -1,0 +1,181 @@
+"""The command line, as a user meets it: what it writes, and what it says of bad input."""
+
+import re
+import sys
+
+import numpy as np
+import pytest
+from astropy.io import fits
+from astropy.table import Table
+
+from probablend import cli
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run a command: exit status, standard output, standard error."""
+
+    def command(*arguments):
+        monkeypatch.setattr(sys, "argv", ["probablend", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        said = capsys.readouterr()
+        return stop.value.code or 0, said.out, said.err
+
+    return command
+
+
+@pytest.fixture
+def image(scene, tmp_path):
+    path = tmp_path / "image.fits"
+    fits.PrimaryHDU(scene.image).writeto(path)
+    return path
+
+
+def test_segment_writes_its_products(run, image, small_weights, scene, tmp_path):
+    out = tmp_path / "out"
+    code, said, _ = run(
+        "segment", image, "--rms", scene.rms, "--samples", 3, "--model", small_weights,
+        "-o", out, "--keep-samples",
+    )  # fmt: skip
+    assert code == 0
+    n_objects = int(re.search(r"(\d+) objects", said)[1])
+    assert len(Table.read(out / "catalog.fits")) == n_objects
+    assert fits.getdata(out / "samples.fits", "SAMPLES").shape == (3, 200, 200)
+    assert (out / "quicklook.png").stat().st_size > 10_000
+
+
+def test_the_same_seed_writes_the_same_bytes(run, image, small_weights, tmp_path):
+    for name in ("a", "b"):
+        code, *_ = run("segment", image, "--samples", 2, "--seed", 7, "--model", small_weights,
+                       "-o", tmp_path / name)  # fmt: skip
+        assert code == 0
+    for ext in ("P_GALAXY", "P_BLEND", "LABELS"):
+        a, b = (fits.getdata(tmp_path / n / "maps.fits", ext) for n in ("a", "b"))
+        assert a.tobytes() == b.tobytes()
+
+
+def write(path, data):
+    fits.PrimaryHDU(np.asarray(data, dtype=float)).writeto(path)
+    return path
+
+
+BAD = {
+    "missing file": (lambda p: [p / "none.fits"], "does not exist"),
+    "not FITS": (lambda p: [(p / "t.fits", (p / "t.fits").write_text("x"))[0]], "cannot be read"),
+    "one-dimensional": (lambda p: [write(p / "l.fits", np.zeros(9))], "1-dimensional"),
+    "four-dimensional": (lambda p: [write(p / "q.fits", np.zeros((2, 2, 3, 4)))], "4-dimensional"),
+    "all NaN": (lambda p: [write(p / "n.fits", np.full((40, 40), np.nan))], "no usable pixel"),
+    "constant": (lambda p: [write(p / "c.fits", np.ones((40, 40)))], "constant"),
+    "no such extension": (lambda p: [p / "image.fits", "--ext", 4], "no extension 4"),
+    "zero noise": (lambda p: [p / "image.fits", "--rms", 0], "rms must be positive"),
+    "negative noise": (lambda p: [p / "image.fits", "--rms=-1"], "rms must be positive"),
+    "noise of another shape": (
+        lambda p: [p / "image.fits", "--rms", write(p / "r.fits", np.ones((5, 5)))],
+        "rms must have the image's shape",
+    ),
+    "noise file missing": (lambda p: [p / "image.fits", "--rms", "no.fits"], "does not exist"),
+    "no samples": (lambda p: [p / "image.fits", "--samples", 0], "n_samples must be at least 1"),
+    "unknown model": (lambda p: [p / "image.fits", "--model", "best"], "unknown model 'best'"),
+    "unknown device": (lambda p: [p / "image.fits", "--device", "abacus"], "device must be"),
+    "unknown background": (lambda p: [p / "image.fits", "--background", "x"], "background must"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_ends_in_one_sentence_and_leaves_nothing(
+    run, image, small_weights, tmp_path, case
+):
+    arguments, sentence = BAD[case]
+    out = tmp_path / "out"
+    arguments = arguments(tmp_path)
+    if "--model" not in arguments:
+        arguments += ["--model", small_weights]
+    code, said, complaint = run("segment", *arguments, "-o", out)
+    assert code == 1
+    assert sentence in complaint
+    assert "Traceback" not in complaint + said
+    assert complaint.startswith("probablend: error: ")
+    assert complaint.count("\n") == 1
+    assert not out.exists()
+
+
+def test_products_that_are_there_are_not_touched(run, image, small_weights, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "maps.fits").write_text("precious")
+    code, _, complaint = run("segment", image, "--model", small_weights, "-o", out)
+    assert code == 1
+    assert "holds maps.fits already" in complaint
+    assert (out / "maps.fits").read_text() == "precious"
+    code, *_ = run("segment", image, "--model", small_weights, "-o", out, "--overwrite",
+                   "--samples", 1)  # fmt: skip
+    assert code == 0
+    code, _, complaint = run("segment", image, "--model", small_weights, "-o", image)
+    assert "is a file; a folder is wanted" in complaint
+
+
+def test_a_full_disc_is_named(run, image, small_weights, tmp_path, monkeypatch):
+    from probablend.infer.segment import Segmentation
+
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Segmentation, "_maps", full)
+    code, _, complaint = run("segment", image, "--model", small_weights, "-o", tmp_path / "out")
+    assert code == 1
+    assert "the disc is full" in complaint
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_emulate_writes_images_with_their_truth(run, tmp_path):
+    code, *_ = run("emulate", "field", "--size", 96, "--seed", 3, "-n", 2, "-o", tmp_path / "f")
+    assert code == 0
+    assert sorted(p.name for p in (tmp_path / "f").iterdir()) == [
+        "field_0000.fits", "field_0000_truth.fits", "field_0001.fits", "field_0001_truth.fits",
+    ]  # fmt: skip
+    code, *_ = run("emulate", "pairs", "-n", 1, "--seed", 3, "-o", tmp_path / "p")
+    assert code == 0
+    with fits.open(tmp_path / "p" / "pair_0000_truth.fits") as hdus:
+        assert len(hdus["CATALOG"].data) == 2
+    code, _, complaint = run("emulate", "pairs", "-n", 1, "-o", tmp_path / "p")
+    assert code == 1
+    assert "exists already" in complaint
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["emulate", "field", "--survey", "kepler"], "unknown survey 'kepler'"),
+        (["emulate", "field", "--source", "sdss"], "source must be one of"),
+        (["emulate", "field", "--split", "all"], "split must be one of"),
+        (["train", "none.toml"], "does not exist"),
+        (["data", "get", "sdss"], "unknown set 'sdss'"),
+    ],
+)
+def test_other_commands_complain_in_one_sentence(run, arguments, sentence, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, complaint = run(*arguments)
+    assert code == 1
+    assert sentence in complaint
+    assert complaint.count("\n") == 1
+
+
+def test_lists(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert "euclid-vis" in run("surveys")[1]
+    assert "candels" in run("data", "list")[1]
+    assert run("models")[0] == 0
+    assert run("--version")[1].startswith("probablend ")
+    for command in ([], ["segment"], ["emulate", "field"], ["evaluate", "field"], ["train"]):
+        code, said, _ = run(*command, "--help")
+        assert code == 0
+        assert "Usage" in said
+
+
+def test_the_real_hubble_image_is_read():
+    from probablend.demo import hubble_image
+
+    data = hubble_image().data
+    assert data.shape == (872, 1000)
+    assert data.std() > 10

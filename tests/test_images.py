@@ -1,0 +1,178 @@
+import gzip
+
+import numpy as np
+import pytest
+from astropy.io import fits
+from PIL import Image
+
+from probablend.images import prepare_image, read_image, read_rms
+
+
+@pytest.fixture
+def sky(generator):
+    return generator.normal(0, 2.0, size=(300, 280)).astype(np.float32)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", ">i2", "int32", ">f4", "float64", "int64"])
+def test_any_numeric_type_is_read(tmp_path, dtype):
+    data = np.arange(12).reshape(3, 4).astype(dtype)
+    fits.PrimaryHDU(data).writeto(tmp_path / "a.fits")
+    read = read_image(tmp_path / "a.fits").data
+    assert read.dtype == np.float32
+    assert read.dtype.isnative
+    np.testing.assert_array_equal(read, np.arange(12).reshape(3, 4))
+
+
+def test_unsigned_integers_with_an_offset_are_read(tmp_path):
+    data = np.array([[0, 40_000], [65_535, 7]], dtype=np.uint16)
+    fits.PrimaryHDU(data).writeto(tmp_path / "u.fits")
+    np.testing.assert_array_equal(read_image(tmp_path / "u.fits").data, data)
+
+
+def test_scaled_integers_are_read(tmp_path):
+    hdu = fits.PrimaryHDU(np.array([[1, 2], [3, 4]], dtype=np.float32))
+    hdu.scale("int16", bscale=0.001, bzero=2.0)
+    hdu.writeto(tmp_path / "s.fits")
+    np.testing.assert_allclose(read_image(tmp_path / "s.fits").data, [[1, 2], [3, 4]], atol=1e-3)
+
+
+def test_compressed_files_are_read(tmp_path, sky):
+    fits.PrimaryHDU(sky).writeto(tmp_path / "a.fits")
+    (tmp_path / "a.fits.gz").write_bytes(gzip.compress((tmp_path / "a.fits").read_bytes()))
+    np.testing.assert_array_equal(read_image(tmp_path / "a.fits.gz").data, sky)
+    packed = fits.CompImageHDU(sky, compression_type="RICE_1", quantize_level=16)
+    fits.HDUList([fits.PrimaryHDU(), packed]).writeto(tmp_path / "a.fits.fz")
+    np.testing.assert_allclose(read_image(tmp_path / "a.fits.fz").data, sky, atol=0.5)
+
+
+def test_the_first_image_is_taken_or_the_one_that_is_named(tmp_path):
+    one, two = np.ones((3, 3)), np.full((4, 5), 2.0)
+    hdus = [fits.PrimaryHDU(), fits.ImageHDU(one, name="SCI"), fits.ImageHDU(two, name="RMS")]
+    path = tmp_path / "a.fits"
+    fits.HDUList(hdus).writeto(path)
+    assert read_image(path).data.shape == (3, 3)
+    for ext in (2, "2", "RMS", "rms"):
+        assert read_image(path, ext=ext).data.shape == (4, 5)
+    with pytest.raises(ValueError, match=r"no extension 7; it has 0:PRIMARY, 1:SCI, 2:RMS"):
+        read_image(path, ext=7)
+    with pytest.raises(ValueError, match="holds no image"):
+        read_image(path, ext=0)
+
+
+def test_a_plane_in_a_cube_of_one_is_an_image(tmp_path):
+    fits.PrimaryHDU(np.zeros((1, 4, 5))).writeto(tmp_path / "a.fits")
+    assert read_image(tmp_path / "a.fits").data.shape == (4, 5)
+
+
+@pytest.mark.parametrize("shape", [(7,), (2, 3, 4), (2, 2, 3, 4)])
+def test_other_dimensions_are_refused(tmp_path, shape):
+    fits.PrimaryHDU(np.zeros(shape)).writeto(tmp_path / "a.fits")
+    with pytest.raises(ValueError, match=f"{len(shape)}-dimensional .* a 2-D image"):
+        read_image(tmp_path / "a.fits")
+
+
+def test_files_that_are_no_images_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        read_image(tmp_path / "none.fits")
+    (tmp_path / "t.fits").write_text("hello")
+    with pytest.raises(ValueError, match="cannot be read as FITS"):
+        read_image(tmp_path / "t.fits")
+    (tmp_path / "p.png").write_text("hello")
+    with pytest.raises(ValueError, match="cannot be read as a picture"):
+        read_image(tmp_path / "p.png")
+    fits.HDUList([fits.PrimaryHDU()]).writeto(tmp_path / "e.fits")
+    with pytest.raises(ValueError, match="no image in any extension"):
+        read_image(tmp_path / "e.fits")
+    with pytest.raises(ValueError, match="is a folder"):
+        read_image(tmp_path)
+
+
+@pytest.mark.parametrize("keep", [2000, 5000, 100_000])
+def test_a_truncated_file_is_refused(tmp_path, sky, keep):
+    fits.PrimaryHDU(sky).writeto(tmp_path / "a.fits")
+    (tmp_path / "b.fits").write_bytes((tmp_path / "a.fits").read_bytes()[:keep])
+    with pytest.raises(ValueError, match="cannot be read as FITS"):
+        read_image(tmp_path / "b.fits")
+
+
+def test_pictures_are_read_as_grey(tmp_path):
+    Image.fromarray(np.full((5, 6, 3), 100, dtype=np.uint8)).save(tmp_path / "a.png")
+    np.testing.assert_allclose(read_image(tmp_path / "a.png").data, 100, atol=1)
+
+
+def test_noise_is_a_number_or_a_map(tmp_path):
+    assert read_rms("0.25") == 0.25
+    fits.PrimaryHDU(np.full((2, 2), 3.0)).writeto(tmp_path / "r.fits")
+    assert read_rms(str(tmp_path / "r.fits")).shape == (2, 2)
+
+
+def test_the_noise_is_estimated_under_sources(sky):
+    sky[100:130, 100:130] += 200
+    prepared = prepare_image(sky)
+    assert prepared.rms == pytest.approx(2.0, rel=0.03)
+    assert prepared.signal.std() > 1
+
+
+def test_a_background_is_subtracted_when_there_is_one(sky):
+    gradient = np.linspace(900, 1100, sky.shape[1])[None, :]
+    with_sky = prepare_image(sky + gradient)
+    assert abs(np.median(with_sky.signal)) < 0.1
+    assert with_sky.background == pytest.approx(1000, rel=0.02)
+    assert prepare_image(sky).background == 0
+    assert prepare_image(sky + gradient, background="none").background == 0
+
+
+def test_an_emulated_field_keeps_its_zero(scene):
+    assert prepare_image(scene.image, rms=scene.rms).background == 0
+
+
+def test_missing_pixels_are_masked_and_do_not_spread(sky):
+    sky[10, 20], sky[50:60] = np.nan, np.inf
+    mask = np.zeros(sky.shape, dtype=bool)
+    mask[0, 0] = True
+    noise = np.full(sky.shape, 2.0)
+    noise[5, 5], noise[5, 6] = 0, np.nan
+    prepared = prepare_image(sky, rms=noise, mask=mask)
+    assert prepared.mask.sum() == 1 + 10 * sky.shape[1] + 1 + 2
+    assert np.isfinite(prepared.signal).all()
+    assert (prepared.signal[prepared.mask] == 0).all()
+
+
+def test_a_noise_map_divides_pixel_by_pixel(sky):
+    noise = np.full(sky.shape, 2.0)
+    noise[:, 140:] = 4.0
+    prepared = prepare_image(sky, rms=noise, background="none")
+    np.testing.assert_allclose(prepared.signal, sky / noise, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"rms": 0.0}, "rms must be positive; got 0"),
+        ({"rms": -1.0}, "rms must be positive; got -1"),
+        ({"rms": float("nan")}, "rms must be positive"),
+        ({"rms": np.zeros((300, 280))}, "no positive pixel"),
+        ({"rms": np.ones((3, 3))}, r"rms must have the image's shape \(300, 280\); got \(3, 3\)"),
+        ({"mask": np.ones((300, 280))}, "no usable pixel"),
+        ({"mask": np.ones((3, 3))}, "mask must have the image's shape"),
+        ({"background": "yes"}, "background must be auto, subtract or none"),
+    ],
+)
+def test_bad_arguments_are_refused_in_words(sky, change, said):
+    with pytest.raises(ValueError, match=said):
+        prepare_image(sky, **change)
+
+
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        (np.full((50, 50), np.nan), "no usable pixel"),
+        (np.full((50, 50), 3.0), "constant"),
+        (np.zeros(5), "1-dimensional"),
+        (np.array([["a", "b"]]), "numbers are wanted"),
+        (np.zeros((0, 5)), "empty"),
+    ],
+)
+def test_images_with_nothing_in_them_are_refused(image, said):
+    with pytest.raises(ValueError, match=said):
+        prepare_image(image)

@@ -1,0 +1,117 @@
+import csv
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from probablend.checkpoint import load_model, load_tensors
+from probablend.config import BankConfig, OptimizerConfig, TrainConfig, read_train_config
+from probablend.emulate.dataset import SceneConfig
+from probablend.train import train
+
+
+def small(kind="punet", n_steps=6):
+    model = {"kind": kind, "channels": [4, 6], "n_convs": 1, "patch_size": 32}
+    if kind == "punet":
+        model["latent_dim"] = 2
+    return TrainConfig(
+        name="small",
+        seed=4,
+        model=model,
+        bank=BankConfig(n_galaxies=40, n_stars=4),
+        scenes=SceneConfig(size=32, mag_range=(21.0, 26.0)),
+        optimizer=OptimizerConfig(n_steps=n_steps, batch_size=4),
+        n_validation=8,
+        validate_every=3,
+        checkpoint_every=2,
+    )
+
+
+def read_log(folder):
+    with (folder / "log.csv").open() as handle:
+        return list(csv.DictReader(handle))
+
+
+def test_a_resumed_training_ends_like_an_unbroken_one(tmp_path):
+    config = small()
+    train(config, tmp_path / "whole", device="cpu")
+    train(config, tmp_path / "broken", device="cpu", stop_after=4)
+    train(config, tmp_path / "broken", device="cpu", resume=True)
+    whole, state = load_tensors(tmp_path / "whole" / "last.safetensors")
+    broken, other = load_tensors(tmp_path / "broken" / "last.safetensors")
+    assert whole.keys() == broken.keys()
+    for key in whole:
+        assert torch.equal(whole[key], broken[key]), key
+    assert state["step"] == other["step"] == 6
+    a, b = (read_log(tmp_path / d) for d in ("whole", "broken"))
+    for row, same in zip(a, b, strict=True):
+        assert {k: v for k, v in row.items() if k != "seconds"} == {
+            k: v for k, v in same.items() if k != "seconds"
+        }
+
+
+@pytest.mark.parametrize("kind", ["unet", "punet"])
+def test_training_lowers_the_loss_and_exports_weights(tmp_path, kind):
+    best = train(small(kind, n_steps=30), tmp_path, device="cpu")
+    rows = read_log(tmp_path)
+    assert float(rows[-1]["loss"]) < 0.98 * float(rows[0]["loss"])
+    network, meta = load_model(best)
+    assert meta["config"]["seed"] == 4
+    assert meta["model"]["kind"] == kind
+    assert meta["metrics"]["loss"] == pytest.approx(min(float(r["loss"]) for r in rows), rel=1e-4)
+    assert {"iou_galaxy", "diversity"} <= set(meta["metrics"])
+    assert network(torch.zeros(1, 1, 32, 32)).mean(2).shape == (1, 3, 32, 32)
+    assert list((tmp_path / "tensorboard").glob("events*"))
+    assert (tmp_path / "small.json").is_file()
+
+
+def test_a_folder_with_a_training_is_not_overwritten(tmp_path):
+    train(small(n_steps=2), tmp_path, device="cpu")
+    with pytest.raises(FileExistsError, match="resume"):
+        train(small(n_steps=2), tmp_path, device="cpu")
+    with pytest.raises(ValueError, match="another configuration"):
+        train(replace(small(n_steps=2), seed=5), tmp_path, device="cpu", resume=True)
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        train(small(), tmp_path / "empty", device="cpu", resume=True)
+
+
+def test_the_shipped_configurations_can_be_read():
+    from importlib.resources import files
+
+    paths = [p for p in (files("probablend") / "configs").iterdir() if p.name.endswith(".toml")]
+    assert paths
+    for path in paths:
+        config = read_train_config(path)
+        assert path.name == f"{config.name}.toml"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("name = 'a'\nstepz = 3", "unknown settings"),
+        ("survey = 'x'", "name"),
+        ("name = 3", "must be str"),
+        ("name = 'a'\n[optimizer]\nn_steps = 'many'", "n_steps must be int"),
+        ("name = 'a'\n[scenes]\nmag_range = [1]", "must be a list of 2"),
+        ("name = ", "not valid TOML"),
+    ],
+)
+def test_a_bad_configuration_is_refused_in_words(tmp_path, text, said):
+    path = tmp_path / "c.toml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=said):
+        read_train_config(path)
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        read_train_config(tmp_path / "none.toml")
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(tmp_path, monkeypatch):
+    from probablend.models import UNet
+
+    def broken(self, image, classes, **_):
+        return {"loss": self(image).logits.sum() * np.inf}
+
+    monkeypatch.setattr(UNet, "training_loss", broken)
+    with pytest.raises(ValueError, match="not finite at step 0"):
+        train(small("unet"), tmp_path, device="cpu")
