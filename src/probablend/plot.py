@@ -90,7 +90,10 @@ def plot_probability(values: np.ndarray, ax: Axes, *, vmax: float = 1.0) -> Axes
     shown = ax.imshow(values, cmap="magma", vmin=0, vmax=vmax, origin="lower",
                       interpolation="none")  # fmt: skip
     assert ax.figure is not None
-    ax.figure.colorbar(shown, ax=ax, fraction=0.046, pad=0.02)
+    bar = ax.inset_axes((0.62, 0.04, 0.34, 0.03))  # inside, so that panels keep one size
+    ax.figure.colorbar(shown, cax=bar, orientation="horizontal", ticks=[0, vmax])
+    bar.set_xticklabels(["0", f"{vmax:.2g}"], color="w")
+    bar.xaxis.set_ticks_position("top")
     return _bare(ax)
 
 
