@@ -1,6 +1,6 @@
 """Share of a training step that the emulator costs.
 
-    python benchmarks/emulation.py -o benchmarks/emulation.json
+python benchmarks/emulation.py -o benchmarks/emulation.json
 """
 
 import argparse
@@ -42,9 +42,7 @@ def main() -> None:
     model = build_model(config.model).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.Adam(model.parameters())
     for phase, curriculum in (("crowded", True), ("survey density", False)):
-        scenes = SceneDataset(
-            bank, config.scenes, seed=1, n_scenes=10**6, curriculum=curriculum
-        )
+        scenes = SceneDataset(bank, config.scenes, seed=1, n_scenes=10**6, curriculum=curriculum)
         emulate = learn = 0.0
         for step in range(arguments.steps + 2):
             began = time.perf_counter()

@@ -12,7 +12,7 @@ from astropy.table import Table
 
 from probablend.evaluate.match import match_positions
 
-__all__ = ["BlendedCurve", "DetectionScores", "blended_curve", "detect_scores", "iou"]
+__all__ = ["BlendedCurve", "DetectionScores", "blended_curve", "detect_scores", "iou", "positions"]
 
 MIN_FOOTPRINT = 20
 THRESHOLDS = np.round(np.concatenate([[0.02, 0.05], np.arange(0.1, 1.0, 0.1), [0.95]]), 2)
@@ -61,12 +61,13 @@ class DetectionScores:
         return self.n_real / self.n_objects if self.n_objects else float("nan")
 
 
-def _positions(table: Table) -> np.ndarray:
+def positions(table: Table) -> np.ndarray:
+    """Positions of a table, (n, 2), y first."""
     return np.column_stack([np.asarray(table["y"], float), np.asarray(table["x"], float)])
 
 
 def _in_image(truth: Table, shape_yx: tuple[int, ...]) -> np.ndarray:
-    y, x = _positions(truth).T
+    y, x = positions(truth).T
     return (y > -0.5) & (y < shape_yx[0] - 0.5) & (x > -0.5) & (x < shape_yx[1] - 0.5)
 
 
@@ -88,7 +89,7 @@ def detect_scores(
     """
     detectable = (np.asarray(truth["n_pixels"]) >= MIN_FOOTPRINT) & _in_image(truth, shape_yx)
     blended = detectable & np.asarray(truth["blended"], dtype=bool)
-    t, f = match_positions(_positions(truth), _positions(catalog), radius=radius)
+    t, f = match_positions(positions(truth), positions(catalog), radius=radius)
     return DetectionScores(
         n_true=int(detectable.sum()),
         n_found=int(detectable[t].sum()),
@@ -180,9 +181,9 @@ def blended_curve(
     blended = np.asarray(truth["blended"], dtype=bool)
     target = blended & inside & (np.asarray(truth["n_pixels"]) >= MIN_FOOTPRINT)
     own = np.full(len(truth), -1)
-    t, f = match_positions(_positions(truth), _positions(catalog), radius=radius)
+    t, f = match_positions(positions(truth), positions(catalog), radius=radius)
     own[t] = f
-    rows, columns = np.round(_positions(truth)).astype(int).T
+    rows, columns = np.round(positions(truth)).astype(int).T
     covering = np.full(len(truth), -1)
     covering[inside] = labels[rows[inside], columns[inside]] - 1
     either = np.where(own >= 0, own, covering)

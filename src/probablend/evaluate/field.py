@@ -21,7 +21,9 @@ from probablend.evaluate.detection import (
     blended_curve,
     detect_scores,
     iou,
+    positions,
 )
+from probablend.evaluate.match import match_positions
 from probablend.evaluate.sextractor import run_sep
 from probablend.infer.segment import Segmentation, segment
 
@@ -99,7 +101,22 @@ def score_scenes(scenes: list[Scene], predictions: list[Prediction]) -> FieldSco
             values[f"ece_{name}_all"] = reliability(p, t).ece
             values[f"ece_{name}_active"] = reliability(p[active], t[active]).ece
             values[f"brier_{name}_active"] = brier_score(p[active], t[active])
+        said, true = matched_flags(scenes, predictions)
+        if len(said):
+            values["ece_p_blend"] = reliability(said, true).ece
     return FieldScores(detection=_total(detection), blended=_total(curves), values=values)
+
+
+def matched_flags(
+    scenes: list[Scene], predictions: list[Prediction]
+) -> tuple[np.ndarray, np.ndarray]:
+    """``p_blend`` of every object that matches a true source, and whether that is blended."""
+    said, true = [], []
+    for scene, prediction in zip(scenes, predictions, strict=True):
+        t, f = match_positions(positions(scene.catalog), positions(prediction.catalog))
+        said.append(np.asarray(prediction.catalog["p_blend"], dtype=float)[f])
+        true.append(np.asarray(scene.catalog["blended"], dtype=bool)[t])
+    return np.concatenate(said), np.concatenate(true)
 
 
 def _total(parts: list[Any]) -> Any:
@@ -295,6 +312,7 @@ def results_table(results: dict[str, Any]) -> str:
         ("ECE of P_GALAXY, active pixels", "ece_galaxy_active"),
         ("ECE of P_BLEND, active pixels", "ece_blend_active"),
         ("Brier score of P_BLEND, active pixels", "brier_blend_active"),
+        ("ECE of p_blend, objects", "ece_p_blend"),
     ]
     lines = [
         f"`{results['command']}`",
