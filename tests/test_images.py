@@ -96,8 +96,12 @@ def test_a_truncated_file_is_refused(tmp_path, sky, keep):
 
 
 def test_pictures_are_read_as_grey(tmp_path):
-    Image.fromarray(np.full((5, 6, 3), 100, dtype=np.uint8)).save(tmp_path / "a.png")
-    np.testing.assert_allclose(read_image(tmp_path / "a.png").data, 100, atol=1)
+    rgb = np.full((5, 6, 3), 100, dtype=np.uint8)
+    rgb[0] = 200  # the top row of a picture is the last row of an image
+    Image.fromarray(rgb).save(tmp_path / "a.png")
+    expected = np.full((5, 6), 100.0)
+    expected[4] = 200
+    np.testing.assert_allclose(read_image(tmp_path / "a.png").data, expected, atol=1)
 
 
 def test_noise_is_a_number_or_a_map(tmp_path):

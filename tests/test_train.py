@@ -8,13 +8,18 @@ import torch
 from probablend.checkpoint import load_model, load_tensors
 from probablend.config import BankConfig, OptimizerConfig, TrainConfig, read_train_config
 from probablend.emulate.dataset import SceneConfig
+from probablend.models import MODELS
 from probablend.train import train
 
 
 def small(kind="punet", n_steps=6):
-    model = {"kind": kind, "channels": [4, 6], "n_convs": 1, "patch_size": 32}
-    if kind == "punet":
-        model["latent_dim"] = 2
+    own = {
+        "unet": {},
+        "punet": {"latent_dim": 2},
+        "hpunet": {"n_latent_levels": 1},
+        "ssn": {"rank": 2, "n_samples": 3},
+    }
+    model = {"kind": kind, "channels": [4, 6], "n_convs": 1, "patch_size": 32, **own[kind]}
     return TrainConfig(
         name="small",
         seed=4,
@@ -33,8 +38,9 @@ def read_log(folder):
         return list(csv.DictReader(handle))
 
 
-def test_a_resumed_training_ends_like_an_unbroken_one(tmp_path):
-    config = small()
+@pytest.mark.parametrize("kind", ["punet", "hpunet"])
+def test_a_resumed_training_ends_like_an_unbroken_one(tmp_path, kind):
+    config = small(kind)
     train(config, tmp_path / "whole", device="cpu")
     train(config, tmp_path / "broken", device="cpu", stop_after=4)
     train(config, tmp_path / "broken", device="cpu", resume=True)
@@ -51,7 +57,7 @@ def test_a_resumed_training_ends_like_an_unbroken_one(tmp_path):
         }
 
 
-@pytest.mark.parametrize("kind", ["unet", "punet"])
+@pytest.mark.parametrize("kind", list(MODELS))
 def test_training_lowers_the_loss_and_exports_weights(tmp_path, kind):
     best = train(small(kind, n_steps=30), tmp_path, device="cpu")
     rows = read_log(tmp_path)

@@ -170,7 +170,8 @@ def _read_picture(path: Path) -> ImageData:
 
     try:
         with Image.open(path) as picture:
-            data = np.asarray(picture.convert("F"), dtype=np.float32)
+            # Row 0 of a picture is its top; of an astronomical image, its bottom.
+            data = np.asarray(picture.convert("F"), dtype=np.float32)[::-1]
     except (UnidentifiedImageError, OSError) as error:
         raise ValueError(f"{path} cannot be read as a picture: {_one_line(error)}") from error
     return ImageData(data=_as_plane(data, str(path)), name=str(path))

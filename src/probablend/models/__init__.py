@@ -5,14 +5,25 @@ from typing import Any
 
 from probablend.config import from_mapping
 from probablend.models.distribution import SegmentationNetwork
+from probablend.models.hprob_unet import HierarchicalProbUNet, HierarchicalProbUNetConfig
 from probablend.models.prob_unet import ProbabilisticUNet, ProbabilisticUNetConfig
+from probablend.models.ssn import StochasticSegmentationNetwork, StochasticUNetConfig
 from probablend.models.unet import UNet, UNetConfig
 
-__all__ = ["MODELS", "ProbabilisticUNet", "UNet", "build_model"]
+__all__ = [
+    "MODELS",
+    "HierarchicalProbUNet",
+    "ProbabilisticUNet",
+    "StochasticSegmentationNetwork",
+    "UNet",
+    "build_model",
+]
 
 MODELS: dict[str, tuple[type, type[SegmentationNetwork]]] = {
     "unet": (UNetConfig, UNet),
     "punet": (ProbabilisticUNetConfig, ProbabilisticUNet),
+    "hpunet": (HierarchicalProbUNetConfig, HierarchicalProbUNet),
+    "ssn": (StochasticUNetConfig, StochasticSegmentationNetwork),
 }
 
 

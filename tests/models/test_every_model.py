@@ -1,0 +1,84 @@
+"""What must hold for every network that `segment` can use."""
+
+import pytest
+import torch
+
+from probablend.models import MODELS, build_model
+
+SMALL = {
+    "unet": {},
+    "punet": {"latent_dim": 3},
+    "hpunet": {"n_latent_levels": 2},
+    "ssn": {"rank": 3, "n_samples": 4},
+}
+
+
+@pytest.fixture(params=list(MODELS))
+def network(request):
+    torch.manual_seed(3)
+    settings = {"kind": request.param, "channels": [4, 6, 8], "n_convs": 1, "patch_size": 32}
+    model = build_model(settings | SMALL[request.param])
+    model.train()  # a step that moves the normalisation statistics off their start
+    image = 3 * torch.randn(6, 1, 32, 32)
+    generator = torch.Generator().manual_seed(0)
+    model.training_loss(image, (image[:, 0] > 2).long(), generator=generator, beta=1.0)
+    return model.eval()
+
+
+def test_the_loss_reaches_every_weight(network):
+    image = 3 * torch.randn(4, 1, 32, 32)
+    classes = (image[:, 0] > 1).long() + (image[:, 0] > 3).long()
+    generator = torch.Generator().manual_seed(0)
+    terms = network.training_loss(image, classes, generator=generator, beta=1.0)
+    network.zero_grad()
+    terms["loss"].backward()
+    untouched = [n for n, p in network.named_parameters() if p.grad is None]
+    assert not untouched
+    assert all(torch.isfinite(p.grad).all() for p in network.parameters())
+    assert {"loss", "cross_entropy"} <= set(terms)
+
+
+@torch.inference_mode()
+def test_the_loss_is_fixed_by_its_generator(network):
+    image = 3 * torch.randn(2, 1, 32, 32)
+    classes = (image[:, 0] > 1).long()
+    first, again = (
+        network.training_loss(image, classes, generator=torch.Generator().manual_seed(5), beta=1.0)[
+            "loss"
+        ]
+        for _ in range(2)
+    )
+    assert torch.equal(first, again)
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (33, 47), (1, 1)])
+@torch.inference_mode()
+def test_any_size_comes_back_as_it_went_in(network, shape):
+    distribution = network(torch.randn(2, 1, *shape))
+    probabilities = distribution.class_probabilities(2)
+    assert probabilities.shape == (2, 2, 3, *shape)
+    torch.testing.assert_close(probabilities.sum(dim=2), torch.ones(2, 2, *shape))
+    assert distribution.sample(2).shape == (2, 2, *shape)
+
+
+@torch.inference_mode()
+def test_draws_are_fixed_by_the_seed(network):
+    distribution = network(torch.randn(1, 1, 40, 40))
+    four, six = distribution.sample(4, seed=3), distribution.sample(6, seed=3)
+    assert torch.equal(four, six[:4])
+    assert not torch.equal(four, distribution.sample(4, seed=4))
+
+
+@torch.inference_mode()
+def test_a_tile_gives_the_answer_of_the_whole_image(network):
+    torch.manual_seed(4)
+    halo, stride = network.halo, network.config.stride
+    side = 2 * halo + 96
+    image = 2 * torch.randn(1, 1, side, side)
+    whole = network(image, sliding=True)
+    start = 48 // stride * stride
+    tile = network(image[..., start:, start:], sliding=True).at((start, start))
+    for sample in range(2):
+        a = whole.sample_logits(sample, seed=1)[..., start + halo :, start + halo :]
+        b = tile.sample_logits(sample, seed=1)[..., halo:, halo:]
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
