@@ -9,12 +9,15 @@ def test_the_multiplier_rises_until_the_constraint_holds():
     geco = Geco(kappa=1.0, decay=0.5, rate=0.02).train()
     x = torch.tensor(0.0, requires_grad=True)
     optimizer = torch.optim.Adam([x], lr=0.02)
-    for _ in range(4000):
+    seen = []
+    for _ in range(6000):
         loss = geco((x - 3) ** 2, x**2, n_pixels=1)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert x.item() == pytest.approx(2.0, abs=0.05)
+        seen.append(x.item())
+    # The multiplier circles around its fixed point.
+    assert sum(seen[3000:]) / 3000 == pytest.approx(2.0, abs=0.05)
 
 
 def test_evaluation_changes_nothing():
