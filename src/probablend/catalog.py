@@ -3,13 +3,18 @@
 Positions are 0-based: the centre of the first pixel is (0, 0).
 """
 
+import logging
+
 import astropy.units as u
 import numpy as np
 from astropy.table import QTable
-from astropy.wcs import WCS
+from astropy.wcs import WCS, NoConvergence
 from scipy import ndimage
 
+from probablend.emulate.classes import PixelClass
 from probablend.flags import Flag
+
+log = logging.getLogger(__name__)
 
 __all__ = ["COLUMNS", "blend_probability", "make_catalog"]
 
@@ -59,10 +64,7 @@ def make_catalog(
     flat = labels.ravel()
     n_pixels = np.bincount(flat, minlength=n + 1)[1:]
     y, x = _centres(labels, signal, n)
-    ra = dec = np.full(n, np.nan)
-    if wcs is not None and n:
-        sky = wcs.celestial.pixel_to_world(x, y).icrs
-        ra, dec = sky.ra.deg, sky.dec.deg
+    ra, dec = _sky(x, y, wcs)
     columns = {
         "id": ids,
         "x": x,
@@ -81,6 +83,19 @@ def make_catalog(
     return table
 
 
+def _sky(x: np.ndarray, y: np.ndarray, wcs: WCS | None) -> tuple[np.ndarray, np.ndarray]:
+    """ICRS coordinates, degrees; NaN where there are none."""
+    nothing = np.full(len(x), np.nan)
+    if wcs is None or not len(x):
+        return nothing, nothing
+    try:
+        sky = wcs.celestial.pixel_to_world(x, y).icrs
+        return sky.ra.deg, sky.dec.deg
+    except (AttributeError, ValueError, NoConvergence) as error:
+        log.warning("the world coordinates cannot be turned into ICRS (%s): ra, dec = NaN", error)
+        return nothing, nothing
+
+
 def _centres(labels: np.ndarray, signal: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
     """Centroids weighted by positive signal, (y, x) of each label."""
     inside = np.flatnonzero(labels)
@@ -95,7 +110,7 @@ def _centres(labels: np.ndarray, signal: np.ndarray, n: int) -> tuple[np.ndarray
 
 
 def blend_probability(labels: np.ndarray, samples: np.ndarray) -> np.ndarray:
-    """Share of the samples in which an object has at least one blended pixel.
+    """Share of the samples in which an object has, or touches, a blended pixel.
 
     Parameters
     ----------
@@ -110,11 +125,18 @@ def blend_probability(labels: np.ndarray, samples: np.ndarray) -> np.ndarray:
         1 − this is the probability that there is no overlap.
     """
     n = int(labels.max(initial=0))
-    blended = np.zeros(n + 1)
+    n_blended = np.zeros(n + 1)
     for sample in samples:
-        found = np.unique(labels[sample == 2])
-        blended[found] += 1
-    return blended[1:] / len(samples)
+        # LABELS cuts an overlap along a line; both sides have part in it. So an overlap counts
+        # for every object that it touches.
+        y, x = np.nonzero(sample == PixelClass.BLEND)
+        touched = np.zeros(n + 1, dtype=bool)
+        for dy, dx in np.ndindex(3, 3):
+            rows = np.clip(y + dy - 1, 0, labels.shape[0] - 1)
+            columns = np.clip(x + dx - 1, 0, labels.shape[1] - 1)
+            touched[labels[rows, columns]] = True
+        n_blended += touched
+    return n_blended[1:] / len(samples)
 
 
 def _flags(labels: np.ndarray, mask: np.ndarray, n: int) -> np.ndarray:

@@ -41,8 +41,11 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, A
     plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     data = save(plain, metadata={_KEY: json.dumps(meta)})
     part = path.with_name(path.name + ".part")
-    part.write_bytes(data)
-    os.replace(part, path)
+    try:
+        part.write_bytes(data)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -81,14 +84,19 @@ def save_weights(path: Path, model: nn.Module, meta: Mapping[str, Any], *, half:
     meta : mapping
         ``model``: its settings, with ``kind``; and whatever says where it comes from.
     half : bool
-        Whether to keep weights in half precision; normalisation statistics stay single.
+        Whether to keep weights in half precision; buffers, such as normalisation
+        statistics, stay single.
     """
-    tensors = {}
-    for key, value in model.state_dict().items():
-        narrow = half and value.is_floating_point() and "running_" not in key
-        tensors[key] = value.half() if narrow else value
+    weights = {name for name, _ in model.named_parameters()}
+    tensors = {
+        key: value.half() if half and key in weights else value
+        for key, value in model.state_dict().items()
+    }
     save_tensors(path, tensors, meta)
-    path.with_suffix(".json").write_text(json.dumps(meta, indent=2) + "\n")
+    beside = path.with_suffix(".json")
+    part = beside.with_name(beside.name + ".part")
+    part.write_text(json.dumps(meta, indent=2) + "\n")
+    os.replace(part, beside)
 
 
 def load_model(name_or_path: str | Path) -> tuple[SegmentationNetwork, dict[str, Any]]:
@@ -128,6 +136,8 @@ def load_model(name_or_path: str | Path) -> tuple[SegmentationNetwork, dict[str,
 def available_models() -> list[str]:
     """Names of the weights that come with the package."""
     folder = files("probablend") / "weights"
+    if not folder.is_dir():
+        return []
     names = [entry.name for entry in folder.iterdir()]
     return sorted(n.removesuffix(".safetensors") for n in names if n.endswith(".safetensors"))
 

@@ -33,7 +33,8 @@ out = Console()
 err = Console(stderr=True)
 
 OutputDir = Annotated[Path, typer.Option("-o", "--output", help="Folder for the products.")]
-Seed = Annotated[int, typer.Option(help="Same seed, same result.", min=0)]
+Seed = Annotated[int, typer.Option(help="Same seed, same result.", min=0, max=2**62)]
+MagRange = Annotated[tuple[float, float], typer.Option(help="Brightest and faintest magnitude.")]
 Samples = Annotated[int, typer.Option("--samples", help="Posterior samples.")]
 Model = Annotated[str, typer.Option(help="Name of shipped weights or a .safetensors file.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
@@ -68,9 +69,11 @@ def segment_command(
     output: OutputDir = Path("probablend-out"),
     ext: Annotated[str | None, typer.Option(help="FITS extension, number or name.")] = None,
     rms: Annotated[
-        str | None, typer.Option(help="Noise per pixel: a number or a FITS map.")
+        str | None, typer.Option(help="Noise per pixel: a number, FILE or FILE[EXT].")
     ] = None,
-    mask: Annotated[Path | None, typer.Option(help="FITS map, non-zero = do not use.")] = None,
+    mask: Annotated[
+        str | None, typer.Option(help="FILE or FILE[EXT], non-zero = do not use.")
+    ] = None,
     background: Annotated[str, typer.Option(help="auto, subtract or none.")] = "auto",
     samples: Samples = 16,
     seed: Seed = 0,
@@ -210,6 +213,7 @@ def emulate_pairs(
     source: SourceName = "parametric",
     n: Annotated[int, typer.Option("-n", help="How many.", min=1)] = 10,
     size: Annotated[int, typer.Option(help="Side of a stamp, pixels.", min=16)] = 128,
+    mag_range: MagRange = (18.0, 23.0),
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     seed: Seed = 0,
     overwrite: Overwrite = False,
@@ -220,9 +224,10 @@ def emulate_pairs(
     """
     from probablend.emulate.blend import draw_pair
 
-    galaxies = _open_source(source, survey, split, seed)
+    galaxies = _open_source(source, survey, split, seed, mag_range)
     for k in range(n):
-        scene = draw_pair(galaxies, generator=np.random.default_rng([seed, k]), size=size)
+        generator = np.random.default_rng([seed, k, 1])
+        scene = draw_pair(galaxies, generator=generator, mag_range=mag_range, size=size)
         _write(scene, output, f"pair_{k:04d}", seed, overwrite)
     out.print(f"{n} pairs with their truth are in {output}")
 
@@ -235,6 +240,7 @@ def emulate_field(
     n: Annotated[int, typer.Option("-n", help="How many.", min=1)] = 1,
     size: Annotated[int, typer.Option(help="Side, pixels.", min=16)] = 1024,
     density: Annotated[float, typer.Option(help="Galaxies per arcmin².", min=0)] = 200.0,
+    mag_range: MagRange = (18.5, 26.0),
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     seed: Seed = 0,
     overwrite: Overwrite = False,
@@ -245,19 +251,27 @@ def emulate_field(
     """
     from probablend.emulate.blend import FieldConfig, draw_field
 
-    galaxies = _open_source(source, survey, split, seed)
-    config = FieldConfig(size=size, density=density)
+    galaxies = _open_source(source, survey, split, seed, mag_range)
+    config = FieldConfig(size=size, density=density, mag_range=mag_range)
     for k in range(n):
-        scene = draw_field(galaxies, config, generator=np.random.default_rng([seed, k]))
+        scene = draw_field(galaxies, config, generator=np.random.default_rng([seed, k, 1]))
         _write(scene, output, f"field_{k:04d}", seed, overwrite)
     out.print(f"{n} fields with their truth are in {output}")
 
 
-def _open_source(source: str, survey: str, split: str, seed: int) -> Any:
+def _open_source(
+    source: str, survey: str, split: str, seed: int, mag_range: tuple[float, float]
+) -> Any:
     from probablend.emulate.sources import open_source
     from probablend.survey import get_survey
 
-    return open_source(source, get_survey(survey), split, seed=seed)  # type: ignore[arg-type]
+    return open_source(
+        source,
+        get_survey(survey),
+        split,  # type: ignore[arg-type]
+        mag_range=mag_range,
+        seed=seed,
+    )
 
 
 def _write(scene: Any, output: Path, name: str, seed: int, overwrite: bool) -> None:
@@ -296,9 +310,12 @@ def evaluate_field_command(
     n: Annotated[int, typer.Option("-n", help="How many fields.", min=1)] = 4,
     size: Annotated[int, typer.Option(help="Side, pixels.", min=64)] = 1024,
     density: Annotated[float, typer.Option(help="Galaxies per arcmin².", min=0)] = 200.0,
+    mag_range: MagRange = (18.5, 26.0),
     samples: Samples = 16,
+    stamps: Annotated[int, typer.Option(help="Empty and isolated stamps.", min=1)] = 100,
     seed: Seed = 1000,
     model: Model = "euclid-vis",
+    overwrite: Overwrite = False,
 ) -> None:
     """Score segmentation on emulated fields of held-out galaxies, next to sep.
 
@@ -307,12 +324,15 @@ def evaluate_field_command(
     from probablend.emulate.blend import FieldConfig
     from probablend.evaluate.field import evaluate_field, results_table
 
+    if (output / "results.json").exists() and not overwrite:
+        raise FileExistsError(f"{output} holds results.json already: --overwrite replaces it")
     results = evaluate_field(
-        _open_source(source, survey, "test", seed),
-        FieldConfig(size=size, density=density),
+        _open_source(source, survey, "test", seed, mag_range),
+        FieldConfig(size=size, density=density, mag_range=mag_range),
         output,
         n_fields=n,
         n_samples=samples,
+        n_stamps=stamps,
         seed=seed,
         model=model,
         command="probablend " + shlex.join(sys.argv[1:]),
@@ -325,15 +345,16 @@ def main() -> None:
     """Run the command line; a mistake of the user's ends in one sentence."""
     try:
         app()
-    except (ValueError, FileNotFoundError, FileExistsError, PermissionError) as error:
+    except ValueError as error:
         _fail(str(error))
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        _fail("the disc is full: nothing was kept" if full else str(error))
+        _fail("the disc is full: make room and run the command again" if full else str(error))
     except MemoryError:
-        _fail("not enough memory for this image")
-    except KeyboardInterrupt:
-        _fail("interrupted: nothing was kept")
+        _fail("not enough memory")
+    except Exception as error:  # what no check foresaw must still end in one sentence
+        logging.getLogger("probablend").debug("traceback", exc_info=error)
+        _fail(f"unexpected {type(error).__name__}: {error}")
 
 
 def _fail(text: str) -> None:

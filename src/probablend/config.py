@@ -1,5 +1,6 @@
 """Settings: frozen dataclasses, read from TOML, unknown keys refused."""
 
+import re
 import tomllib
 import types
 import typing
@@ -63,6 +64,11 @@ class OptimizerConfig:
     beta: float = 1.0
     gradient_clip: float = 1.0
 
+    def __post_init__(self) -> None:
+        _at_least_one(self, "n_steps", "batch_size")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be positive; got {self.learning_rate}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -96,6 +102,29 @@ class TrainConfig:
     n_validation: int = 128
     validate_every: int = 500
     checkpoint_every: int = 500
+
+    def __post_init__(self) -> None:
+        _at_least_one(self, "n_validation", "validate_every", "checkpoint_every")
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name) or self.name == "last":
+            raise ValueError(
+                f"name must be letters, digits, dots and dashes, and not 'last'; got {self.name!r}"
+            )
+        if self.model.get("patch_size", self.scenes.size) != self.scenes.size:
+            raise ValueError(
+                f"patch_size of the model ({self.model['patch_size']}) must be the size of the "
+                f"scenes ({self.scenes.size}): leave it out"
+            )
+
+    @property
+    def model_settings(self) -> dict[str, Any]:
+        """Settings of the network, the patch size among them."""
+        return {**self.model, "patch_size": self.scenes.size}
+
+
+def _at_least_one(settings: Any, *keys: str) -> None:
+    for key in keys:
+        if getattr(settings, key) < 1:
+            raise ValueError(f"{key} must be at least 1; got {getattr(settings, key)}")
 
 
 def from_mapping(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:

@@ -16,6 +16,7 @@ from typing import Any
 import pooch
 import requests
 from pooch.downloaders import doi_to_repository
+from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 __all__ = ["DATASETS", "Dataset", "dataset_folder", "download", "require"]
@@ -186,7 +187,11 @@ def _receive(
     with (
         part.open("ab" if append else "wb") as handle,
         Progress(
-            TextColumn(name), BarColumn(), DownloadColumn(), TransferSpeedColumn()
+            TextColumn(name),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            console=Console(stderr=True),
         ) as progress,
     ):
         task = progress.add_task(name, total=total or None, completed=start)

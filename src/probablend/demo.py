@@ -77,7 +77,7 @@ def run_demo(
     survey = get_survey("euclid-vis")
     galaxies = open_source("parametric", survey, "test", seed=seed)
     config = FieldConfig(size=_FIELD_SIZE)
-    scene = draw_field(galaxies, config, generator=np.random.default_rng([seed, 0]))
+    scene = draw_field(galaxies, config, generator=np.random.default_rng([seed, 0, 1]))
     write_scene(scene, directory / "euclid", "field", seed=seed, overwrite=overwrite)
     tell("segmenting it")
     euclid = segment(

@@ -5,6 +5,7 @@ greyscale for show.
 """
 
 import logging
+import re
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from astropy.io import fits
 from astropy.stats import sigma_clipped_stats
 from astropy.utils.exceptions import AstropyWarning
 from astropy.wcs import WCS, FITSFixedWarning
+from scipy import ndimage
 
 __all__ = ["ImageData", "PreparedImage", "prepare_image", "read_image", "read_rms"]
 
@@ -26,6 +28,10 @@ _BOX = 128
 # A background is taken out when it is larger than this many times the noise: crowded fields
 # with a subtracted sky come out a tenth too high from any estimator.
 _BACKGROUND_TOLERANCE = 0.3
+# A patch of exact zeros this large is where a mosaic has no data.
+_MIN_HOLE = 100
+# Beyond this many times the noise a pixel is damage, not light.
+_MAX_SIGNAL = 1e10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +81,8 @@ def read_image(path: Path | str, *, ext: int | str | None = None) -> ImageData:
     Parameters
     ----------
     path : Path or str
-        ``.fits``, ``.fits.gz``, ``.fits.fz``, ``.png`` or ``.jpg``.
+        ``.fits``, ``.fits.gz``, ``.fits.fz``, ``.png`` or ``.jpg``; ``FILE[EXT]`` names an
+        extension too.
     ext : int or str, optional
         FITS extension; the first with a 2-D image if not given.
 
@@ -91,6 +98,9 @@ def read_image(path: Path | str, *, ext: int | str | None = None) -> ImageData:
         If it is not an image, not two-dimensional, truncated or without the extension.
     """
     path = Path(path)
+    named = re.fullmatch(r"(.+)\[(\w+)\]", str(path))
+    if named and not path.exists():
+        path, ext = Path(named[1]), named[2] if ext is None else ext
     if not path.exists():
         raise FileNotFoundError(f"image file {path} does not exist")
     if path.is_dir():
@@ -132,9 +142,14 @@ def _find_hdu(hdus: fits.HDUList, ext: int | str | None, path: Path) -> fits.Ima
         if not isinstance(hdu, images) or hdu.data is None:
             raise ValueError(f"extension {ext} of {path} holds no image")
         return hdu
-    for hdu in hdus:
-        if isinstance(hdu, images) and hdu.header.get("NAXIS", 0) >= 1 and hdu.data is not None:
-            return hdu
+    filled = [
+        h
+        for h in hdus
+        if isinstance(h, images) and h.header.get("NAXIS", 0) >= 1 and h.data is not None
+    ]
+    flat = [h for h in filled if h.data.ndim == 2 or (h.data.ndim == 3 and len(h.data) == 1)]
+    if flat or filled:
+        return (flat or filled)[0]
     raise ValueError(f"{path} holds no image in any extension")
 
 
@@ -177,12 +192,27 @@ def _read_picture(path: Path) -> ImageData:
     return ImageData(data=_as_plane(data, str(path)), name=str(path))
 
 
-def read_rms(text: str, *, ext: int | str | None = None) -> float | np.ndarray:
-    """Noise per pixel from the command line: a number or a FITS file."""
+def read_rms(text: str) -> float | np.ndarray:
+    """Noise per pixel as a user writes it.
+
+    Parameters
+    ----------
+    text : str
+        A number, or a file as :func:`read_image` takes it, in the unit of the image.
+
+    Returns
+    -------
+    float or ndarray of shape (y, x)
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If it is neither a number nor a readable image.
+    """
     try:
         return float(text)
     except ValueError:
-        return read_image(text, ext=ext).data
+        return read_image(text).data
 
 
 def prepare_image(
@@ -199,10 +229,12 @@ def prepare_image(
     image : ndarray, shape (y, x)
         Pixels, any unit.
     rms : float or ndarray, optional
-        Noise per pixel, same unit; estimated if not given. Pixels of a map that are not
-        positive and finite are masked: zero means missing.
+        Noise per pixel of the sky (without the photons of the sources), same unit; estimated
+        if not given. Pixels of a map that are not positive and finite are masked: zero means
+        missing.
     mask : ndarray of bool, optional
-        True = do not use. Pixels that are not finite are masked anyway.
+        True = do not use. Pixels that are not finite, and patches of exact zeros in an image
+        that is not of whole numbers (where a mosaic has no data), are masked anyway.
     background : {"auto", "subtract", "none"}
         ``"auto"`` subtracts only what exceeds 0.3 of the noise.
 
@@ -216,10 +248,13 @@ def prepare_image(
         If nothing is left to work on, the image is constant, the noise is not positive, or
         shapes differ.
     """
+    hidden = np.ma.getmaskarray(image)
     image = _as_plane(np.asarray(image), "image")
     if background not in ("auto", "subtract", "none"):
         raise ValueError(f"background must be auto, subtract or none; got {background!r}")
-    bad = ~np.isfinite(image)
+    bad = ~np.isfinite(image) | _holes(image)
+    if hidden.any():
+        bad |= hidden.reshape(image.shape)
     if mask is not None:
         mask = np.asarray(mask)
         if mask.shape != image.shape:
@@ -250,14 +285,28 @@ def prepare_image(
     if subtract:
         log.info("subtracted a background of median %.4g", float(np.median(level)))
     divisor = np.where(bad, 1, noise) if isinstance(noise, np.ndarray) else noise
-    signal = (clean - level if subtract else clean) / divisor
+    with np.errstate(over="ignore"):
+        signal = ((clean - level if subtract else clean) / divisor).astype(np.float32)
+    bad |= ~(np.abs(signal) < _MAX_SIGNAL)
     signal[bad] = 0
     return PreparedImage(
-        signal=signal.astype(np.float32),
+        signal=signal,
         rms=noise,
         mask=bad,
         background=float(np.median(level)) if subtract else 0.0,
     )
+
+
+def _holes(image: np.ndarray) -> np.ndarray:
+    """Patches of exact zeros: no data there. A picture or counts may well be zero."""
+    zero = image == 0
+    finite = image[np.isfinite(image)]
+    if zero.sum() < _MIN_HOLE or (finite == np.round(finite)).all():
+        return np.zeros(image.shape, dtype=bool)
+    patches, _ = ndimage.label(zero, structure=np.ones((3, 3)))
+    large = np.bincount(patches.ravel()) >= _MIN_HOLE
+    large[0] = False
+    return large[patches]
 
 
 def _check_rms(rms: float | np.ndarray, shape: tuple[int, ...]) -> float | np.ndarray:
@@ -270,13 +319,19 @@ def _check_rms(rms: float | np.ndarray, shape: tuple[int, ...]) -> float | np.nd
         raise ValueError(f"rms must have the image's shape {shape}; got {values.shape}")
     if not (values > 0).any():
         raise ValueError("rms must be positive; the map has no positive pixel")
+    if (values < 0).any():
+        n_negative = int((values < 0).sum())
+        raise ValueError(f"rms must be positive; the map has {n_negative} negative pixels")
     return values
 
 
 def _estimate(image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray | float, float]:
     """Background (map or constant) and noise, from SExtractor's estimator."""
     if min(image.shape) < 2 * _BOX:
-        _, median, spread = sigma_clipped_stats(image, mask=mask, sigma=3, maxiters=10)
+        # In double precision: images in physical units are as small as 1e-23.
+        _, median, spread = sigma_clipped_stats(
+            image.astype(float), mask=mask, sigma=3, maxiters=10
+        )
         return float(median), float(spread)
     mesh = sep.Background(image, mask=mask, bw=_BOX, bh=_BOX, fw=3, fh=3)
     return mesh.back(), float(mesh.globalrms)

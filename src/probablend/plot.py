@@ -11,6 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
+from probablend.emulate.classes import class_entropy
+
 if TYPE_CHECKING:
     from probablend.infer.segment import Segmentation
 
@@ -129,7 +131,8 @@ def quicklook(result: "Segmentation") -> Figure:
         "mean class: sky, one, blend"
     )
     plot_probability(result.p_blend[thin], top[2]).set_title("P_BLEND")
-    plot_probability(result.entropy[thin], top[3], vmax=float(np.log(3))).set_title(
+    entropy = class_entropy(result.p_galaxy[thin], result.p_blend[thin])
+    plot_probability(entropy, top[3], vmax=float(np.log(3))).set_title(
         "entropy of the class (nats)"
     )
     for k, ax in enumerate(bottom):

@@ -93,8 +93,18 @@ class Survey:
         """FWHM of the PSF in pixels."""
         return float((self.psf_fwhm / self.pixel_scale).to_value(u.dimensionless_unscaled))
 
+    def as_dict(self) -> dict[str, float | str]:
+        """Plain values, angles in arcseconds, as :func:`read_survey` takes them."""
+        values: dict[str, float | str] = {}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if value is not None:
+                is_angle = isinstance(value, Quantity)
+                values[item.name] = float(value.to_value(u.arcsec)) if is_angle else value
+        return values
+
     def flux(self, mag: float | np.ndarray) -> np.ndarray:
-        """Counts of AB magnitude ``mag``."""
+        """Counts in the image of AB magnitude ``mag``, same shape."""
         return 10.0 ** (-0.4 * (np.asarray(mag, dtype=float) - self.zeropoint))
 
     def mag(self, flux: float | np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 Everything random is a function of the seed and of the step, and a checkpoint holds
 weights, optimiser state and step: a run that is stopped and resumed ends with the same
-weights as one that is not.
+weights as one that is not (to the bit on the CPU; some sums on a GPU have no fixed order).
 """
 
 import csv
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.loggers import TensorBoardLogger
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -25,6 +26,7 @@ from torch.utils.data import DataLoader
 from probablend._version import __version__
 from probablend.checkpoint import load_tensors, save_tensors, save_weights
 from probablend.config import OptimizerConfig, TrainConfig
+from probablend.device import resolve_device
 from probablend.emulate.dataset import SceneDataset
 from probablend.emulate.sources import open_bank
 from probablend.models import build_model
@@ -79,21 +81,30 @@ def train(
     last, best = directory / "last.safetensors", directory / f"{config.name}.safetensors"
     if last.exists() and not resume:
         raise FileExistsError(f"{directory} holds a training already: resume it, or name another")
+    survey = get_survey(config.survey)
+    torch.manual_seed(config.seed)
+    bare = build_model(config.model_settings)
+    tensors, state = load_tensors(last) if resume else ({}, {})
+    if resume and state["config"] != _plain(config):
+        raise ValueError(f"{last} was made with another configuration; start a new directory")
+    accelerator = resolve_device(device).type
+
     directory.mkdir(parents=True, exist_ok=True)
+    _keep_rows(directory / "log.csv", until=state.get("step", 0))
     fabric = Fabric(
-        accelerator=device,
+        accelerator=accelerator,
         devices=1,
         loggers=TensorBoardLogger(root_dir=directory, name="tensorboard", version=""),
     )
     fabric.launch()
 
-    survey = get_survey(config.survey)
     bank = open_bank(
         config.bank.source,
         survey,
         "train",
         n_galaxies=config.bank.n_galaxies,
         n_stars=config.bank.n_stars,
+        mag_range=config.scenes.mag_range,
         seed=config.seed,
     )
     held_out = open_bank(
@@ -102,6 +113,7 @@ def train(
         "validation",
         n_galaxies=max(1, config.bank.n_galaxies // 4),
         n_stars=config.bank.n_stars // 4,
+        mag_range=config.scenes.mag_range,
         seed=config.seed,
     )
     log.info("bank of %d galaxies and stars", len(bank.table))
@@ -111,8 +123,6 @@ def train(
         held_out, config.scenes, seed=config.seed + 1, n_scenes=config.n_validation
     )
 
-    torch.manual_seed(config.seed)
-    bare = build_model(config.model)
     bare.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(bare.parameters(), lr=config.optimizer.learning_rate)
     model, optimizer = fabric.setup(bare, optimizer)
@@ -120,9 +130,6 @@ def train(
 
     start, best_score, seconds = 0, math.inf, 0.0
     if resume:
-        tensors, state = load_tensors(last)
-        if state["config"] != _plain(config):
-            raise ValueError(f"{last} was made with another configuration; start a new directory")
         _restore(bare, optimizer, tensors)
         start, best_score, seconds = state["step"], state["best_score"], state["seconds"]
     end = min(config.optimizer.n_steps, stop_after or config.optimizer.n_steps)
@@ -251,16 +258,19 @@ def _plain(config: TrainConfig) -> dict[str, Any]:
 
 
 def _meta(config: TrainConfig, row: dict[str, float]) -> dict[str, Any]:
-    model = build_model(config.model)
-    settings = {"kind": config.model["kind"], **asdict(model.config)}
+    survey = get_survey(config.survey)
+    settings = {
+        "kind": config.model["kind"],
+        **asdict(build_model(config.model_settings).config),
+    }
     return {
         "name": config.name,
         "version": __version__,
         "torch": torch.__version__,
         "model": settings,
         "config": _plain(config),
-        "survey": config.survey,
-        "psf_fwhm_pixels": get_survey(config.survey).psf_fwhm_pixels,
+        "survey": survey.as_dict(),
+        "psf_fwhm_pixels": survey.psf_fwhm_pixels,
         "metrics": row,
     }
 
@@ -287,6 +297,17 @@ def _restore(
     optimizer.load_state_dict(state)
 
 
+def _keep_rows(path: Path, *, until: int) -> None:
+    """Drop what was logged after the checkpoint that a run starts from."""
+    if not path.exists():
+        return
+    with path.open(newline="") as handle:
+        rows = [row for row in csv.DictReader(handle) if int(row["step"]) <= until]
+    path.unlink()
+    for row in rows:
+        _append_csv(path, {key: float(value) for key, value in row.items()})
+
+
 def _append_csv(path: Path, row: dict[str, float]) -> None:
     new = not path.exists()
     with path.open("a", newline="") as handle:
@@ -297,10 +318,13 @@ def _append_csv(path: Path, row: dict[str, float]) -> None:
 
 
 def _progress() -> Progress:
+    console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[text]}"),
+        console=console,
+        disable=not (console.is_terminal and log.isEnabledFor(logging.INFO)),
     )

@@ -18,7 +18,17 @@ from probablend.emulate.noise import add_noise
 from probablend.emulate.stamps import Galaxies, Stamp
 from probablend.survey import Survey
 
-__all__ = ["FieldConfig", "Placed", "Scene", "draw_field", "draw_pair", "make_scene", "place"]
+__all__ = [
+    "COUNTS_SLOPE",
+    "FieldConfig",
+    "Placed",
+    "Scene",
+    "draw_field",
+    "draw_mags",
+    "draw_pair",
+    "make_scene",
+    "place",
+]
 
 COUNTS_SLOPE = 0.3  # number counts ∝ 10^(0.3 m), galaxies
 STAR_COUNTS_SLOPE = 0.1  # stars at high latitude rise much more slowly
@@ -197,8 +207,8 @@ def draw_field(galaxies: Galaxies, config: FieldConfig, *, generator: np.random.
         centres[k] = centres[host] + radius * np.array([np.sin(angle), np.cos(angle)])
     mags = np.concatenate(
         [
-            _draw_mags(n_galaxies, config.counts_slope, config.mag_range, generator),
-            _draw_mags(n_stars, STAR_COUNTS_SLOPE, config.mag_range, generator),
+            draw_mags(n_galaxies, config.counts_slope, config.mag_range, generator),
+            draw_mags(n_stars, STAR_COUNTS_SLOPE, config.mag_range, generator),
         ]
     )
     sources = []
@@ -237,20 +247,31 @@ def draw_pair(
     Scene
         Catalogue row 0 is the central galaxy, row 1 the companion.
 
+    Raises
+    ------
+    ValueError
+        If the source holds a single galaxy, or does not know sizes.
+
     References
     ----------
     Boucaud, A. et al. 2020, MNRAS 491, 2481 (arXiv:1905.01324), section 2.
     """
-    first_mag = float(_draw_mags(1, COUNTS_SLOPE, mag_range, generator)[0])
+    first_mag = float(draw_mags(1, COUNTS_SLOPE, mag_range, generator)[0])
     first = galaxies.draw(
         galaxies.choose(first_mag, generator=generator), first_mag, generator=generator
     )
     low, high = max(mag_range[0], first_mag - 2), min(mag_range[1], first_mag + 2)
     second_mag = float(generator.uniform(low, high))
     second = first
-    while second.galaxy == first.galaxy:
+    for _ in range(1000):
         row = galaxies.choose(second_mag, generator=generator)
         second = galaxies.draw(row, second_mag, generator=generator)
+        if second.galaxy != first.galaxy:
+            break
+    else:
+        raise ValueError("a pair needs two galaxies; this source holds one at these magnitudes")
+    if not np.isfinite([first.hlr, second.hlr]).all():
+        raise ValueError("a pair needs half-light radii; this source does not know them")
     r_max = min(4 * min(first.hlr, second.hlr), size / 2)
     r_min = max(first.hlr, second.hlr)
     if r_min > r_max:
@@ -262,9 +283,10 @@ def draw_pair(
     return make_scene(sources, galaxies.survey, (size, size), generator=generator)
 
 
-def _draw_mags(
+def draw_mags(
     n: int, slope: float, mag_range: tuple[float, float], generator: np.random.Generator
 ) -> np.ndarray:
+    """Magnitudes with number counts ∝ 10^(slope · mag), shape (n,)."""
     low, high = (10 ** (slope * m) for m in mag_range)
     return np.log10(generator.uniform(low, high, size=n)) / slope
 

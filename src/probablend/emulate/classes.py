@@ -9,7 +9,7 @@ from enum import IntEnum
 
 import numpy as np
 
-__all__ = ["FOOTPRINT_THRESHOLD", "N_CLASSES", "PixelClass", "encode_classes"]
+__all__ = ["FOOTPRINT_THRESHOLD", "N_CLASSES", "PixelClass", "class_entropy", "encode_classes"]
 
 # In units of the sky noise per pixel: near the isophote that SExtractor reaches after its
 # matched filter.
@@ -41,3 +41,16 @@ def encode_classes(n_footprints: np.ndarray) -> np.ndarray:
         ``min(n_footprints, 2)``.
     """
     return np.minimum(n_footprints, PixelClass.BLEND).astype(np.uint8)
+
+
+def class_entropy(p_galaxy: np.ndarray, p_blend: np.ndarray) -> np.ndarray:
+    """Entropy of the pixel's class, nats: 0 is certain, ln 3 knows nothing.
+
+    Parameters
+    ----------
+    p_galaxy, p_blend : ndarray, shape (y, x)
+        Probabilities of at least one and at least two galaxies; NaN stays NaN.
+    """
+    p = np.stack([1 - p_galaxy, p_galaxy - p_blend, p_blend])
+    p = np.clip(p, 1e-12, 1)
+    return -(p * np.log(p)).sum(axis=0)

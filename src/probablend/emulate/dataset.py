@@ -58,6 +58,20 @@ class SceneConfig:
     star_density: float = 5.0
     mag_range: tuple[float, float] = (18.5, 26.0)
 
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"size must be at least 1 pixel; got {self.size}")
+        if not 0 < self.density_range[0] <= self.density_range[1]:
+            raise ValueError(
+                f"density_range must be positive and ascending; got {self.density_range}"
+            )
+        if not 0 <= self.companion_range[0] <= self.companion_range[1] <= 1:
+            raise ValueError(
+                f"companion_range must lie between 0 and 1, ascending; got {self.companion_range}"
+            )
+        if not self.mag_range[0] < self.mag_range[1]:
+            raise ValueError(f"mag_range must go from bright to faint; got {self.mag_range}")
+
 
 class SceneDataset(Dataset[tuple[Tensor, Tensor]]):
     """Endless scenes for training, or a fixed set for validation.

@@ -94,12 +94,14 @@ def write_scene(scene: Scene, directory: Path, name: str, *, seed: int, overwrit
             fits.BinTableHDU(_footprints(scene), name="FOOTPRINTS"),
         ]
     )
-    for path, hdus in zip(paths, (image, truth), strict=True):
-        part = path.with_name(f".{path.name}.part")
-        try:
+    parts = [path.with_name(f".{path.name}.part") for path in paths]
+    try:
+        for part, hdus in zip(parts, (image, truth), strict=True):
             hdus.writeto(part, overwrite=True)
+        for part, path in zip(parts, paths, strict=True):
             os.replace(part, path)
-        finally:
+    finally:
+        for part in parts:
             part.unlink(missing_ok=True)
 
 
@@ -117,7 +119,28 @@ def _footprints(scene: Scene) -> Table:
 
 
 def read_truth(path: Path) -> tuple[np.ndarray, Table, Table]:
-    """Class map, catalogue and footprints of a truth file."""
+    """Class map, catalogue and footprints of a truth file.
+
+    Parameters
+    ----------
+    path : Path
+        What :func:`write_scene` wrote.
+
+    Returns
+    -------
+    classes : ndarray of uint8, shape (y, x)
+    catalog : Table
+        One row per source.
+    footprints : Table
+        ``id, x, y, flux``, one row per source and footprint pixel.
+
+    Raises
+    ------
+    OSError
+        If the file is not there or is no FITS file.
+    KeyError
+        If it is no truth file.
+    """
     with fits.open(path) as hdus:
         return (
             np.asarray(hdus["CLASSES"].data),

@@ -1,5 +1,7 @@
 """Sources of isolated galaxies by name."""
 
+from typing import Any
+
 from probablend.data import DATASETS, require
 from probablend.emulate.candels import CandelsGalaxies
 from probablend.emulate.cosmos import CosmosGalaxies
@@ -19,6 +21,7 @@ def open_source(
     *,
     n_galaxies: int = 4000,
     n_stars: int = 200,
+    mag_range: tuple[float, float] = (18.5, 26.0),
     seed: int = 0,
 ) -> Galaxies:
     """One split of a source.
@@ -33,6 +36,8 @@ def open_source(
         No galaxy is in two splits.
     n_galaxies, n_stars : int
         Size of a parametric population; real sets have their own.
+    mag_range : tuple of float
+        Magnitudes that will be asked for; a parametric population reaches a little further.
     seed : int
         Seeds a parametric population.
 
@@ -46,7 +51,12 @@ def open_source(
     match name:
         case "parametric":
             return ParametricGalaxies(
-                survey, split, n_galaxies=n_galaxies, n_stars=n_stars, seed=seed
+                survey,
+                split,
+                n_galaxies=n_galaxies,
+                n_stars=n_stars,
+                mag_range=(mag_range[0] - 0.25, mag_range[1] + 0.25),
+                seed=seed,
             )
         case "candels":
             return CandelsGalaxies(survey, require("candels"), split)
@@ -57,16 +67,10 @@ def open_source(
             raise ValueError(f"source must be one of {', '.join(SOURCES)}; got {name!r}")
 
 
-def open_bank(
-    name: str,
-    survey: Survey,
-    split: Split,
-    *,
-    n_galaxies: int = 4000,
-    n_stars: int = 200,
-    seed: int = 0,
-) -> Galaxies:
+def open_bank(name: str, survey: Survey, split: Split, **settings: Any) -> Galaxies:
     """Like :func:`open_source`, every galaxy drawn once and kept in memory."""
-    source = open_source(name, survey, split, n_galaxies=n_galaxies, n_stars=n_stars, seed=seed)
+    source = open_source(name, survey, split, **settings)
     # Real stamps are in memory already.
-    return StampBank(source, seed=seed) if isinstance(source, ProfileGalaxies) else source
+    if not isinstance(source, ProfileGalaxies):
+        return source
+    return StampBank(source, seed=settings.get("seed", 0))

@@ -8,12 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from astropy.table import Table
 from matplotlib.figure import Figure
 
-from probablend.emulate.blend import FieldConfig, Scene, draw_field, make_scene, place
+from probablend.checkpoint import load_model
+from probablend.emulate.blend import (
+    COUNTS_SLOPE,
+    FieldConfig,
+    Scene,
+    draw_field,
+    draw_mags,
+    make_scene,
+    place,
+)
 from probablend.emulate.stamps import Galaxies
-from probablend.evaluate.calibration import active_pixels, brier_score, reliability
+from probablend.evaluate.calibration import ACTIVE_LEVEL, active_pixels, brier_score, reliability
 from probablend.evaluate.detection import (
     THRESHOLDS,
     BlendedCurve,
@@ -126,6 +136,21 @@ def _total(parts: list[Any]) -> Any:
     return total
 
 
+@torch.inference_mode()
+def latent_diversity(model: str | Path, scene: Scene, *, n: int = 8, seed: int = 0) -> float:
+    """Share of the active pixels whose most probable class differs between two latents.
+
+    What the network itself has to say, without the draw of pixel classes: 0 for a
+    deterministic network and for a posterior that has collapsed.
+    """
+    network, _ = load_model(model)
+    image = torch.from_numpy(scene.image / np.float32(scene.rms))[None, None]
+    draws = network(image).class_probabilities(n, seed=seed)[:, 0]  # (sample, class, y, x)
+    active = (1 - draws.mean(dim=0)[0]) > ACTIVE_LEVEL
+    best = draws.argmax(dim=1)[:, active]
+    return float((best[1:] != best[:-1]).float().mean()) if active.any() else 0.0
+
+
 def sample_diversity(result: Segmentation) -> float:
     """Share of the active pixels in which two samples differ, on average."""
     active = result.p_galaxy > 0.01
@@ -177,8 +202,7 @@ def no_overlap_share(
             generator = np.random.default_rng([seed, k, len(kind)])
             sources = []
             if kind == "isolated":
-                low, high = (10 ** (0.3 * m) for m in mag_range)
-                mag = float(np.log10(generator.uniform(low, high)) / 0.3)
+                mag = float(draw_mags(1, COUNTS_SLOPE, mag_range, generator)[0])
                 index = galaxies.choose(mag, generator=generator)
                 stamp = galaxies.draw(index, mag, generator=generator)
                 sources = [place(stamp, np.array([size / 2, size / 2]))]
@@ -239,10 +263,12 @@ def evaluate_field(
     scenes, ours, sep_says, diversity = [], [], [], []
     seconds = {"ours": 0.0, "sep": 0.0}
     for k in range(n_fields):
-        scene = draw_field(galaxies, config, generator=np.random.default_rng([seed, k]))
+        scene = draw_field(galaxies, config, generator=np.random.default_rng([seed, k, 1]))
         scenes.append(scene)
         began = time.perf_counter()
-        result = segment(scene.image, rms=scene.rms, n_samples=n_samples, seed=seed, model=model)
+        result = segment(
+            scene.image, rms=scene.rms, n_samples=n_samples, seed=seed + k, model=model
+        )
         seconds["ours"] += time.perf_counter() - began
         ours.append(
             Prediction(
@@ -282,6 +308,7 @@ def evaluate_field(
         "n_samples": n_samples,
         "methods": {name: score.as_dict() for name, score in scores.items()},
         "sample_diversity": float(np.mean(diversity)),
+        "latent_diversity": latent_diversity(model, scenes[0], seed=seed),
         "no_overlap_share": clear,
         "megapixels_per_second": {k: n_pixels / 1e6 / s for k, s in seconds.items()},
     }
@@ -341,6 +368,8 @@ def results_table(results: dict[str, Any]) -> str:
         f"| samples without overlap, empty stamps | {share['empty']:.3f} | – |",
         f"| samples without overlap, isolated galaxies | {share['isolated']:.3f} | – |",
         f"| active pixels in which two samples differ | {results['sample_diversity']:.3f} | – |",
+        "| … whose most probable class differs between two latents "
+        f"| {results['latent_diversity']:.3f} | – |",
         f"| Mpx/s, same run | {speed['ours']:.2f} | {speed['sep']:.2f} |",
         "",
     ]

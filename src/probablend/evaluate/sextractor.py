@@ -8,7 +8,7 @@ __all__ = ["run_sep"]
 
 # The 3 × 3 pyramid that SExtractor ships as default.conv.
 _KERNEL = np.array([[1, 2, 1], [2, 4, 2], [1, 2, 1]], dtype=np.float32)
-_MERGED = 1  # SExtractor's FLAGS & 1: bright neighbours or deblended
+_MERGED = 1  # sep.OBJ_MERGED: came out of deblending, as SExtractor's FLAGS & 2 says
 
 
 def run_sep(
@@ -34,12 +34,13 @@ def run_sep(
     Returns
     -------
     catalog : Table
-        ``x, y, p_blend`` with p_blend = 1 where SExtractor sets its neighbour flag.
+        ``x, y, p_blend`` with p_blend = 1 where an object came out of deblending.
     labels : ndarray of int32, shape (y, x)
         Its segmentation map.
     """
     data = np.ascontiguousarray(image, dtype=np.float32)
     sep.set_extract_pixstack(max(sep.get_extract_pixstack(), data.size))
+    sep.set_sub_object_limit(max(sep.get_sub_object_limit(), 100_000))
     objects, labels = sep.extract(
         data,
         threshold,

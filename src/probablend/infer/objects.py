@@ -50,7 +50,7 @@ def find_objects(
     inside = np.nan_to_num(p_galaxy) > threshold
     regions, n_regions = ndimage.label(inside, structure=np.ones((3, 3)))
     smooth = ndimage.gaussian_filter(signal, smoothing, mode="nearest")
-    noise = 1 / (2 * np.sqrt(np.pi) * smoothing)  # of the smoothed image, for white noise
+    noise = float(1 / (2 * np.sqrt(np.pi) * smoothing))  # of the smoothed image, for white noise
     # In v the noise is 1 everywhere: dv = ds / (noise + contrast · s).
     height = np.log1p(_CONTRAST * np.clip(smooth, 0, None) / noise) / _CONTRAST
     labels = np.zeros(inside.shape, dtype=np.int32)
@@ -64,9 +64,11 @@ def find_objects(
         if n_peaks[region] > 1:
             parts = _split(height[box], own)
         sizes = np.bincount(parts.ravel())
-        for part in np.flatnonzero(sizes[1:] >= min_pixels) + 1:
-            n_labels += 1
-            labels[box][parts == part] = n_labels
+        keep = np.flatnonzero(sizes[1:] >= min_pixels) + 1
+        number = np.zeros(len(sizes), dtype=np.int32)
+        number[keep] = n_labels + 1 + np.arange(len(keep))
+        n_labels += len(keep)
+        labels[box] += number[parts]  # regions do not overlap, boxes may
     return labels
 
 

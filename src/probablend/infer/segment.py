@@ -21,12 +21,20 @@ from photutils.segmentation import SegmentationImage
 from probablend._version import __version__
 from probablend.catalog import make_catalog
 from probablend.checkpoint import file_hash, find_model, load_model
+from probablend.device import resolve_device
+from probablend.emulate.classes import N_CLASSES, class_entropy
 from probablend.images import ImageData, prepare_image, read_image
 from probablend.infer.objects import find_objects
 from probablend.infer.tiles import Tile, cover
 from probablend.models.distribution import SegmentationNetwork
 
-__all__ = ["DEFAULT_MODEL", "PRODUCTS", "Segmentation", "segment"]
+__all__ = [
+    "DEFAULT_MODEL",
+    "PRODUCTS",
+    "Segmentation",
+    "check_output",
+    "segment",
+]
 
 log = logging.getLogger(__name__)
 
@@ -73,9 +81,7 @@ class Segmentation:
     @property
     def entropy(self) -> np.ndarray:
         """Entropy of the pixel's class, nats: 0 is certain, ln 3 knows nothing."""
-        p = np.stack([1 - self.p_galaxy, self.p_galaxy - self.p_blend, self.p_blend])
-        p = np.clip(p, 1e-12, 1)
-        return -(p * np.log(p)).sum(axis=0)
+        return class_entropy(self.p_galaxy, self.p_blend)
 
     def segmentation_image(self) -> SegmentationImage:
         """The labels as photutils takes them."""
@@ -115,7 +121,10 @@ class Segmentation:
         work = Path(tempfile.mkdtemp(prefix=".probablend-", dir=directory))
         try:
             self._maps().writeto(work / "maps.fits")
-            self.catalog.write(work / "catalog.fits")
+            table = fits.BinTableHDU(self.catalog, name="CATALOG")
+            fits.HDUList([fits.PrimaryHDU(header=self._provenance()), table]).writeto(
+                work / "catalog.fits"
+            )
             figure = self.plot()
             figure.savefig(work / "quicklook.png", dpi=100)
             if keep_samples:
@@ -165,7 +174,22 @@ class Segmentation:
 
 
 def check_output(directory: Path, *, overwrite: bool) -> None:
-    """Refuse a folder that cannot be used, before any work is done."""
+    """Refuse a folder that cannot be used, before any work is done.
+
+    Parameters
+    ----------
+    directory : Path
+        Where products are meant to go.
+    overwrite : bool
+        Whether those that are there may be replaced.
+
+    Raises
+    ------
+    FileExistsError
+        If products are there and may not be replaced, or a file is in the way.
+    PermissionError
+        If the folder cannot be written.
+    """
     if directory.exists() and not directory.is_dir():
         raise FileExistsError(f"{directory} is a file; a folder is wanted")
     there = [name for name in PRODUCTS if (directory / name).exists()]
@@ -176,6 +200,8 @@ def check_output(directory: Path, *, overwrite: bool) -> None:
     parent = directory
     while not parent.exists():
         parent = parent.parent
+    if not parent.is_dir():
+        raise FileExistsError(f"{parent} is a file; {directory} cannot be made in it")
     if not os.access(parent, os.W_OK):
         raise PermissionError(f"{parent} is not writable")
 
@@ -244,6 +270,11 @@ def segment(
         wcs, name, image = wcs or image.wcs, image.name, image.data
     where = resolve_device(device)
     network, meta = load_model(model)
+    if network.config.n_bands != 1 or network.config.n_classes != N_CLASSES:
+        raise ValueError(
+            f"model {model} takes {network.config.n_bands} bands and knows "
+            f"{network.config.n_classes} classes; one band and {N_CLASSES} classes are wanted"
+        )
     prepared = prepare_image(image, rms=rms, mask=mask, background=background)
     if prepared.mask.any():
         n_masked = int(prepared.mask.sum())
@@ -280,25 +311,6 @@ def segment(
     )
 
 
-def resolve_device(device: str) -> torch.device:
-    """The device of a name; ``auto`` is the fastest there is.
-
-    Raises
-    ------
-    ValueError
-        If the name is unknown or this machine has no such device.
-    """
-    available = {"cpu": True, "cuda": torch.cuda.is_available(),
-                 "mps": torch.backends.mps.is_available()}  # fmt: skip
-    if device == "auto":
-        device = next(name for name in ("cuda", "mps", "cpu") if available[name])
-    if device not in available:
-        raise ValueError(f"device must be auto, {', '.join(available)}; got {device!r}")
-    if not available[device]:
-        raise ValueError(f"this machine has no {device} device")
-    return torch.device(device)
-
-
 @torch.inference_mode()
 def _classify(
     network: SegmentationNetwork,
@@ -315,6 +327,8 @@ def _classify(
     samples = np.empty((n_samples, *signal.shape), dtype=np.uint8)
     # Whether the latent slides over the image is a decision about the image, not the tile.
     sliding = max(signal.shape) > network.config.patch_size
+    if not sliding:  # one latent for the whole image: one tile
+        tile_size = max(signal.shape)
     done = 0
     for tile in cover(
         signal.shape, core=tile_size, halo=network.halo, stride=network.config.stride

@@ -81,12 +81,16 @@ def gaussian_field(
     origin_yx : tuple of int
         Position of the first pixel in the image.
     spacing : int
-        Lattice spacing in pixels; the field is correlated over about 1.5 of it.
+        Lattice spacing in pixels; the field is correlated over about 1.5 of it. With 1 the
+        pixels are independent.
 
     Returns
     -------
     Tensor, shape (y, x), float32
     """
+    if spacing == 1:
+        rows, columns = (np.arange(o, o + n) for o, n in zip(origin_yx, shape_yx, strict=True))
+        return torch.from_numpy(lattice_normals(key, rows, columns))
     rows, first_row, row_weights = _spline(origin_yx[0], shape_yx[0], spacing)
     columns, first_column, column_weights = _spline(origin_yx[1], shape_yx[1], spacing)
     noise = lattice_normals(key, rows, columns)

@@ -45,7 +45,7 @@ class HierarchicalProbUNetConfig(UNetConfig):
     """
 
     n_latent_levels: int = 3
-    kappa: float = 0.05
+    kappa: float = 0.02
     hard_share: float = 0.02
 
     def __post_init__(self) -> None:
