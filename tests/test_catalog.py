@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from astropy.wcs import WCS
 from scipy.ndimage import center_of_mass
 
 from probablend.catalog import COLUMNS, blend_probability, make_catalog
@@ -50,3 +51,24 @@ def test_no_objects_are_an_empty_table_with_all_columns():
     table = make_catalog(empty, empty, np.zeros((2, 10, 12), np.uint8), empty.astype(bool))
     assert len(table) == 0
     assert table.colnames == list(COLUMNS)
+
+
+def test_both_sides_of_an_overlap_are_blended():
+    """A faint galaxy on a bright one's wing: the overlap lies in the faint one's part."""
+    labels = np.zeros((20, 20), dtype=np.int32)
+    labels[4:16, 2:12] = 1
+    labels[8:12, 12:16] = 2
+    labels[17:20, 17:20] = 3
+    samples = np.zeros((2, 20, 20), dtype=np.uint8)
+    samples[0, 8:12, 12:14] = 2
+    np.testing.assert_allclose(blend_probability(labels, samples), [0.5, 0.5, 0.0])
+
+
+def test_coordinates_that_are_not_of_the_sky_are_nan(labels, caplog):
+    solar = WCS(naxis=2)
+    solar.wcs.ctype = ["HPLN-TAN", "HPLT-TAN"]
+    solar.wcs.cunit = ["deg", "deg"]
+    samples = np.zeros((1, *labels.shape), dtype=np.uint8)
+    table = make_catalog(labels, labels.astype(float), samples, labels < 0, wcs=solar)
+    assert np.isnan(table["ra"]).all()
+    assert "ICRS" in caplog.text

@@ -180,3 +180,58 @@ def test_bad_arguments_are_refused_in_words(sky, change, said):
 def test_images_with_nothing_in_them_are_refused(image, said):
     with pytest.raises(ValueError, match=said):
         prepare_image(image)
+
+
+def test_an_area_without_data_is_masked_and_does_not_touch_the_noise(generator):
+    for shape in ((300, 280), (120, 130)):  # both estimators
+        image = generator.normal(5, 2.0, size=shape).astype(np.float32)
+        image[:, : shape[1] * 2 // 3] = 0
+        prepared = prepare_image(image)
+        np.testing.assert_array_equal(prepared.mask, image == 0)
+        assert prepared.rms == pytest.approx(2.0, rel=0.1)
+        assert np.abs(prepared.signal[:, shape[1] * 2 // 3 :]).max() < 8
+
+
+def test_zeros_in_counts_are_data(generator):
+    assert not prepare_image(generator.poisson(0.3, size=(80, 80))).mask.any()
+
+
+def test_a_masked_array_keeps_its_mask(sky):
+    mask = np.zeros(sky.shape, dtype=bool)
+    mask[:5, :5] = True
+    np.testing.assert_array_equal(prepare_image(np.ma.array(sky, mask=mask)).mask, mask)
+
+
+def test_damage_beyond_any_light_is_masked(sky):
+    sky[3, 4] = -3.4e38
+    prepared = prepare_image(sky, rms=0.01, background="none")
+    assert prepared.mask.sum() == 1
+    assert np.isfinite(prepared.signal).all()
+
+
+def test_images_in_physical_units_are_small(generator):
+    image = generator.normal(0, 1e-23, size=(90, 90))
+    assert prepare_image(image).rms == pytest.approx(1e-23, rel=0.1)
+
+
+def test_an_extension_can_be_named_with_the_file(tmp_path):
+    hdus = [fits.PrimaryHDU(), fits.ImageHDU(np.zeros((3, 3)), name="SCI"),
+            fits.ImageHDU(np.full((3, 3), 2.0), name="RMS")]  # fmt: skip
+    fits.HDUList(hdus).writeto(tmp_path / "a.fits")
+    assert read_rms(f"{tmp_path}/a.fits[RMS]")[0, 0] == 2
+    assert read_image(f"{tmp_path}/a.fits[2]").data[0, 0] == 2
+    with pytest.raises(ValueError, match="no extension WHT"):
+        read_image(f"{tmp_path}/a.fits[WHT]")
+
+
+def test_the_image_is_found_behind_a_table_and_a_spectrum(tmp_path):
+    hdus = [fits.PrimaryHDU(np.zeros(7)), fits.ImageHDU(np.ones((4, 4)))]
+    fits.HDUList(hdus).writeto(tmp_path / "a.fits")
+    assert read_image(tmp_path / "a.fits").data.shape == (4, 4)
+
+
+def test_a_noise_map_with_negative_pixels_is_refused(sky):
+    noise = np.full(sky.shape, 2.0)
+    noise[0, :7] = -1
+    with pytest.raises(ValueError, match="7 negative pixels"):
+        prepare_image(sky, rms=noise)

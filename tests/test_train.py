@@ -121,3 +121,40 @@ def test_a_loss_that_is_not_finite_stops_the_training(tmp_path, monkeypatch):
     monkeypatch.setattr(UNet, "training_loss", broken)
     with pytest.raises(ValueError, match="not finite at step 0"):
         train(small("unet"), tmp_path, device="cpu")
+
+
+def test_what_was_logged_after_the_checkpoint_is_not_logged_twice(tmp_path):
+    config = replace(small(n_steps=9), validate_every=1, checkpoint_every=4)
+    train(config, tmp_path, device="cpu", stop_after=4)
+    rows = read_log(tmp_path)
+    with (tmp_path / "log.csv").open("a") as handle:  # it died after step 5
+        handle.write(",".join("5" for _ in rows[0]) + "\n")
+    train(config, tmp_path, device="cpu", resume=True)
+    assert [int(row["step"]) for row in read_log(tmp_path)] == list(range(1, 10))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"name": "last"},
+        {"name": "../x"},
+        {"validate_every": 0},
+        {"model": {"kind": "punet", "patch_size": 64}},
+    ],
+)
+def test_a_training_that_cannot_work_is_refused_at_once(wrong):
+    with pytest.raises(ValueError, match="must be"):
+        replace(small(), **wrong)
+    with pytest.raises(ValueError, match="must"):
+        OptimizerConfig(n_steps=0)
+    with pytest.raises(ValueError, match="must"):
+        SceneConfig(density_range=(0.0, 10.0))
+
+
+def test_a_misspelt_network_is_refused_before_anything_is_drawn(tmp_path):
+    config = replace(small(), model={"kind": "punet", "chanels": [4]})
+    with pytest.raises(ValueError, match="unknown settings"):
+        train(config, tmp_path / "new", device="cpu")
+    with pytest.raises(ValueError, match=r"no cuda device|device must be"):
+        train(small(), tmp_path / "new", device="cuda" if not torch.cuda.is_available() else "x")
+    assert not (tmp_path / "new").exists()

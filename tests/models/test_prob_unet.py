@@ -90,7 +90,7 @@ def test_samples_are_fixed_by_the_seed_and_do_not_depend_on_their_number(small_n
 
 @torch.inference_mode()
 def test_classes_are_drawn_with_their_own_probabilities(small_network, image):
-    n = 3000
+    n = 1000
     distribution = small_network(image)
     expected = distribution.mean(n)
     samples = distribution.sample(n)
