@@ -15,7 +15,7 @@ from probablend.evaluate.match import match_positions
 __all__ = ["BlendedCurve", "DetectionScores", "blended_curve", "detect_scores", "iou", "positions"]
 
 MIN_FOOTPRINT = 20
-THRESHOLDS = np.round(np.concatenate([[0.02, 0.05], np.arange(0.1, 1.0, 0.1), [0.95]]), 2)
+THRESHOLDS = np.round(np.concatenate([[0.01], np.arange(0.05, 1.0, 0.05)]), 2)
 
 
 def iou(first: np.ndarray, second: np.ndarray) -> float:
