@@ -16,15 +16,20 @@ def labels():
     return labels
 
 
-def test_centres_are_weighted_by_signal(labels, generator):
-    signal = generator.uniform(1, 5, size=labels.shape)
-    none = np.zeros(labels.shape, dtype=bool)
-    samples = np.zeros((2, *labels.shape), dtype=np.uint8)
-    table = make_catalog(labels, signal, samples, none)
-    expected = np.array(center_of_mass(signal, labels, [1, 2, 3]))
-    np.testing.assert_allclose(table["y"].value, expected[:, 0])
-    np.testing.assert_allclose(table["x"].value, expected[:, 1])
-    np.testing.assert_array_equal(table["n_pixels"].value, [98, 40, 25])
+def blob(y, x, peak, sigma):
+    rows, columns = np.mgrid[:40, :50]
+    return peak * np.exp(-((rows - y) ** 2 + (columns - x) ** 2) / (2 * sigma**2))
+
+
+def test_centres_are_those_of_the_galaxies_even_on_a_wing():
+    bright, faint = blob(20.3, 15.6, 100, 4.0), blob(20.3, 28.2, 6, 1.5)
+    labels = np.where(np.maximum(bright, faint) > 0.5, 1, 0).astype(np.int32)
+    labels[:, 25:][labels[:, 25:] > 0] = 2
+    samples = np.zeros((1, 40, 50), dtype=np.uint8)
+    table = make_catalog(labels, bright + faint, samples, labels < 0)
+    np.testing.assert_allclose(table["y"].value, 20.3, atol=0.3)
+    np.testing.assert_allclose(table["x"].value, [15.6, 28.2], atol=0.5)
+    np.testing.assert_array_equal(table["n_pixels"].value, np.bincount(labels.ravel())[1:])
     assert np.isnan(table["ra"]).all()
 
 
@@ -44,6 +49,15 @@ def test_flags_say_what_happened(labels):
     flags = make_catalog(labels, labels.astype(float), samples, mask)["flags"]
     np.testing.assert_array_equal(flags, [0, Flag.MASKED_PIXELS, Flag.TRUNCATED])
     assert set(flag_table()["bit"]) == {int(flag) for flag in Flag}
+
+
+def test_an_object_of_one_level_is_centred_on_its_pixels(labels):
+    table = make_catalog(
+        labels, np.zeros(labels.shape), np.zeros((1, 40, 50), np.uint8), labels < 0
+    )
+    expected = np.array(center_of_mass(labels > 0, labels, [1, 2, 3]))
+    np.testing.assert_allclose(table["y"].value, expected[:, 0])
+    np.testing.assert_allclose(table["x"].value, expected[:, 1])
 
 
 def test_no_objects_are_an_empty_table_with_all_columns():

@@ -16,6 +16,8 @@ from probablend.flags import Flag
 
 log = logging.getLogger(__name__)
 
+_SMOOTHING = 1.0  # pixels, of the image in which centres are measured
+
 __all__ = ["COLUMNS", "blend_probability", "make_catalog"]
 
 # name → (type, unit, description)
@@ -97,11 +99,18 @@ def _sky(x: np.ndarray, y: np.ndarray, wcs: WCS | None) -> tuple[np.ndarray, np.
 
 
 def _centres(labels: np.ndarray, signal: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Centroids weighted by positive signal, (y, x) of each label."""
+    """Centroid of the upper half of each object's peak, (y, x).
+
+    What a faint galaxy's part holds of a bright neighbour's wing would pull a plain centroid
+    towards the neighbour.
+    """
+    index = np.arange(n + 1)
+    smooth = ndimage.gaussian_filter(signal, _SMOOTHING, mode="nearest")
+    low, high = (f(smooth, labels, index) for f in (ndimage.minimum, ndimage.maximum))
     inside = np.flatnonzero(labels)
     which = labels.ravel()[inside]
-    # A floor keeps an object whose pixels are all below zero in the middle of its pixels.
-    weight = np.clip(signal.ravel()[inside], 1e-3, None).astype(float)
+    weight = smooth.ravel()[inside].astype(float) - 0.5 * (low + high)[which]
+    weight = np.clip(weight, 1e-6, None)  # a floor for objects of one level
     rows, columns = np.divmod(inside, labels.shape[1])
     total = np.bincount(which, weight, minlength=n + 1)[1:]
     y = np.bincount(which, weight * rows, minlength=n + 1)[1:] / total

@@ -14,9 +14,9 @@ __all__ = ["find_objects"]
 
 MIN_PIXELS = 5
 # Height of a peak above its saddle, in units of the noise of the smoothed image ...
-_PROMINENCE = 3.0
+_PROMINENCE = 2.5
 # ... to which every unit of signal adds this much: spiral arms and shot noise grow with flux.
-_CONTRAST = 0.05
+_CONTRAST = 0.02
 
 
 def find_objects(

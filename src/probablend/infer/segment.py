@@ -285,7 +285,7 @@ def segment(
     p_galaxy[prepared.mask] = np.nan
     p_blend[prepared.mask] = np.nan
     samples[:, prepared.mask] = 0
-    smoothing = max(0.5, float(meta.get("psf_fwhm_pixels", 2.0)) / 2.355)
+    smoothing = max(1.0, float(meta.get("psf_fwhm_pixels", 2.0)) / 2.355)
     labels = find_objects(p_galaxy, prepared.signal, smoothing=smoothing)
     return Segmentation(
         p_galaxy=p_galaxy,
