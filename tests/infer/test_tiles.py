@@ -1,10 +1,11 @@
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from probablend.infer.tiles import cover
 
 
+@settings(deadline=None)
 @given(
     st.tuples(st.integers(1, 300), st.integers(1, 300)),
     st.integers(1, 120),
