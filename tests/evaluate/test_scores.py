@@ -4,7 +4,13 @@ from astropy.table import Table
 from scipy.optimize import linear_sum_assignment
 
 from probablend.evaluate.calibration import active_pixels, brier_score, reliability
-from probablend.evaluate.detection import THRESHOLDS, blended_curve, detect_scores, iou
+from probablend.evaluate.detection import (
+    THRESHOLDS,
+    blended_curve,
+    detect_scores,
+    iou,
+    region_curve,
+)
 from probablend.evaluate.field import Prediction, score_scenes
 from probablend.evaluate.match import match_positions
 from probablend.evaluate.sextractor import run_sep
@@ -98,7 +104,8 @@ def test_the_truth_scores_perfectly(scene):
     assert values["brier_blend_active"] == 0
     assert score.blended.strict_completeness[5] == 1
     assert score.blended.strict_purity[5] == 1
-    assert score.blended.completeness_at_purity(0.99) == 1
+    assert (score.regions.completeness == 1).all()
+    assert (score.regions.purity == 1).all()
 
 
 def test_a_shuffled_truth_does_not(scene, generator):
@@ -137,7 +144,21 @@ def test_an_empty_catalogue_is_scored(scene):
     assert score.completeness == 0
     assert np.isnan(score.purity)
     curve = blended_curve(scene.catalog, nothing, np.zeros(scene.image.shape, int))
-    assert curve.completeness_at_purity(0.5) == 0
+    assert (curve.completeness == 0).all()
+
+
+def test_regions_by_hand():
+    """Two true regions; one is found, beside one false one; a speck does not count."""
+    truth, p = np.zeros((30, 30), bool), np.zeros((30, 30))
+    truth[2:6, 2:6] = truth[20:24, 20:24] = True
+    p[4:8, 4:8], p[14:17, 2:5], p[28, 28] = 0.9, 0.3, 0.9
+    curve = region_curve(p, truth)
+    low, high = np.searchsorted(THRESHOLDS, [0.2, 0.8])
+    assert curve.n_true == 2
+    assert curve.completeness[low] == curve.completeness[high] == 0.5
+    assert curve.purity[low] == 0.5
+    assert curve.purity[high] == 1
+    assert np.isnan(curve.purity[-1])
 
 
 def test_sep_finds_bright_galaxies_where_they_are(scene):

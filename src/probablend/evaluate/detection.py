@@ -9,12 +9,25 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 from astropy.table import Table
+from scipy import ndimage
 
 from probablend.evaluate.match import match_positions
 
-__all__ = ["BlendedCurve", "DetectionScores", "blended_curve", "detect_scores", "iou", "positions"]
+__all__ = [
+    "MIN_FOOTPRINT",
+    "THRESHOLDS",
+    "BlendedCurve",
+    "DetectionScores",
+    "RegionCurve",
+    "blended_curve",
+    "detect_scores",
+    "iou",
+    "positions",
+    "region_curve",
+]
 
 MIN_FOOTPRINT = 20
+_MIN_REGION = 5  # pixels
 THRESHOLDS = np.round(np.concatenate([[0.01], np.arange(0.05, 1.0, 0.05)]), 2)
 
 
@@ -150,12 +163,6 @@ class BlendedCurve:
         """Share of the flagged objects whose own galaxy is blended."""
         return _ratio(self.n_strict_right, self.n_flagged)
 
-    def completeness_at_purity(self, purity: float, *, strict: bool = False) -> float:
-        """Best completeness among the thresholds that reach a purity; 0 if none does."""
-        got = self.strict_purity if strict else self.purity
-        complete = self.strict_completeness if strict else self.completeness
-        return float(complete[np.nan_to_num(got) >= purity].max(initial=0.0))
-
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return np.divide(part, whole, out=np.full(len(part), np.nan), where=whole > 0)
@@ -210,3 +217,66 @@ def blended_curve(
         n_strict_right=right(own),
         n_right=right(either),
     )
+
+
+@dataclass(frozen=True)
+class RegionCurve:
+    """Overlap regions at each threshold on ``P_BLEND``: counts, which add up over scenes.
+
+    A region is a connected set of at least 5 pixels of the blend class, true or predicted. It
+    is found, or right, if it shares a pixel with the other map.
+
+    Parameters
+    ----------
+    n_true : int
+        True regions.
+    n_found, n_predicted, n_right : ndarray of int, shape (threshold,)
+        True regions that are found, predicted regions, those that are right.
+    """
+
+    n_true: int
+    n_found: np.ndarray
+    n_predicted: np.ndarray
+    n_right: np.ndarray
+
+    def __add__(self, other: "RegionCurve") -> "RegionCurve":
+        return RegionCurve(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    @property
+    def completeness(self) -> np.ndarray:
+        """Share of the true regions that are found."""
+        return self.n_found / max(1, self.n_true)
+
+    @property
+    def purity(self) -> np.ndarray:
+        """Share of the predicted regions that are right; NaN where there are none."""
+        return _ratio(self.n_right, self.n_predicted)
+
+
+def region_curve(p_blend: np.ndarray, truth: np.ndarray) -> RegionCurve:
+    """Score a probability map of the blend class by its regions.
+
+    Parameters
+    ----------
+    p_blend : ndarray, shape (y, x)
+        Probability of at least two galaxies.
+    truth : ndarray of bool, shape (y, x)
+        Where there are.
+    """
+    true_labels, true_ids = _regions(truth)
+    counts = []
+    for threshold in THRESHOLDS:
+        labels, ids = _regions(p_blend >= threshold)
+        both = (true_labels > 0) & (p_blend >= threshold)
+        found = np.isin(true_ids, true_labels[both]).sum()
+        right = np.isin(ids, labels[(labels > 0) & truth]).sum()
+        counts.append((found, len(ids), right))
+    return RegionCurve(len(true_ids), *np.array(counts).T)
+
+
+def _regions(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    labels, _ = ndimage.label(mask, structure=np.ones((3, 3)))
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    large = sizes >= _MIN_REGION
+    return np.where(large[labels], labels, 0), np.flatnonzero(large)

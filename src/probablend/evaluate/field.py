@@ -28,10 +28,12 @@ from probablend.evaluate.detection import (
     THRESHOLDS,
     BlendedCurve,
     DetectionScores,
+    RegionCurve,
     blended_curve,
     detect_scores,
     iou,
     positions,
+    region_curve,
 )
 from probablend.evaluate.match import match_positions
 from probablend.evaluate.sextractor import run_sep
@@ -56,6 +58,7 @@ class FieldScores:
 
     detection: DetectionScores
     blended: BlendedCurve
+    regions: RegionCurve | None
     values: dict[str, float]
 
     def as_dict(self) -> dict[str, Any]:
@@ -74,6 +77,13 @@ class FieldScores:
                 "purity": _plain(curve.purity),
                 "strict_completeness": curve.strict_completeness.tolist(),
                 "strict_purity": _plain(curve.strict_purity),
+            },
+            "regions": None
+            if self.regions is None
+            else {
+                "threshold": THRESHOLDS.tolist(),
+                "completeness": self.regions.completeness.tolist(),
+                "purity": _plain(self.regions.purity),
             },
         }
 
@@ -103,8 +113,10 @@ def score_scenes(scenes: list[Scene], predictions: list[Prediction]) -> FieldSco
     truth = np.stack([s.classes for s in scenes])
     p_galaxy = np.stack([p.p_galaxy for p in predictions])
     values = {"iou_galaxy": iou(p_galaxy > 0.5, truth > 0)}
+    regions = None
     if all(p.p_blend is not None for p in predictions):
         p_blend = np.stack([p.p_blend for p in predictions if p.p_blend is not None])
+        regions = _total([region_curve(p, t == 2) for p, t in zip(p_blend, truth, strict=True)])
         values["iou_blend"] = iou(p_blend > 0.5, truth == 2)
         for name, p, t in (("galaxy", p_galaxy, truth > 0), ("blend", p_blend, truth == 2)):
             active = active_pixels(p, t)
@@ -114,7 +126,9 @@ def score_scenes(scenes: list[Scene], predictions: list[Prediction]) -> FieldSco
         said, true = matched_flags(scenes, predictions)
         if len(said):
             values["ece_p_blend"] = reliability(said, true).ece
-    return FieldScores(detection=_total(detection), blended=_total(curves), values=values)
+    return FieldScores(
+        detection=_total(detection), blended=_total(curves), regions=regions, values=values
+    )
 
 
 def matched_flags(
@@ -319,11 +333,9 @@ def evaluate_field(
     return results
 
 
-def completeness_at(score: dict[str, Any], purity: float, *, strict: bool) -> float:
-    """Best completeness of the blended flag at a purity, from ``results.json``."""
-    flag = score["blended_flag"]
-    prefix = "strict_" if strict else ""
-    pairs = zip(flag[prefix + "completeness"], flag[prefix + "purity"], strict=True)
+def completeness_at(curve: dict[str, list[float]], purity: float, prefix: str = "") -> float:
+    """Best completeness of a curve of ``results.json`` among the points of at least a purity."""
+    pairs = zip(curve[prefix + "completeness"], curve[prefix + "purity"], strict=True)
     return max((c for c, p in pairs if p is not None and p >= purity), default=0.0)
 
 
@@ -355,14 +367,17 @@ def results_table(results: dict[str, Any]) -> str:
     for text, key in rows:
         cells = [f"{s[key]:.3f}" if key in s else "–" for s in (ours, sep_says)]
         lines.append(f"| {text} | {cells[0]} | {cells[1]} |")
-    for strict in (False, True):
-        what = "one to one" if strict else "announced"
+    for what, key, prefix in (
+        ("overlap regions found", "regions", ""),
+        ("blended galaxies announced", "blended_flag", ""),
+        ("blended galaxies flagged one to one", "blended_flag", "strict_"),
+    ):
         for purity in (0.65, 0.85):
-            cells = [f"{completeness_at(s, purity, strict=strict):.3f}" for s in (ours, sep_says)]
-            lines.append(
-                f"| blended galaxies flagged ({what}), purity ≥ {purity:.2f} "
-                f"| {cells[0]} | {cells[1]} |"
-            )
+            cells = [
+                f"{completeness_at(s[key], purity, prefix):.3f}" if s[key] else "–"
+                for s in (ours, sep_says)
+            ]
+            lines.append(f"| {what}, at purity ≥ {purity:.2f} | {cells[0]} | {cells[1]} |")
     share, speed = results["no_overlap_share"], results["megapixels_per_second"]
     lines += [
         f"| samples without overlap, empty stamps | {share['empty']:.3f} | – |",
