@@ -17,6 +17,10 @@ def labels():
     return labels
 
 
+def blended_pixels(samples):
+    return [np.nonzero(sample == 2) for sample in samples]
+
+
 def blob(y, x, peak, sigma):
     rows, columns = np.mgrid[:40, :50]
     return peak * np.exp(-((rows - y) ** 2 + (columns - x) ** 2) / (2 * sigma**2))
@@ -27,7 +31,7 @@ def test_centres_are_those_of_the_galaxies_even_on_a_wing():
     labels = find_objects((bright + faint > 0.5).astype(float), bright + faint)
     assert labels.max() == 2
     samples = np.zeros((1, 40, 50), dtype=np.uint8)
-    table = make_catalog(labels, bright + faint, samples, labels < 0)
+    table = make_catalog(labels, bright + faint, blended_pixels(samples), labels < 0)
     np.testing.assert_allclose(table["y"].value, 20.3, atol=0.3)
     np.testing.assert_allclose(table["x"].value, [15.6, 29.2], atol=0.5)
     np.testing.assert_array_equal(table["n_pixels"].value, np.bincount(labels.ravel())[1:])
@@ -40,22 +44,21 @@ def test_p_blend_is_the_share_of_samples_with_an_overlap(labels):
     samples[0, 6, 7] = 2
     samples[2, 10, 15] = 2
     samples[:, 25, 22] = 2
-    np.testing.assert_allclose(blend_probability(labels, samples), [0.5, 1.0, 0.0])
+    np.testing.assert_allclose(blend_probability(labels, blended_pixels(samples)), [0.5, 1.0, 0.0])
 
 
 def test_flags_say_what_happened(labels):
     mask = np.zeros(labels.shape, dtype=bool)
     mask[19, 22] = True
     samples = np.zeros((1, *labels.shape), dtype=np.uint8)
-    flags = make_catalog(labels, labels.astype(float), samples, mask)["flags"]
+    flags = make_catalog(labels, labels.astype(float), blended_pixels(samples), mask)["flags"]
     np.testing.assert_array_equal(flags, [0, Flag.MASKED_PIXELS, Flag.TRUNCATED])
     assert set(flag_table()["bit"]) == {int(flag) for flag in Flag}
 
 
 def test_an_object_of_one_level_is_centred_on_its_pixels(labels):
-    table = make_catalog(
-        labels, np.zeros(labels.shape), np.zeros((1, 40, 50), np.uint8), labels < 0
-    )
+    draws = blended_pixels(np.zeros((1, *labels.shape)))
+    table = make_catalog(labels, np.zeros(labels.shape), draws, labels < 0)
     expected = np.array(center_of_mass(labels > 0, labels, [1, 2, 3]))
     np.testing.assert_allclose(table["y"].value, expected[:, 0])
     np.testing.assert_allclose(table["x"].value, expected[:, 1])
@@ -63,7 +66,7 @@ def test_an_object_of_one_level_is_centred_on_its_pixels(labels):
 
 def test_no_objects_are_an_empty_table_with_all_columns():
     empty = np.zeros((10, 12), dtype=np.int32)
-    table = make_catalog(empty, empty, np.zeros((2, 10, 12), np.uint8), empty.astype(bool))
+    table = make_catalog(empty, empty, blended_pixels(np.zeros((2, 10, 12))), empty.astype(bool))
     assert len(table) == 0
     assert table.colnames == list(COLUMNS)
 
@@ -76,7 +79,7 @@ def test_both_sides_of_an_overlap_are_blended():
     labels[17:20, 17:20] = 3
     samples = np.zeros((2, 20, 20), dtype=np.uint8)
     samples[0, 8:12, 12:14] = 2
-    np.testing.assert_allclose(blend_probability(labels, samples), [0.5, 0.5, 0.0])
+    np.testing.assert_allclose(blend_probability(labels, blended_pixels(samples)), [0.5, 0.5, 0.0])
 
 
 def test_coordinates_that_are_not_of_the_sky_are_nan(labels, caplog):
@@ -84,6 +87,8 @@ def test_coordinates_that_are_not_of_the_sky_are_nan(labels, caplog):
     solar.wcs.ctype = ["HPLN-TAN", "HPLT-TAN"]
     solar.wcs.cunit = ["deg", "deg"]
     samples = np.zeros((1, *labels.shape), dtype=np.uint8)
-    table = make_catalog(labels, labels.astype(float), samples, labels < 0, wcs=solar)
+    table = make_catalog(
+        labels, labels.astype(float), blended_pixels(samples), labels < 0, wcs=solar
+    )
     assert np.isnan(table["ra"]).all()
     assert "ICRS" in caplog.text

@@ -4,6 +4,7 @@ Positions are 0-based: the centre of the first pixel is (0, 0).
 """
 
 import logging
+from collections.abc import Sequence
 
 import astropy.units as u
 import numpy as np
@@ -11,7 +12,6 @@ from astropy.table import QTable
 from astropy.wcs import WCS, NoConvergence
 from scipy import ndimage
 
-from probablend.emulate.classes import PixelClass
 from probablend.flags import Flag
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ COLUMNS: dict[str, tuple[type, u.Unit | None, str]] = {
 def make_catalog(
     labels: np.ndarray,
     signal: np.ndarray,
-    samples: np.ndarray,
+    draws: Sequence[tuple[np.ndarray, np.ndarray]],
     mask: np.ndarray,
     *,
     wcs: WCS | None = None,
@@ -49,8 +49,8 @@ def make_catalog(
         0 = background, 1…N.
     signal : ndarray, shape (y, x)
         Image in units of the noise; weighs the centres.
-    samples : ndarray of uint8, shape (sample, y, x)
-        Class maps drawn from the posterior.
+    draws : sequence of (y, x)
+        The blended pixels of each class map drawn from the posterior.
     mask : ndarray of bool, shape (y, x)
         True = not used.
     wcs : WCS, optional
@@ -74,7 +74,7 @@ def make_catalog(
         "ra": ra,
         "dec": dec,
         "n_pixels": n_pixels,
-        "p_blend": blend_probability(labels, samples),
+        "p_blend": blend_probability(labels, draws),
         "flags": _flags(labels, mask, n),
     }
     table = QTable()
@@ -118,15 +118,17 @@ def _centres(labels: np.ndarray, signal: np.ndarray, n: int) -> tuple[np.ndarray
     return y, x
 
 
-def blend_probability(labels: np.ndarray, samples: np.ndarray) -> np.ndarray:
-    """Share of the samples in which an object has, or touches, a blended pixel.
+def blend_probability(
+    labels: np.ndarray, draws: Sequence[tuple[np.ndarray, np.ndarray]]
+) -> np.ndarray:
+    """Share of the posterior draws in which an object has, or touches, a blended pixel.
 
     Parameters
     ----------
     labels : ndarray of int, shape (y, x)
         0 = background, 1…N.
-    samples : ndarray of uint8, shape (sample, y, x)
-        Class maps.
+    draws : sequence of (y, x)
+        The blended pixels of each class map that was drawn.
 
     Returns
     -------
@@ -135,17 +137,16 @@ def blend_probability(labels: np.ndarray, samples: np.ndarray) -> np.ndarray:
     """
     n = int(labels.max(initial=0))
     n_blended = np.zeros(n + 1)
-    for sample in samples:
+    for y, x in draws:
         # LABELS cuts an overlap along a line; both sides have part in it. So an overlap counts
         # for every object that it touches.
-        y, x = np.nonzero(sample == PixelClass.BLEND)
         touched = np.zeros(n + 1, dtype=bool)
         for dy, dx in np.ndindex(3, 3):
             rows = np.clip(y + dy - 1, 0, labels.shape[0] - 1)
             columns = np.clip(x + dx - 1, 0, labels.shape[1] - 1)
             touched[labels[rows, columns]] = True
         n_blended += touched
-    return n_blended[1:] / len(samples)
+    return n_blended[1:] / len(draws)
 
 
 def _flags(labels: np.ndarray, mask: np.ndarray, n: int) -> np.ndarray:

@@ -1,5 +1,6 @@
 """What must hold for every network that `segment` can use."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -82,3 +83,15 @@ def test_a_tile_gives_the_answer_of_the_whole_image(network):
         a = whole.sample_logits(sample, seed=1)[..., start + halo :, start + halo :]
         b = tile.sample_logits(sample, seed=1)[..., halo:, halo:]
         torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_more_draws_blend_as_often_as_the_probabilities_say(network):
+    distribution = network(torch.randn(1, 1, 24, 24)).at((64, 128))
+    p_blend = next(iter(distribution.draws(1, seed=2)))[0][0, 2].numpy()
+    maps = distribution.more_blends(p_blend, 0, 1500, seed=2)
+    count = np.zeros((24, 24))
+    for y, x in maps:
+        count[y, x] += 1
+    seen = p_blend > 0.01
+    np.testing.assert_allclose((count / 1500)[seen], p_blend[seen], atol=0.07)

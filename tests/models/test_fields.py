@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy.stats import kstest
 
-from probablend.models.fields import gaussian_field, lattice_normals
+from probablend.models.fields import gaussian_field, gaussian_points, lattice_normals
 
 
 def test_lattice_values_are_standard_normal_and_independent():
@@ -37,3 +37,10 @@ def test_a_tile_sees_the_same_field_to_the_last_bit():
     whole = gaussian_field((2, 5), (90, 70), (0, 0), 4)
     tile = gaussian_field((2, 5), (31, 17), (40, 33), 4)
     assert torch.equal(tile, whole[40:71, 33:50])
+
+
+def test_single_points_are_those_of_the_field(generator):
+    whole = gaussian_field((2, 5), (90, 70), (-10, 30), 6).numpy()
+    y, x = generator.integers(0, 90, size=200), generator.integers(0, 70, size=200)
+    np.testing.assert_allclose(gaussian_points((2, 5), y - 10, x + 30, 6), whole[y, x], atol=1e-5)
+    assert len(gaussian_points((1,), y[:0], x[:0], 6)) == 0

@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from probablend._version import __version__
 from probablend.catalog import make_catalog
 from probablend.checkpoint import file_hash, find_model, load_model
 from probablend.device import resolve_device
-from probablend.emulate.classes import N_CLASSES, class_entropy
+from probablend.emulate.classes import N_CLASSES, PixelClass, class_entropy
 from probablend.images import ImageData, prepare_image, read_image
 from probablend.infer.objects import find_objects
 from probablend.infer.tiles import Tile, cover
@@ -40,6 +40,9 @@ log = logging.getLogger(__name__)
 
 DEFAULT_MODEL = "euclid-vis"
 PRODUCTS = ("maps.fits", "catalog.fits", "quicklook.png", "samples.fits")
+# Class maps drawn for each latent: the first is a sample that the user sees, all count for
+# `p_blend`, whose scatter is that of 64 draws when 16 samples are asked for.
+DRAWS_PER_SAMPLE = 4
 _TILE = 768  # side of a tile's core, pixels: about 1 GB at work with the shipped network
 
 
@@ -279,12 +282,14 @@ def segment(
     if prepared.mask.any():
         n_masked = int(prepared.mask.sum())
         log.warning("%d of %d pixels are masked: NaN in the maps", n_masked, prepared.mask.size)
-    p_galaxy, p_blend, samples = _classify(
+    p_galaxy, p_blend, samples, draws = _classify(
         network.to(where), prepared.signal, n_samples, seed, tile_size, where, progress
     )
     p_galaxy[prepared.mask] = np.nan
     p_blend[prepared.mask] = np.nan
     samples[:, prepared.mask] = 0
+    if prepared.mask.any():
+        draws = [(y[keep], x[keep]) for y, x in draws for keep in [~prepared.mask[y, x]]]
     smoothing = max(1.0, float(meta.get("psf_fwhm_pixels", 2.0)) / 2.355)
     labels = find_objects(p_galaxy, prepared.signal, smoothing=smoothing)
     return Segmentation(
@@ -292,7 +297,7 @@ def segment(
         p_blend=p_blend,
         samples=samples,
         labels=labels,
-        catalog=make_catalog(labels, prepared.signal, samples, prepared.mask, wcs=wcs),
+        catalog=make_catalog(labels, prepared.signal, draws, prepared.mask, wcs=wcs),
         mask=prepared.mask,
         signal=prepared.signal,
         wcs=wcs,
@@ -320,11 +325,12 @@ def _classify(
     tile_size: int,
     device: torch.device,
     progress: Callable[[int, int], None] | None,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """P_GALAXY, P_BLEND and samples of the whole image, tile by tile."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
+    """P_GALAXY, P_BLEND, samples and blended pixels of all draws, tile by tile."""
     p_galaxy = np.empty(signal.shape, dtype=np.float32)
     p_blend = np.empty(signal.shape, dtype=np.float32)
     samples = np.empty((n_samples, *signal.shape), dtype=np.uint8)
+    blends: list[list[np.ndarray]] = [[] for _ in range(n_samples * DRAWS_PER_SAMPLE)]
     # Whether the latent slides over the image is a decision about the image, not the tile.
     sliding = max(signal.shape) > network.config.patch_size
     if not sliding:  # one latent for the whole image: one tile
@@ -333,13 +339,15 @@ def _classify(
     for tile in cover(
         signal.shape, core=tile_size, halo=network.halo, stride=network.config.stride
     ):
-        mean = _tile(network, signal, tile, samples, seed, device, sliding)
+        mean = _tile(network, signal, tile, samples, blends, seed, device, sliding)
         p_galaxy[tile.core] = 1 - mean[0]
         p_blend[tile.core] = mean[2]
         done += mean[0].size
         if progress:
             progress(done, signal.size)
-    return np.clip(p_galaxy, 0, 1), np.clip(p_blend, 0, 1), samples
+    # (y, x) of each draw: one array of pairs per tile → two arrays.
+    draws = [tuple(np.concatenate(parts, axis=1)) for parts in blends]
+    return np.clip(p_galaxy, 0, 1), np.clip(p_blend, 0, 1), samples, draws
 
 
 def _tile(
@@ -347,17 +355,26 @@ def _tile(
     signal: np.ndarray,
     tile: Tile,
     samples: np.ndarray,
+    blends: list[list[np.ndarray]],
     seed: int,
     device: torch.device,
     sliding: bool,
 ) -> np.ndarray:
-    """Mean class probabilities of a tile's core; its samples go to their place."""
+    """Mean class probabilities of a tile's core; samples and blends go to their place."""
     image = torch.from_numpy(signal[tile.outer].copy())[None, None]
     image = image.to(device=device, memory_format=torch.channels_last)
     distribution = network(image, sliding=sliding).at(tile.origin_yx)
+    core = replace(distribution, origin_yx=(tile.core[0].start, tile.core[1].start))
     n_samples = len(samples)
     total = torch.zeros((), device=device)
     for k, (probabilities, classes) in enumerate(distribution.draws(n_samples, seed=seed)):
         total = total + probabilities[0][(slice(None), *tile.inner)]
-        samples[(k, *tile.core)] = classes[0][tile.inner].cpu().numpy()
+        drawn = classes[0][tile.inner].cpu().numpy()
+        samples[(k, *tile.core)] = drawn
+        p_blend = probabilities[0][(PixelClass.BLEND, *tile.inner)].cpu().numpy()
+        maps = [np.nonzero(drawn == PixelClass.BLEND)]
+        maps += core.more_blends(p_blend, k, DRAWS_PER_SAMPLE - 1, seed=seed)
+        for j, (y, x) in enumerate(maps):
+            found = np.stack([y + tile.core[0].start, x + tile.core[1].start])
+            blends[k * DRAWS_PER_SAMPLE + j].append(found)
     return (total / n_samples).cpu().numpy()

@@ -5,10 +5,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
+import numpy as np
 import torch
+from scipy.special import ndtr
 from torch import Tensor, nn
 
-from probablend.models.fields import gaussian_field
+from probablend.models.fields import gaussian_field, gaussian_points
 
 if TYPE_CHECKING:
     from probablend.models.unet import UNetConfig
@@ -17,6 +19,7 @@ __all__ = ["SegmentationDistribution", "SegmentationNetwork"]
 
 # Streams of the random fields of one sample.
 LATENT_STREAM, PIXEL_STREAM = 0, 1
+_NEGLIGIBLE = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +90,40 @@ class SegmentationDistribution(ABC):
         # Classes are ordered: where the field is high, footprints grow.
         cumulative = probabilities.cumsum(dim=1)[:, :-1]  # (batch, class - 1, y, x)
         return (uniform[:, None] > cumulative).sum(dim=1, dtype=torch.uint8)
+
+    def more_blends(
+        self, p_blend: np.ndarray, sample: int, n: int, *, seed: int
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Blended pixels of ``n`` more class maps drawn from the probabilities of one draw.
+
+        Parameters
+        ----------
+        p_blend : ndarray, shape (y, x)
+            Probability of the blend class in draw ``sample``.
+        sample : int
+            Number of that draw.
+        n : int
+            How many more.
+        seed : int
+            As in :meth:`draws`.
+
+        Returns
+        -------
+        list of (y, x)
+            Pixels of each map, counted from the first pixel of ``p_blend``, which lies at
+            ``origin_yx``. Pixels of less than a thousandth are never drawn.
+        """
+        y, x = np.nonzero(p_blend > _NEGLIGIBLE)
+        p = p_blend[y, x]
+        maps = []
+        for k in range(1, n + 1):
+            key = (seed, sample, PIXEL_STREAM, 0, k)
+            field = gaussian_points(
+                key, y + self.origin_yx[0], x + self.origin_yx[1], self.correlation
+            )
+            hit = ndtr(field) > 1 - p
+            maps.append((y[hit], x[hit]))
+        return maps
 
     def sample(self, n: int, *, seed: int = 0) -> Tensor:
         """Class maps, uint8, shape (sample, batch, y, x)."""

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["gaussian_field", "lattice_normals"]
+__all__ = ["gaussian_field", "gaussian_points", "lattice_normals"]
 
 _U64 = np.uint64
 
@@ -56,15 +56,17 @@ def lattice_normals(key: Sequence[int], rows: np.ndarray, columns: np.ndarray) -
     return (np.sqrt(-2 * np.log(u)) * np.cos(angle)).astype(np.float32)
 
 
-def _spline(origin: int, n: int, spacing: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Lattice points in reach of n pixels, each pixel's first of four, and its weights."""
-    position = (np.arange(origin, origin + n) + 0.5) / spacing
+def _spline(pixels: np.ndarray, spacing: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Lattice points in reach of some pixels, each pixel's first of four, and its weights."""
+    position = (pixels + 0.5) / spacing
     base = np.floor(position).astype(np.int64)
     t = position - base
-    weights = np.stack([(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1,
-                        t**3])  # fmt: skip
+    weights = np.stack(
+        [(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3]
+    )
     weights /= np.sqrt((weights**2).sum(axis=0))  # unit variance, not unit sum
-    return np.arange(base[0] - 1, base[-1] + 3), base - base[0], weights.astype(np.float32)
+    first = base.min()
+    return np.arange(first - 1, base.max() + 3), base - first, weights.astype(np.float32)
 
 
 def gaussian_field(
@@ -91,10 +93,40 @@ def gaussian_field(
     if spacing == 1:
         rows, columns = (np.arange(o, o + n) for o, n in zip(origin_yx, shape_yx, strict=True))
         return torch.from_numpy(lattice_normals(key, rows, columns))
-    rows, first_row, row_weights = _spline(origin_yx[0], shape_yx[0], spacing)
-    columns, first_column, column_weights = _spline(origin_yx[1], shape_yx[1], spacing)
+    y, x = (np.arange(o, o + n) for o, n in zip(origin_yx, shape_yx, strict=True))
+    rows, first_row, row_weights = _spline(y, spacing)
+    columns, first_column, column_weights = _spline(x, spacing)
     noise = lattice_normals(key, rows, columns)
     # Four taps along x, then along y, always in the same order: tiles agree to the last bit.
     along_x = sum(noise[:, first_column + tap] * column_weights[tap] for tap in range(4))
     field = sum(along_x[first_row + tap] * row_weights[tap][:, None] for tap in range(4))
     return torch.from_numpy(field)
+
+
+def gaussian_points(key: Sequence[int], y: np.ndarray, x: np.ndarray, spacing: int) -> np.ndarray:
+    """The values of :func:`gaussian_field` at some pixels only.
+
+    Parameters
+    ----------
+    key : sequence of int
+        Names the field.
+    y, x : ndarray of int, shape (n,)
+        Positions in the image.
+    spacing : int
+        Lattice spacing in pixels, at least 2.
+
+    Returns
+    -------
+    ndarray, shape (n,), float32
+    """
+    if not len(y):
+        return np.zeros(0, dtype=np.float32)
+    rows, first_row, row_weights = _spline(y, spacing)
+    columns, first_column, column_weights = _spline(x, spacing)
+    noise = lattice_normals(key, rows, columns)
+    field = np.zeros(len(y), dtype=np.float32)
+    for tap_y in range(4):
+        line = first_row + tap_y
+        along_x = sum(noise[line, first_column + tap] * column_weights[tap] for tap in range(4))
+        field += along_x * row_weights[tap_y]
+    return field

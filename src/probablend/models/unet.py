@@ -45,7 +45,7 @@ class UNetConfig:
     n_convs: int = 2
     stem: int = 2
     patch_size: int = 128
-    correlation: int = 8
+    correlation: int = 6
 
     def __post_init__(self) -> None:
         for key in ("n_bands", "n_classes", "n_convs", "stem", "patch_size", "correlation"):
