@@ -82,6 +82,8 @@ class TrainConfig:
         Name or TOML file, see :func:`~probablend.survey.get_survey`.
     seed : int
         Seeds galaxies, scenes, weights and latents.
+    start_from : str
+        Weights to start from, shipped ones or a ``.safetensors`` file; random if empty.
     model : mapping
         ``kind`` and settings of the network, see :func:`~probablend.models.build_model`.
     bank, scenes, optimizer
@@ -95,6 +97,7 @@ class TrainConfig:
     name: str
     survey: str = "euclid-vis"
     seed: int = 0
+    start_from: str = ""
     model: Mapping[str, Any] = field(default_factory=lambda: {"kind": "punet"})
     bank: BankConfig = field(default_factory=BankConfig)
     scenes: SceneConfig = field(default_factory=SceneConfig)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from probablend._version import __version__
-from probablend.checkpoint import load_tensors, save_tensors, save_weights
+from probablend.checkpoint import load_model, load_tensors, save_tensors, save_weights
 from probablend.config import OptimizerConfig, TrainConfig
 from probablend.device import resolve_device
 from probablend.emulate.dataset import SceneDataset
@@ -84,6 +84,8 @@ def train(
     survey = get_survey(config.survey)
     torch.manual_seed(config.seed)
     bare = build_model(config.model_settings)
+    if config.start_from and not resume:
+        _start_from(bare, config.start_from)
     tensors, state = load_tensors(last) if resume else ({}, {})
     if resume and state["config"] != _plain(config):
         raise ValueError(f"{last} was made with another configuration; start a new directory")
@@ -235,6 +237,14 @@ def validate(model: SegmentationNetwork, scenes: SceneDataset, *, seed: int) -> 
         for name, o, u in zip(("galaxy", "blend"), overlap, union, strict=True)
     }
     return scores | {"diversity": n_differ / max(1.0, n_active)}
+
+
+def _start_from(model: SegmentationNetwork, name: str) -> None:
+    earlier, _ = load_model(name)
+    shapes = {key: value.shape for key, value in earlier.state_dict().items()}
+    if shapes != {key: value.shape for key, value in model.state_dict().items()}:
+        raise ValueError(f"start_from: {name} is another network than the one configured")
+    model.load_state_dict(earlier.state_dict())
 
 
 def _schedule(optimizer: OptimizerConfig, step: int) -> tuple[float, float]:

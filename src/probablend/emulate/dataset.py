@@ -35,8 +35,10 @@ class SceneConfig:
     companion_range : tuple of float
         Share of galaxies put near another one; each scene draws one value, uniform.
     sparse_fraction : float
-        Share of scenes with a hundredth of the density: mostly isolated galaxies and empty
-        sky, from which the model learns that there may be no overlap.
+        Share of sparse scenes: isolated galaxies and empty sky, from which the model learns
+        that there may be no overlap.
+    sparse_factor : float
+        By how much the density of a sparse scene is lower.
     crowded_share : float
         Share of crowded scenes when training starts; it falls linearly to zero. Blends are a
         hundredth of the pixels of a real field: a network that sees them often at first
@@ -53,6 +55,7 @@ class SceneConfig:
     density_range: tuple[float, float] = (80.0, 300.0)
     companion_range: tuple[float, float] = (0.0, 0.3)
     sparse_fraction: float = 0.1
+    sparse_factor: float = 15.0
     crowded_share: float = 1.0
     crowded_until: float = 0.6
     star_density: float = 5.0
@@ -61,6 +64,8 @@ class SceneConfig:
     def __post_init__(self) -> None:
         if self.size < 1:
             raise ValueError(f"size must be at least 1 pixel; got {self.size}")
+        if not self.sparse_factor > 0:
+            raise ValueError(f"sparse_factor must be positive; got {self.sparse_factor}")
         if not 0 < self.density_range[0] <= self.density_range[1]:
             raise ValueError(
                 f"density_range must be positive and ascending; got {self.density_range}"
@@ -117,7 +122,7 @@ class SceneDataset(Dataset[tuple[Tensor, Tensor]]):
         low, high = _CROWDED_DENSITY if crowded else config.density_range
         density = float(np.exp(generator.uniform(np.log(low), np.log(high))))
         if not crowded and generator.uniform() < config.sparse_fraction:
-            density /= 100
+            density /= config.sparse_factor
         field = FieldConfig(
             size=config.size,
             density=density,
