@@ -158,3 +158,17 @@ def test_a_misspelt_network_is_refused_before_anything_is_drawn(tmp_path):
     with pytest.raises(ValueError, match=r"no cuda device|device must be"):
         train(small(), tmp_path / "new", device="cuda" if not torch.cuda.is_available() else "x")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_training_can_start_from_earlier_weights(tmp_path):
+    first = train(small(n_steps=3), tmp_path / "a", device="cpu")
+    still = OptimizerConfig(n_steps=1, batch_size=4, learning_rate=1e-12)
+    config = replace(small(), start_from=str(first), optimizer=still)
+    train(config, tmp_path / "b", device="cpu")
+    earlier, _ = load_model(first)
+    tensors, _ = load_tensors(tmp_path / "b" / "last.safetensors")
+    for key, value in earlier.named_parameters():
+        torch.testing.assert_close(tensors[f"model.{key}"], value.detach(), rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="is another network"):
+        train(replace(small("unet"), start_from=str(first)), tmp_path / "c", device="cpu")
+    assert not (tmp_path / "c").exists()
