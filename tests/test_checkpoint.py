@@ -27,6 +27,7 @@ def test_half_precision_keeps_three_digits(small_network, small_weights, tmp_pat
 
 
 def test_every_shipped_model_loads():
+    assert "euclid-vis" in available_models()
     for name in available_models():
         network, meta = load_model(name)
         assert meta["name"] == name
