@@ -5,7 +5,8 @@ import pytest
 
 from probablend.checkpoint import load_model, save_weights
 from probablend.emulate.blend import FieldConfig
-from probablend.evaluate.field import evaluate_field, latent_diversity, no_overlap_share
+from probablend.evaluate.field import evaluate_field
+from probablend.evaluate.samples import latent_diversity, no_overlap_share
 
 
 @pytest.mark.slow

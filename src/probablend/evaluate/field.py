@@ -8,22 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from astropy.table import Table
 from matplotlib.figure import Figure
 
-from probablend.checkpoint import load_model
-from probablend.emulate.blend import (
-    COUNTS_SLOPE,
-    FieldConfig,
-    Scene,
-    draw_field,
-    draw_mags,
-    make_scene,
-    place,
-)
+from probablend.emulate.blend import FieldConfig, Scene, draw_field
 from probablend.emulate.stamps import Galaxies
-from probablend.evaluate.calibration import ACTIVE_LEVEL, active_pixels, brier_score, reliability
+from probablend.evaluate.calibration import active_pixels, brier_score, reliability
 from probablend.evaluate.detection import (
     THRESHOLDS,
     BlendedCurve,
@@ -36,10 +26,11 @@ from probablend.evaluate.detection import (
     region_curve,
 )
 from probablend.evaluate.match import match_positions
+from probablend.evaluate.samples import latent_diversity, no_overlap_share, sample_diversity
 from probablend.evaluate.sextractor import run_sep
-from probablend.infer.segment import Segmentation, segment
+from probablend.infer.segment import segment
 
-__all__ = ["FieldScores", "evaluate_field", "no_overlap_share", "score_scenes"]
+__all__ = ["FieldScores", "Prediction", "evaluate_field", "results_table", "score_scenes"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,86 +139,6 @@ def _total(parts: list[Any]) -> Any:
     for part in parts[1:]:
         total = total + part
     return total
-
-
-@torch.inference_mode()
-def latent_diversity(model: str | Path, scene: Scene, *, n: int = 8, seed: int = 0) -> float:
-    """Share of the active pixels whose most probable class differs between two latents.
-
-    What the network itself has to say, without the draw of pixel classes: 0 for a
-    deterministic network and for a posterior that has collapsed.
-    """
-    network, _ = load_model(model)
-    image = torch.from_numpy(scene.image / np.float32(scene.rms))[None, None]
-    draws = network(image).class_probabilities(n, seed=seed)[:, 0]  # (sample, class, y, x)
-    active = (1 - draws.mean(dim=0)[0]) > ACTIVE_LEVEL
-    best = draws.argmax(dim=1)[:, active]
-    return float((best[1:] != best[:-1]).float().mean()) if active.any() else 0.0
-
-
-def sample_diversity(result: Segmentation) -> float:
-    """Share of the active pixels in which two samples differ, on average."""
-    active = result.p_galaxy > 0.01
-    if not active.any() or len(result.samples) < 2:
-        return 0.0
-    drawn = result.samples[:, active]
-    return float(np.mean([(a != b).mean() for a, b in zip(drawn[1:], drawn[:-1], strict=True)]))
-
-
-def no_overlap_share(
-    galaxies: Galaxies,
-    *,
-    n_stamps: int,
-    n_samples: int,
-    seed: int,
-    model: str | Path,
-    size: int = 128,
-    mag_range: tuple[float, float] = (18.5, 26.0),
-) -> dict[str, float]:
-    """Share of the samples without a single blended pixel, where nothing overlaps.
-
-    Parameters
-    ----------
-    galaxies : Galaxies
-        Held-out ones.
-    n_stamps : int
-        How many stamps of empty sky, and of one isolated galaxy each.
-    n_samples : int
-        Posterior samples per stamp.
-    seed : int
-        Seeds stamps and samples.
-    model : str or Path
-        Weights.
-    size : int
-        Side of a stamp, pixels.
-    mag_range : tuple of float
-        Of the isolated galaxies, number counts as on the sky.
-
-    Returns
-    -------
-    dict of float
-        ``empty`` and ``isolated``.
-    """
-    survey = galaxies.survey
-    shares = {}
-    for kind in ("empty", "isolated"):
-        clear = []
-        for k in range(n_stamps):
-            generator = np.random.default_rng([seed, k, len(kind)])
-            sources = []
-            if kind == "isolated":
-                mag = float(draw_mags(1, COUNTS_SLOPE, mag_range, generator)[0])
-                index = galaxies.choose(mag, generator=generator)
-                stamp = galaxies.draw(index, mag, generator=generator)
-                sources = [place(stamp, np.array([size / 2, size / 2]))]
-            scene = make_scene(sources, survey, (size, size), generator=generator)
-            result = segment(
-                scene.image, rms=scene.rms, n_samples=n_samples, seed=seed + k, model=model,
-                background="none",
-            )  # fmt: skip
-            clear.append(1 - (result.samples == 2).any(axis=(1, 2)).mean())
-        shares[kind] = float(np.mean(clear))
-    return shares
 
 
 def evaluate_field(
