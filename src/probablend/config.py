@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from probablend.emulate.dataset import SceneConfig
+from probablend.emulate.compose import SceneConfig
 
 __all__ = ["BankConfig", "OptimizerConfig", "TrainConfig", "from_mapping", "read_train_config"]
 
@@ -25,12 +25,19 @@ class BankConfig:
     source : {"parametric", "candels", "cosmos"}
         Where the galaxies come from.
     n_galaxies, n_stars : int
-        How many to draw, of each split; real sets have their own number.
+        How many to draw for each survey; real sets have their own number.
+    refresh_every : int
+        Steps after which a new bank of other galaxies is drawn; 0 = never.
     """
 
     source: str = "parametric"
     n_galaxies: int = 4000
     n_stars: int = 200
+    refresh_every: int = 0
+
+    def number_at(self, step: int) -> int:
+        """Which bank a step uses."""
+        return step // self.refresh_every if self.refresh_every > 0 else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +85,8 @@ class TrainConfig:
     ----------
     name : str
         Of the weights.
-    survey : str
-        Name or TOML file, see :func:`~probablend.survey.get_survey`.
+    surveys : tuple of str
+        Names or TOML files, see :func:`~probablend.survey.get_survey`; each scene is of one.
     seed : int
         Seeds galaxies, scenes, weights and latents.
     start_from : str
@@ -95,7 +102,7 @@ class TrainConfig:
     """
 
     name: str
-    survey: str = "euclid-vis"
+    surveys: tuple[str, ...] = ("euclid-vis",)
     seed: int = 0
     start_from: str = ""
     model: Mapping[str, Any] = field(default_factory=lambda: {"kind": "punet"})

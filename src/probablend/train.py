@@ -9,7 +9,7 @@ import csv
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,16 +21,17 @@ from lightning_fabric.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from probablend._version import __version__
 from probablend.checkpoint import load_model, load_tensors, save_tensors, save_weights
 from probablend.config import OptimizerConfig, TrainConfig
 from probablend.device import resolve_device
-from probablend.emulate.dataset import SceneDataset
-from probablend.emulate.sources import open_bank
+from probablend.emulate.bank import Bank, draw_bank, load_bank, save_bank
+from probablend.emulate.compose import SceneBatch, draw_batch
+from probablend.emulate.stamps import Split
 from probablend.models import build_model
 from probablend.models.distribution import SegmentationNetwork
+from probablend.models.field import FieldNetwork
 from probablend.survey import get_survey
 
 __all__ = ["train", "validate"]
@@ -56,7 +57,7 @@ def train(
         What to train, on what, for how long.
     directory : Path
         Gets ``last.safetensors`` (to resume from), ``NAME.safetensors`` and ``NAME.json`` (the
-        best on held-out scenes), ``log.csv`` and TensorBoard events.
+        best on held-out scenes), the banks of stamps, ``log.csv`` and TensorBoard events.
     device : {"auto", "cpu", "cuda", "mps"}
         Where to compute.
     resume : bool
@@ -81,7 +82,8 @@ def train(
     last, best = directory / "last.safetensors", directory / f"{config.name}.safetensors"
     if last.exists() and not resume:
         raise FileExistsError(f"{directory} holds a training already: resume it, or name another")
-    survey = get_survey(config.survey)
+    for survey in config.surveys:
+        get_survey(survey)  # a wrong name is better said at once
     torch.manual_seed(config.seed)
     bare = build_model(config.model_settings)
     if config.start_from and not resume:
@@ -100,30 +102,7 @@ def train(
     )
     fabric.launch()
 
-    bank = open_bank(
-        config.bank.source,
-        survey,
-        "train",
-        n_galaxies=config.bank.n_galaxies,
-        n_stars=config.bank.n_stars,
-        mag_range=config.scenes.mag_range,
-        seed=config.seed,
-    )
-    held_out = open_bank(
-        config.bank.source,
-        survey,
-        "validation",
-        n_galaxies=max(1, config.bank.n_galaxies // 4),
-        n_stars=config.bank.n_stars // 4,
-        mag_range=config.scenes.mag_range,
-        seed=config.seed,
-    )
-    log.info("bank of %d galaxies and stars", len(bank.table))
-    n_scenes = config.optimizer.n_steps * config.optimizer.batch_size
-    scenes = SceneDataset(bank, config.scenes, seed=config.seed, n_scenes=n_scenes, curriculum=True)
-    validation = SceneDataset(
-        held_out, config.scenes, seed=config.seed + 1, n_scenes=config.n_validation
-    )
+    validation = _validation(config, directory, fabric.device)
 
     bare.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(bare.parameters(), lr=config.optimizer.learning_rate)
@@ -136,25 +115,26 @@ def train(
         start, best_score, seconds = state["step"], state["best_score"], state["seconds"]
     end = min(config.optimizer.n_steps, stop_after or config.optimizer.n_steps)
 
-    loader = fabric.setup_dataloaders(
-        DataLoader(
-            scenes,
-            batch_size=config.optimizer.batch_size,
-            sampler=range(start * config.optimizer.batch_size, end * config.optimizer.batch_size),
-        )
-    )
     began = time.monotonic()
     n_pixels = config.scenes.size**2
     with _progress() as progress:
         task = progress.add_task("train", total=config.optimizer.n_steps, completed=start, text="")
-        for step, (image, classes) in enumerate(loader, start=start):
+        bank, number = None, -1
+        for step in range(start, end):
+            if (wanted := config.bank.number_at(step)) != number:
+                number = wanted
+                bank = _bank(config, directory, "train", number).to(fabric.device)
+            assert bank is not None
+            batch = draw_batch(
+                bank, config.scenes, n=config.optimizer.batch_size, seed=config.seed, index=step,
+                progress=step / config.optimizer.n_steps,
+            )  # fmt: skip
             model.train()
             rate, beta = _schedule(config.optimizer, step)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-            image = image.to(memory_format=torch.channels_last)
-            terms = model.training_loss(image, classes, generator=generator, beta=beta)
+            terms = model.training_loss(batch, generator=generator, beta=beta)
             if not torch.isfinite(terms["loss"]):
                 raise ValueError(f"the loss is not finite at step {step}: lower the learning rate")
             optimizer.zero_grad()
@@ -186,14 +166,16 @@ def train(
 
 
 @torch.inference_mode()
-def validate(model: SegmentationNetwork, scenes: SceneDataset, *, seed: int) -> dict[str, float]:
+def validate(
+    model: SegmentationNetwork, batches: Sequence[SceneBatch], *, seed: int
+) -> dict[str, float]:
     """Score a network on held-out scenes.
 
     Parameters
     ----------
     model : nn.Module
         The network.
-    scenes : SceneDataset
+    batches : sequence of SceneBatch
         Held-out scenes.
     seed : int
         Seeds the latents.
@@ -204,25 +186,22 @@ def validate(model: SegmentationNetwork, scenes: SceneDataset, *, seed: int) -> 
         The terms of the loss with the KL term at full weight (nats per scene), the
         intersection over union of "one or more" and of "blend", and ``diversity``: the share
         of active pixels in which two samples differ on average. A posterior that has
-        collapsed shows as ``kl`` near 0.
+        collapsed shows as ``kl`` near 0. For the field model also what it says of fluxes.
     """
     model.eval()
-    device = next(model.parameters()).device
     sums: dict[str, float] = {}
     overlap, union = np.zeros(2), np.zeros(2)
     n_differ = n_active = 0.0
-    batch_size = 16
-    for first in range(0, len(scenes), batch_size):
-        items = [scenes[k] for k in range(first, min(first + batch_size, len(scenes)))]
-        image = torch.stack([i for i, _ in items]).to(device)
-        classes = torch.stack([c for _, c in items]).to(device)
-        generator = torch.Generator().manual_seed(seed + first)
-        terms = model.training_loss(image, classes, generator=generator, beta=1.0)
+    n_scenes = sum(len(batch.image) for batch in batches)
+    for index, batch in enumerate(batches):
+        generator = torch.Generator().manual_seed(seed + index)
+        terms = model.training_loss(batch, generator=generator, beta=1.0)
         for key, value in terms.items():
-            sums[key] = sums.get(key, 0.0) + float(value) * len(items)
-        draws = model(image).class_probabilities(
-            _N_VALIDATION_SAMPLES, seed=seed
-        )  # (sample, batch, class, y, x)
+            sums[key] = sums.get(key, 0.0) + float(value) * len(batch.image)
+        classes = batch.classes
+        # (sample, batch, class, y, x)
+        said = model(batch.image, psf_fwhm=batch.psf_fwhm)
+        draws = said.class_probabilities(_N_VALIDATION_SAMPLES, seed=seed)
         mean = draws.mean(dim=0)
         for k, (p, truth) in enumerate(((1 - mean[:, 0], classes > 0), (mean[:, 2], classes == 2))):
             overlap[k] += float(((p > 0.5) & truth).sum())
@@ -231,12 +210,66 @@ def validate(model: SegmentationNetwork, scenes: SceneDataset, *, seed: int) -> 
         best = draws.argmax(dim=2)
         n_differ += float(((best[1:] != best[:-1]) & active).sum()) / max(1, len(best) - 1)
         n_active += float(active.sum())
-    scores = {key: value / len(scenes) for key, value in sums.items()}
+    scores = {key: value / n_scenes for key, value in sums.items()}
     scores |= {
         f"iou_{name}": float(o / u) if u else 1.0
         for name, o, u in zip(("galaxy", "blend"), overlap, union, strict=True)
     }
+    if isinstance(model, FieldNetwork):
+        scores |= _flux_scores(model, batches)
     return scores | {"diversity": n_differ / max(1.0, n_active)}
+
+
+def _flux_scores(model: FieldNetwork, batches: Sequence[SceneBatch]) -> dict[str, float]:
+    """Fluxes at true positions of blended galaxies above S/N 10."""
+    errors, inside = [], []
+    for batch in batches:
+        said = model(batch.image, psf_fwhm=batch.psf_fwhm)
+        s, size = batch.sources, batch.image.shape[-1]
+        centred = (s.y > 0) & (s.y < size - 1) & (s.x > 0) & (s.x < size - 1)
+        s = s.keep(centred & s.blended & ~s.is_star & (s.snr > 10))
+        posterior = said.sources(s.scene, s.y, s.x, torch.ones_like(s.y), detected=False)
+        flux = posterior.sample(64, generator=torch.Generator().manual_seed(0))[..., 0]
+        errors.append(2.5 * (flux.median(dim=0).values / s.flux).log10())
+        rank = (flux < s.flux).float().mean(dim=0)
+        inside.append((rank - 0.5).abs() < 0.34)
+    error = torch.cat(errors)
+    if not len(error):
+        return {}
+    spread = 1.4826 * (error - error.median()).abs().median()
+    return {
+        "flux_nmad": float(spread),
+        "flux_outliers": float((error.abs() > 0.75).float().mean()),
+        "flux_coverage68": float(torch.cat(inside).float().mean()),
+    }
+
+
+def _bank(config: TrainConfig, directory: Path, split: Split, number: int) -> Bank:
+    """Bank ``number`` of a split, drawn unless it lies in the folder already."""
+    path = directory / f"bank-{split}-{number}.safetensors"
+    if not path.exists():
+        began = time.monotonic()
+        bank = draw_bank(
+            config.bank.source,
+            config.surveys,
+            split,
+            n_galaxies=config.bank.n_galaxies if split == "train" else config.bank.n_galaxies // 4,
+            n_stars=config.bank.n_stars if split == "train" else config.bank.n_stars // 4,
+            mag_range=config.scenes.mag_range,
+            seed=config.seed + 1000 * number,
+        )
+        save_bank(path, bank)
+        seconds = time.monotonic() - began
+        log.info("drew a bank of %d MB in %.0f s", bank.n_bytes // 10**6, seconds)
+    return load_bank(path)
+
+
+def _validation(config: TrainConfig, directory: Path, device: torch.device) -> list[SceneBatch]:
+    """Held-out scenes at survey density."""
+    bank = _bank(config, directory, "validation", 0).to(device)
+    size = config.optimizer.batch_size
+    numbers = range(-(-config.n_validation // size))
+    return [draw_batch(bank, config.scenes, n=size, seed=config.seed + 1, index=k) for k in numbers]
 
 
 def _start_from(model: SegmentationNetwork, name: str) -> None:
@@ -268,7 +301,7 @@ def _plain(config: TrainConfig) -> dict[str, Any]:
 
 
 def _meta(config: TrainConfig, row: dict[str, float]) -> dict[str, Any]:
-    survey = get_survey(config.survey)
+    surveys = [get_survey(name) for name in config.surveys]
     settings = {
         "kind": config.model["kind"],
         **asdict(build_model(config.model_settings).config),
@@ -279,8 +312,8 @@ def _meta(config: TrainConfig, row: dict[str, float]) -> dict[str, Any]:
         "torch": torch.__version__,
         "model": settings,
         "config": _plain(config),
-        "survey": survey.as_dict(),
-        "psf_fwhm_pixels": survey.psf_fwhm_pixels,
+        "surveys": [survey.as_dict() for survey in surveys],
+        "psf_fwhm_pixels": [survey.psf_fwhm_pixels for survey in surveys],
         "metrics": row,
     }
 

@@ -20,6 +20,8 @@ from probablend.survey import Survey
 
 __all__ = [
     "COUNTS_SLOPE",
+    "FIELD_MARGIN",
+    "STAR_COUNTS_SLOPE",
     "FieldConfig",
     "Placed",
     "Scene",
@@ -173,7 +175,7 @@ class FieldConfig:
 
 # Centres this far outside still throw light into the scene: a 19 mag galaxy reaches 0.5 σ
 # some 50 pixels out.
-_MARGIN = 64
+FIELD_MARGIN = 64
 
 
 def draw_field(galaxies: Galaxies, config: FieldConfig, *, generator: np.random.Generator) -> Scene:
@@ -194,11 +196,11 @@ def draw_field(galaxies: Galaxies, config: FieldConfig, *, generator: np.random.
         The catalogue lists every source whose stamp reaches into the image.
     """
     survey = galaxies.survey
-    side = config.size + 2 * _MARGIN
+    side = config.size + 2 * FIELD_MARGIN
     area = (side * survey.scale / 60) ** 2  # arcmin²
     n_galaxies = int(generator.poisson(config.density * area))
     n_stars = int(generator.poisson(config.star_density * area)) if galaxies.n_stars else 0
-    centres = generator.uniform(-_MARGIN, config.size + _MARGIN, size=(n_galaxies + n_stars, 2))
+    centres = generator.uniform(-FIELD_MARGIN, config.size + FIELD_MARGIN, size=(n_galaxies + n_stars, 2))
     is_companion = generator.uniform(size=n_galaxies) < config.companion_fraction
     for k in np.flatnonzero(is_companion) if n_galaxies > 1 else []:
         host = int(generator.integers(n_galaxies))

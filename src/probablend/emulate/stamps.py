@@ -30,9 +30,9 @@ Split = Literal["train", "validation", "test"]
 SPLITS: dict[Split, float] = {"train": 0.8, "validation": 0.1, "test": 0.1}
 
 # Sides of stamps in pixels. A stamp grows until its border is this far below the sky noise:
-# a fifth of the footprint threshold, so that no footprint is cut.
+# a tenth of the footprint threshold, so that few wings are lost and no footprint is cut.
 _SIDES = (24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-_BORDER_LEVEL = 0.1
+_BORDER_LEVEL = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from typing import Any
 
 from probablend.config import from_mapping
 from probablend.models.distribution import SegmentationNetwork
+from probablend.models.field import FieldNetwork, FieldNetworkConfig
 from probablend.models.hprob_unet import HierarchicalProbUNet, HierarchicalProbUNetConfig
 from probablend.models.prob_unet import ProbabilisticUNet, ProbabilisticUNetConfig
 from probablend.models.ssn import StochasticSegmentationNetwork, StochasticUNetConfig
@@ -12,6 +13,7 @@ from probablend.models.unet import UNet, UNetConfig
 
 __all__ = [
     "MODELS",
+    "FieldNetwork",
     "HierarchicalProbUNet",
     "ProbabilisticUNet",
     "StochasticSegmentationNetwork",
@@ -20,6 +22,7 @@ __all__ = [
 ]
 
 MODELS: dict[str, tuple[type, type[SegmentationNetwork]]] = {
+    "field": (FieldNetworkConfig, FieldNetwork),
     "unet": (UNetConfig, UNet),
     "punet": (ProbabilisticUNetConfig, ProbabilisticUNet),
     "hpunet": (HierarchicalProbUNetConfig, HierarchicalProbUNet),

@@ -66,10 +66,12 @@ class Decoder(nn.Module):
             for k in reversed(range(len(channels) - 1))
         )
 
-    def forward(self, levels: list[Tensor]) -> Tensor:
-        """Features of the finest level from those of all levels."""
+    def forward(self, levels: list[Tensor]) -> list[Tensor]:
+        """Features of every level, finest first, from those of the encoder."""
         *skips, x = levels
+        decoded = [x]
         for block, skip in zip(self.blocks, reversed(skips), strict=True):
             up = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
             x = block(torch.cat([up, skip], dim=1))
-        return x
+            decoded.append(x)
+        return decoded[::-1]

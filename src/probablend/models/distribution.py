@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from probablend.models.fields import gaussian_field, gaussian_points
 
 if TYPE_CHECKING:
+    from probablend.emulate.compose import SceneBatch
     from probablend.models.unet import UNetConfig
 
 __all__ = ["SegmentationDistribution", "SegmentationNetwork"]
@@ -149,11 +150,13 @@ class SegmentationNetwork(nn.Module, ABC):
         """Pixels around a tile that its answer depends on."""
 
     @abstractmethod
-    def forward(self, image: Tensor, *, sliding: bool | None = None) -> SegmentationDistribution:
+    def forward(
+        self, image: Tensor, *, sliding: bool | None = None, psf_fwhm: Tensor | None = None
+    ) -> SegmentationDistribution:
         """Distribution over the class maps of images (batch, band, y, x), in units of noise."""
 
     @abstractmethod
     def training_loss(
-        self, image: Tensor, classes: Tensor, *, generator: torch.Generator, beta: float
+        self, batch: "SceneBatch", *, generator: torch.Generator, beta: float
     ) -> dict[str, Tensor]:
-        """Loss and its terms, nats per image, for images and their true classes."""
+        """Loss and its terms, nats per image, for scenes with their truth."""

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["gaussian_field", "gaussian_points", "lattice_normals"]
+__all__ = ["gaussian_field", "gaussian_points", "lattice_normals", "spline_matrix"]
 
 _U64 = np.uint64
 
@@ -130,3 +130,25 @@ def gaussian_points(key: Sequence[int], y: np.ndarray, x: np.ndarray, spacing: i
         along_x = sum(noise[line, first_column + tap] * column_weights[tap] for tap in range(4))
         field += along_x * row_weights[tap_y]
     return field
+
+
+def spline_matrix(n: int, spacing: int) -> Tensor:
+    """Matrix from lattice normals to a field of unit variance, along one axis.
+
+    Parameters
+    ----------
+    n : int
+        Pixels.
+    spacing : int
+        Lattice spacing in pixels.
+
+    Returns
+    -------
+    Tensor, shape (n, lattice), float32
+        ``matrix_y @ noise @ matrix_x.T`` has the law of :func:`gaussian_field`.
+    """
+    lattice, first, weights = _spline(np.arange(n), spacing)
+    matrix = np.zeros((n, len(lattice)), dtype=np.float32)
+    for tap in range(4):
+        matrix[np.arange(n), first + tap] = weights[tap]
+    return torch.from_numpy(matrix)

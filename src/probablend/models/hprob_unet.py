@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
 
+from probablend.emulate.compose import SceneBatch
 from probablend.losses import Geco, hardest_pixels
 from probablend.models.distribution import (
     LATENT_STREAM,
@@ -220,7 +221,9 @@ class HierarchicalProbUNet(SegmentationNetwork):
     def _unshuffle(self, image: Tensor) -> Tensor:
         return F.pixel_unshuffle(pad_to_stride(image, self.config.stride), self.config.stem)
 
-    def forward(self, image: Tensor, *, sliding: bool | None = None) -> HierarchicalDistribution:
+    def forward(
+        self, image: Tensor, *, sliding: bool | None = None, psf_fwhm: Tensor | None = None
+    ) -> HierarchicalDistribution:
         """Distribution over class maps.
 
         Parameters
@@ -229,6 +232,8 @@ class HierarchicalProbUNet(SegmentationNetwork):
             In units of the sky noise; any size.
         sliding : bool, optional
             Of no effect: the latents are local by construction.
+        psf_fwhm : Tensor, optional
+            Of no effect.
         """
         n_y, n_x = image.shape[-2:]
         return HierarchicalDistribution(
@@ -280,18 +285,18 @@ class HierarchicalProbUNet(SegmentationNetwork):
         return nats, divergence.sum(dim=0)
 
     def training_loss(
-        self, image: Tensor, classes: Tensor, *, generator: torch.Generator, beta: float
+        self, batch: SceneBatch, *, generator: torch.Generator, beta: float
     ) -> dict[str, Tensor]:
         """GECO objective in training; the evidence lower bound in evaluation mode.
 
         ``beta`` has nothing to weigh: the constraint finds the balance.
         """
-        nats, divergence = self.elbo_terms(image, classes, generator=generator)
+        nats, divergence = self.elbo_terms(batch.image, batch.classes, generator=generator)
         kl = divergence.mean()
         everywhere = nats.sum((-2, -1)).mean()
         if not self.training:
             return {"loss": everywhere + kl, "cross_entropy": everywhere, "kl": kl}
         hard = hardest_pixels(nats, self.config.hard_share, generator=generator)
         reconstruction = (nats * hard).sum((-2, -1)).mean()
-        loss = self.geco(reconstruction, kl, n_pixels=classes[0].numel())
+        loss = self.geco(reconstruction, kl, n_pixels=batch.classes[0].numel())
         return {"loss": loss, "cross_entropy": everywhere, "kl": kl}

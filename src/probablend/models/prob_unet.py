@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.distributions import Independent, Normal, kl_divergence
 from torch.nn import functional as F
 
+from probablend.emulate.compose import SceneBatch
 from probablend.models.blocks import Decoder, Encoder
 from probablend.models.distribution import (
     LATENT_STREAM,
@@ -239,7 +240,12 @@ class ProbabilisticUNet(SegmentationNetwork):
         return receptive_radius(self.config) + window
 
     def forward(
-        self, image: Tensor, classes: Tensor | None = None, *, sliding: bool | None = None
+        self,
+        image: Tensor,
+        classes: Tensor | None = None,
+        *,
+        sliding: bool | None = None,
+        psf_fwhm: Tensor | None = None,
     ) -> LatentDistribution:
         """Distribution over class maps.
 
@@ -252,12 +258,14 @@ class ProbabilisticUNet(SegmentationNetwork):
         sliding : bool, optional
             Whether the latent varies over the image; by default if it is larger than a
             training patch.
+        psf_fwhm : Tensor, optional
+            Of no effect.
         """
         n_y, n_x = image.shape[-2:]
         patch, stem = self.config.patch_size, self.config.stem
         sliding = max(n_y, n_x) > patch if sliding is None else sliding
         x = F.pixel_unshuffle(pad_to_stride(torch.asinh(image), self.config.stride), stem)
-        projected = self.head.from_features(self.decoder(self.encoder(x)))
+        projected = self.head.from_features(self.decoder(self.encoder(x))[0])
         prior = self.prior(x, sliding=sliding)
         posterior = None
         if classes is not None:
@@ -276,12 +284,12 @@ class ProbabilisticUNet(SegmentationNetwork):
         )
 
     def training_loss(
-        self, image: Tensor, classes: Tensor, *, generator: torch.Generator, beta: float
+        self, batch: SceneBatch, *, generator: torch.Generator, beta: float
     ) -> dict[str, Tensor]:
         """Negative evidence lower bound with the KL term weighted by ``beta``, batch mean."""
-        distribution = self(image, classes)
+        distribution = self(batch.image, batch.classes)
         cross_entropy, divergence = (
-            term.mean() for term in distribution.elbo_terms(classes, generator=generator)
+            term.mean() for term in distribution.elbo_terms(batch.classes, generator=generator)
         )
         loss = cross_entropy + beta * divergence
         return {"loss": loss, "cross_entropy": cross_entropy, "kl": divergence}

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from probablend.emulate.compose import SceneBatch
 from probablend.models.blocks import Decoder, Encoder
 from probablend.models.distribution import (
     LATENT_STREAM,
@@ -134,7 +135,9 @@ class StochasticSegmentationNetwork(SegmentationNetwork):
         """Pixels around a tile that its answer depends on."""
         return receptive_radius(self.config)
 
-    def forward(self, image: Tensor, *, sliding: bool | None = None) -> StochasticDistribution:
+    def forward(
+        self, image: Tensor, *, sliding: bool | None = None, psf_fwhm: Tensor | None = None
+    ) -> StochasticDistribution:
         """Distribution over class maps.
 
         Parameters
@@ -143,11 +146,13 @@ class StochasticSegmentationNetwork(SegmentationNetwork):
             In units of the sky noise; any size.
         sliding : bool, optional
             Of no effect: the fields are always local.
+        psf_fwhm : Tensor, optional
+            Of no effect.
         """
         n_y, n_x = image.shape[-2:]
         config = self.config
         padded = pad_to_stride(torch.asinh(image), config.stride)
-        features = self.decoder(self.encoder(F.pixel_unshuffle(padded, config.stem)))
+        features = self.decoder(self.encoder(F.pixel_unshuffle(padded, config.stem)))[0]
         out = F.pixel_shuffle(self.head(features), config.stem)[..., :n_y, :n_x]
         # (batch, class · (2 + rank), y, x) → mean, log variance, factor
         out = out.unflatten(1, (2 + config.rank, config.n_classes))
@@ -162,9 +167,12 @@ class StochasticSegmentationNetwork(SegmentationNetwork):
         )
 
     def training_loss(
-        self, image: Tensor, classes: Tensor, *, generator: torch.Generator, beta: float
+        self, batch: SceneBatch, *, generator: torch.Generator, beta: float
     ) -> dict[str, Tensor]:
         """Negative Monte-Carlo log-likelihood, batch mean; ``beta`` has nothing to weigh."""
-        likelihood = self(image).log_likelihood(classes, self.config.n_samples, generator=generator)
+        distribution = self(batch.image)
+        likelihood = distribution.log_likelihood(
+            batch.classes, self.config.n_samples, generator=generator
+        )
         loss = -likelihood.mean()
         return {"loss": loss, "cross_entropy": loss}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from probablend.emulate.compose import SceneBatch
 from probablend.models.blocks import Decoder, Encoder
 from probablend.models.distribution import SegmentationDistribution, SegmentationNetwork
 
@@ -113,7 +114,9 @@ class UNet(SegmentationNetwork):
         """Pixels around a tile that its answer depends on."""
         return receptive_radius(self.config)
 
-    def forward(self, image: Tensor, *, sliding: bool | None = None) -> CertainDistribution:
+    def forward(
+        self, image: Tensor, *, sliding: bool | None = None, psf_fwhm: Tensor | None = None
+    ) -> CertainDistribution:
         """Distribution over class maps.
 
         Parameters
@@ -122,10 +125,12 @@ class UNet(SegmentationNetwork):
             In units of the sky noise; any size.
         sliding : bool, optional
             Of no effect: there is no latent.
+        psf_fwhm : Tensor, optional
+            Of no effect.
         """
         n_y, n_x = image.shape[-2:]
         padded = pad_to_stride(torch.asinh(image), self.config.stride)
-        features = self.decoder(self.encoder(F.pixel_unshuffle(padded, self.config.stem)))
+        features = self.decoder(self.encoder(F.pixel_unshuffle(padded, self.config.stem)))[0]
         logits = F.pixel_shuffle(self.head(features), self.config.stem)[..., :n_y, :n_x]
         return CertainDistribution(
             logits=logits,
@@ -135,9 +140,9 @@ class UNet(SegmentationNetwork):
         )
 
     def training_loss(
-        self, image: Tensor, classes: Tensor, *, generator: torch.Generator, beta: float
+        self, batch: SceneBatch, *, generator: torch.Generator, beta: float
     ) -> dict[str, Tensor]:
         """Cross-entropy summed over pixels, mean over the batch; nothing random in it."""
-        nats = F.cross_entropy(self(image).logits, classes, reduction="none")
+        nats = F.cross_entropy(self(batch.image).logits, batch.classes, reduction="none")
         cross_entropy = nats.sum((-2, -1)).mean()  # (batch, y, x) → ()
         return {"loss": cross_entropy, "cross_entropy": cross_entropy}

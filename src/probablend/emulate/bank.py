@@ -1,0 +1,176 @@
+"""A bank of noiseless stamps as plain tensors: all that composing training scenes needs.
+
+Galaxies of one or more surveys are drawn once, in half precision, and packed end to end.
+A bank is a safetensors file of some tens of megabytes; it can be composed on any device
+without GalSim (:mod:`probablend.emulate.compose`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from probablend.checkpoint import load_tensors, save_tensors
+from probablend.emulate.sources import open_source
+from probablend.emulate.stamps import Split
+from probablend.survey import Survey, get_survey
+
+__all__ = ["Bank", "draw_bank", "load_bank", "save_bank"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bank:
+    """Stamps of galaxies and stars, sorted by survey, kind and magnitude.
+
+    Parameters
+    ----------
+    pixels : Tensor of float16, shape (pixel,)
+        All stamps, row by row, each divided by its brightest pixel.
+    start, side : Tensor of int64, shape (stamp,)
+        First pixel of each (square) stamp, and its side.
+    peak : Tensor, shape (stamp,)
+        Brightest pixel for unit flux.
+    y, x : Tensor, shape (stamp,)
+        Centre in the stamp, pixels.
+    mag, hlr, g1, g2 : Tensor, shape (stamp,)
+        Truth; the half-light radius in pixels, 0 for stars.
+    group : Tensor of int64, shape (stamp,)
+        2 · survey + (1 for stars).
+    surveys : tuple of str
+        Names, in order.
+    scale : Tensor, shape (survey,)
+        Arcseconds per pixel.
+    psf_fwhm : Tensor, shape (survey,)
+        Pixels.
+    mag_of_sigma : Tensor, shape (survey,)
+        AB magnitude of a flux of one unit of sky noise.
+    electrons_of_sigma : Tensor, shape (survey,)
+        Electrons in one unit of sky noise: gives the shot noise of sources.
+    """
+
+    pixels: Tensor
+    start: Tensor
+    side: Tensor
+    peak: Tensor
+    y: Tensor
+    x: Tensor
+    mag: Tensor
+    hlr: Tensor
+    g1: Tensor
+    g2: Tensor
+    group: Tensor
+    surveys: tuple[str, ...]
+    scale: Tensor
+    psf_fwhm: Tensor
+    mag_of_sigma: Tensor
+    electrons_of_sigma: Tensor
+
+    def to(self, device: torch.device | str) -> "Bank":
+        """The same on a device."""
+        return Bank(surveys=self.surveys, **{k: t.to(device) for k, t in self.tensors().items()})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything but the names."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "surveys"}
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory of all tensors."""
+        return sum(t.numel() * t.element_size() for t in self.tensors().values())
+
+    @property
+    def has_stars(self) -> bool:
+        """Whether there are point sources."""
+        return bool((self.group % 2 == 1).any())
+
+
+def draw_bank(
+    source: str,
+    surveys: Sequence[str | Survey],
+    split: Split,
+    *,
+    n_galaxies: int,
+    n_stars: int,
+    mag_range: tuple[float, float],
+    seed: int,
+) -> Bank:
+    """Draw a bank.
+
+    Parameters
+    ----------
+    source : str
+        Where galaxies come from, see :func:`~probablend.emulate.sources.open_source`.
+    surveys : sequence of str or Survey
+        What the stamps are drawn for.
+    split : {"train", "validation", "test"}
+        No galaxy is in two splits.
+    n_galaxies, n_stars : int
+        Of each survey; real sets have their own number.
+    mag_range : tuple of float
+        Magnitudes that will be asked for.
+    seed : int
+        Seeds the population and the offsets.
+    """
+    generator = np.random.default_rng([seed, 11])
+    described = [s if isinstance(s, Survey) else get_survey(s) for s in surveys]
+    images, rows = [], []
+    for index, survey in enumerate(described):
+        galaxies = open_source(
+            source, survey, split, n_galaxies=n_galaxies, n_stars=n_stars,
+            mag_range=mag_range, seed=seed + 7919 * index,
+        )  # fmt: skip
+        for row in range(len(galaxies.table)):
+            mag = float(galaxies.table["mag"][row])
+            stamp = galaxies.draw(row, mag, generator=generator)
+            side = max(stamp.image.shape)
+            image = np.zeros((side, side), dtype=np.float32)
+            image[: stamp.image.shape[0], : stamp.image.shape[1]] = stamp.image
+            peak = float(image.max())
+            if peak <= 0:
+                continue
+            images.append((image / peak).astype(np.float16).ravel())
+            rows.append((2 * index + int(stamp.is_star), mag, side, peak / stamp.flux, stamp.y,
+                         stamp.x, stamp.hlr, stamp.g1, stamp.g2))  # fmt: skip
+    table = np.array(rows)
+    order = np.lexsort((table[:, 1], table[:, 0]))
+    table = table[order]
+    sizes = np.array([images[k].size for k in order])
+    column = {
+        name: torch.from_numpy(table[:, k].astype(np.float32))
+        for k, name in enumerate(("group", "mag", "side", "peak", "y", "x", "hlr", "g1", "g2"))
+    }
+    return Bank(
+        pixels=torch.from_numpy(np.concatenate([images[k] for k in order])),
+        start=torch.from_numpy(np.cumsum(sizes) - sizes),
+        surveys=tuple(s.name for s in described),
+        scale=torch.tensor([s.scale for s in described]),
+        psf_fwhm=torch.tensor([s.psf_fwhm_pixels for s in described]),
+        mag_of_sigma=torch.tensor([float(s.mag(s.sky_rms)) for s in described]),
+        electrons_of_sigma=torch.tensor([s.sky_rms * s.gain for s in described]),
+        **(column | {"group": column["group"].long(), "side": column["side"].long()}),
+    )
+
+
+def save_bank(path: Path, bank: Bank) -> None:
+    """Write a bank as a safetensors file."""
+    save_tensors(path, bank.tensors(), {"surveys": list(bank.surveys)})
+
+
+def load_bank(path: Path) -> Bank:
+    """Read what :func:`save_bank` wrote.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it holds something else.
+    """
+    tensors, meta = load_tensors(path)
+    wanted = {f.name for f in fields(Bank)} - {"surveys"}
+    if set(tensors) != wanted or "surveys" not in meta:
+        raise ValueError(f"{path} holds no bank of stamps")
+    return Bank(surveys=tuple(meta["surveys"]), **tensors)

@@ -1,0 +1,383 @@
+"""Training scenes composed on the training device from a bank of stamps.
+
+The same scenes as :func:`~probablend.emulate.blend.draw_field`, a batch at a time and with
+nothing but tensor operations. Batch ``i`` depends on the seed and on ``i`` alone: a
+resumed run sees the same scenes.
+"""
+
+import math
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from probablend.emulate.blend import COUNTS_SLOPE, FIELD_MARGIN, STAR_COUNTS_SLOPE
+from probablend.emulate.classes import FOOTPRINT_THRESHOLD
+
+if TYPE_CHECKING:
+    from probablend.emulate.bank import Bank
+
+__all__ = ["SceneBatch", "SceneConfig", "Sources", "compose", "draw_batch"]
+
+# A crowded scene: more galaxies, most of them with a companion, bright ones as common as faint.
+_CROWDED_DENSITY = (100.0, 400.0)
+_CROWDED_COMPANIONS = (0.4, 0.8)
+_CROWDED_SLOPE = 0.15
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneConfig:
+    """Which scenes a training sees.
+
+    Parameters
+    ----------
+    size : int
+        Side of a training patch, pixels.
+    density_range : tuple of float
+        Galaxies per arcmin²; each scene draws one value, uniform in the logarithm.
+    companion_range : tuple of float
+        Share of galaxies put near another one; each scene draws one value, uniform.
+    companion_distance : float
+        Largest distance of such a companion, arcsec; the distance is uniform below it.
+    sparse_fraction : float
+        Share of sparse scenes: isolated galaxies and empty sky, from which the model learns
+        that there may be no overlap.
+    sparse_factor : float
+        By how much the density of a sparse scene is lower.
+    isolated_fraction : float
+        Share of scenes with a single galaxy and nothing else, bright ones as common as faint.
+    crowded_share : float
+        Share of crowded scenes when training starts; it falls linearly to zero. Blends are a
+        hundredth of the pixels of a real field: a network that sees them often at first
+        learns what they look like, and from real fields, later, how rare they are.
+    crowded_until : float
+        Part of the training after which no scene is crowded.
+    star_density : float
+        Stars per arcmin².
+    mag_range : tuple of float
+        Brightest and faintest AB magnitude.
+    """
+
+    size: int = 128
+    density_range: tuple[float, float] = (80.0, 300.0)
+    companion_range: tuple[float, float] = (0.0, 0.3)
+    companion_distance: float = 2.0
+    sparse_fraction: float = 0.1
+    sparse_factor: float = 15.0
+    isolated_fraction: float = 0.0
+    crowded_share: float = 1.0
+    crowded_until: float = 0.6
+    star_density: float = 5.0
+    mag_range: tuple[float, float] = (18.5, 26.0)
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"size must be at least 1 pixel; got {self.size}")
+        if not self.sparse_factor > 0:
+            raise ValueError(f"sparse_factor must be positive; got {self.sparse_factor}")
+        for key in ("sparse_fraction", "isolated_fraction", "crowded_share"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise ValueError(f"{key} must lie between 0 and 1; got {getattr(self, key)}")
+        if not 0 < self.density_range[0] <= self.density_range[1]:
+            raise ValueError(
+                f"density_range must be positive and ascending; got {self.density_range}"
+            )
+        if not 0 <= self.companion_range[0] <= self.companion_range[1] <= 1:
+            raise ValueError(
+                f"companion_range must lie between 0 and 1, ascending; got {self.companion_range}"
+            )
+        if not self.mag_range[0] < self.mag_range[1]:
+            raise ValueError(f"mag_range must go from bright to faint; got {self.mag_range}")
+
+    def crowded_share_at(self, progress: float) -> float:
+        """Share of crowded scenes at a point of the training, 0 to 1."""
+        return self.crowded_share * max(0.0, 1 - progress / max(self.crowded_until, 1e-9))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """Galaxies and stars of a batch of scenes, every field of shape (source,).
+
+    Parameters
+    ----------
+    scene : Tensor of int64
+        Which scene.
+    y, x : Tensor
+        Centre, pixels of the scene. It may lie outside: what follows then counts what is seen.
+    flux : Tensor
+        Of the whole profile, in units of the sky noise per pixel.
+    hlr, g1, g2 : Tensor
+        Circularised half-light radius (pixels, 0 for stars) and shape before the PSF.
+    is_star : Tensor of bool
+    n_pixels : Tensor
+        Of the footprint.
+    e1, e2 : Tensor
+        Ellipticity of the footprint, (a² − b²)/(a² + b²), from its second moments.
+    snr : Tensor
+        √Σgₖ²/σ, the signal to noise for a known profile.
+    blended : Tensor of bool
+        Whether the footprint shares a pixel of the scene with another one.
+    blendedness : Tensor
+        1 − ⟨gₖ,gₖ⟩/⟨gₖ,Σg⟩.
+    """
+
+    scene: Tensor
+    y: Tensor
+    x: Tensor
+    flux: Tensor
+    hlr: Tensor
+    g1: Tensor
+    g2: Tensor
+    is_star: Tensor
+    n_pixels: Tensor
+    e1: Tensor
+    e2: Tensor
+    snr: Tensor
+    blended: Tensor
+    blendedness: Tensor
+
+    def __len__(self) -> int:
+        return len(self.scene)
+
+    def keep(self, which: Tensor) -> "Sources":
+        """Those for which ``which`` is true."""
+        return Sources(**{f.name: getattr(self, f.name)[which] for f in fields(self)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneBatch:
+    """Scenes to learn from.
+
+    Parameters
+    ----------
+    image : Tensor, shape (scene, band, y, x)
+        In units of the sky noise.
+    noiseless : Tensor, shape (scene, y, x)
+        Σₖ gₖ, same unit.
+    classes : Tensor of int64, shape (scene, y, x)
+        0 sky, 1 one source, 2 blend.
+    psf_fwhm : Tensor, shape (scene,)
+        Pixels.
+    sources : Sources
+        Every one that throws light into a scene.
+    """
+
+    image: Tensor
+    noiseless: Tensor
+    classes: Tensor
+    psf_fwhm: Tensor
+    sources: Sources
+
+
+def draw_batch(
+    bank: "Bank", config: SceneConfig, *, n: int, seed: int, index: int, progress: float = 1.0
+) -> SceneBatch:
+    """Batch ``index`` of scenes.
+
+    Parameters
+    ----------
+    bank : Bank
+        On the device to work on.
+    config : SceneConfig
+        What to draw.
+    n : int
+        Scenes.
+    seed, index : int
+        The batch depends on them alone.
+    progress : float
+        How far the training is, 0 to 1: the first scenes are crowded.
+    """
+    device = bank.pixels.device
+    generator = torch.Generator(device).manual_seed((seed * 1_000_003 + index) % 2**63)
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator, device=device)
+
+    # Kind of each scene.
+    survey = (uniform(n) * len(bank.surveys)).long().clamp(max=len(bank.surveys) - 1)
+    isolated = uniform(n) < config.isolated_fraction
+    crowded = ~isolated & (uniform(n) < config.crowded_share_at(progress))
+    sparse = ~isolated & ~crowded & (uniform(n) < config.sparse_fraction)
+
+    def between(low_high: tuple[float, float], crowd: tuple[float, float]) -> Tensor:
+        low = torch.where(crowded, crowd[0], low_high[0])
+        return low + (torch.where(crowded, crowd[1], low_high[1]) - low) * uniform(n)
+
+    logs = [tuple(math.log(v) for v in r) for r in (config.density_range, _CROWDED_DENSITY)]
+    density = between(logs[0], logs[1]).exp()  # type: ignore[arg-type]
+    density = torch.where(sparse, density / config.sparse_factor, density)
+    companions = between(config.companion_range, _CROWDED_COMPANIONS)
+
+    # How many of what, and where. A scene's galaxies come first, then its stars.
+    side = config.size + 2 * FIELD_MARGIN
+    area = (side * bank.scale[survey] / 60) ** 2
+    n_galaxies = torch.poisson(density * area, generator=generator).long()
+    n_galaxies = torch.where(isolated, 1, n_galaxies)
+    star_density = torch.where(isolated, 0.0, config.star_density if bank.has_stars else 0.0)
+    n_stars = torch.poisson(star_density * area, generator=generator).long()
+    scene = torch.repeat_interleave(torch.arange(n, device=device), n_galaxies + n_stars)
+    first = (n_galaxies + n_stars).cumsum(0) - (n_galaxies + n_stars)
+    order = torch.arange(len(scene), device=device) - first[scene]
+    is_star = order >= n_galaxies[scene]
+    centre = uniform(len(scene), 2) * side - FIELD_MARGIN
+    alone = isolated[scene]
+    centre = torch.where(alone[:, None], uniform(len(scene), 2) * config.size, centre)
+    host = first[scene] + (uniform(len(scene)) * n_galaxies[scene]).long()
+    radius = uniform(len(scene)) * config.companion_distance / bank.scale[survey[scene]]
+    angle = 2 * math.pi * uniform(len(scene))
+    beside = centre[host] + radius[:, None] * torch.stack([angle.sin(), angle.cos()], dim=1)
+    is_companion = ~is_star & ~alone & (uniform(len(scene)) < companions[scene])
+    centre = torch.where(is_companion[:, None], beside, centre)
+
+    slope = torch.where(crowded[scene], _CROWDED_SLOPE, COUNTS_SLOPE)
+    slope = torch.where(is_star, STAR_COUNTS_SLOPE, slope)
+    slope = torch.where(alone, 1e-3, slope)  # bright ones as common as faint
+    low, high = (10 ** (slope * m).double() for m in config.mag_range)
+    mag = ((low + uniform(len(scene)) * (high - low)).log10() / slope).float()
+
+    which = _choose(bank, 2 * survey[scene] + is_star, mag, uniform(len(scene)))
+    turns = (uniform(len(scene), 3) < 0.5).unbind(1)
+    noise = torch.randn(n, config.size, config.size, generator=generator, device=device)
+    return compose(bank, survey, scene, which, centre, mag, turns, noise)
+
+
+def _choose(bank: "Bank", group: Tensor, mag: Tensor, uniform: Tensor) -> Tensor:
+    """Stamps of a group near a magnitude: within 0.1 mag, or the 16 nearest."""
+    step = 1000.0  # magnitudes never reach from one group into the next
+    keys = bank.group.double() * step + bank.mag
+    low_end = torch.searchsorted(keys, group.double() * step - step / 2)
+    high_end = torch.searchsorted(keys, group.double() * step + step / 2)
+    wanted = group.double() * step + mag
+    low = torch.searchsorted(keys, wanted - 0.1)
+    high = torch.searchsorted(keys, wanted + 0.1)
+    middle = torch.searchsorted(keys, wanted)
+    few = high - low < 16
+    low = torch.where(few, torch.minimum(middle - 8, high_end - 16), low).clamp(min=0)
+    low = torch.maximum(low, low_end)
+    high = torch.minimum(torch.where(few, low + 16, high), high_end)
+    return low + (uniform * (high - low)).long().clamp(max=len(keys))
+
+
+def compose(
+    bank: "Bank",
+    survey: Tensor,
+    scene: Tensor,
+    which: Tensor,
+    centre: Tensor,
+    mag: Tensor,
+    turns: tuple[Tensor, ...],
+    noise: Tensor,
+) -> SceneBatch:
+    """Add stamps up, measure the truth and expose.
+
+    Parameters
+    ----------
+    bank : Bank
+        The stamps.
+    survey : Tensor of int64, shape (scene,)
+        Survey of each scene.
+    scene, which : Tensor of int64, shape (source,)
+        Scene of each source, and its stamp.
+    centre : Tensor, shape (source, 2)
+        Where it is wanted, (y, x); it comes within half a pixel: no interpolation.
+    mag : Tensor, shape (source,)
+        Its AB magnitude.
+    turns : three Tensors of bool, shape (source,)
+        Whether the stamp is transposed, then flipped in y, then in x.
+    noise : Tensor, shape (scene, y, x)
+        Standard normal.
+    """
+    n, size, _ = noise.shape
+    swap, flip_y, flip_x = turns
+    side = bank.side[which]
+    y, x = bank.y[which], bank.x[which]
+    y, x = torch.where(swap, x, y), torch.where(swap, y, x)
+    y = torch.where(flip_y, side - 1 - y, y)
+    x = torch.where(flip_x, side - 1 - x, x)
+    y0 = (centre[:, 0] - y).round().long()
+    x0 = (centre[:, 1] - x).round().long()
+    seen = (y0 < size) & (x0 < size) & (y0 + side > 0) & (x0 + side > 0)
+    scene, which, side, y0, x0, y, x, mag = (
+        t[seen] for t in (scene, which, side, y0, x0, y, x, mag)
+    )
+    swap, flip_y, flip_x = swap[seen], flip_y[seen], flip_x[seen]
+    n_sources = len(which)
+
+    # One entry per pixel: the whole stamp if its centre is in the scene, what is seen if not.
+    whole = (y0 + y > -0.5) & (y0 + y < size - 0.5) & (x0 + x > -0.5) & (x0 + x < size - 0.5)
+    row_0, row_1 = _span(y0, side, size, whole)
+    column_0, column_1 = _span(x0, side, size, whole)
+    n_columns = column_1 - column_0
+    n_each = (row_1 - row_0) * n_columns
+    source = torch.repeat_interleave(torch.arange(n_sources, device=side.device), n_each)
+    local = torch.arange(len(source), device=side.device) - (n_each.cumsum(0) - n_each)[source]
+    width = side[source]
+    row = local // n_columns[source]
+    column = local - row * n_columns[source] + column_0[source]
+    row = row + row_0[source]
+    # Undo the turns to find the pixel in the bank.
+    r = torch.where(flip_y[source], width - 1 - row, row)
+    c = torch.where(flip_x[source], width - 1 - column, column)
+    r, c = torch.where(swap[source], c, r), torch.where(swap[source], r, c)
+    flux = 10 ** (-0.4 * (mag - bank.mag_of_sigma[survey[scene]]))
+    value = bank.pixels[bank.start[which][source] + r * width + c].float()
+    value = value * (flux * bank.peak[which])[source]
+    row, column = row + y0[source], column + x0[source]
+
+    def total(values: Tensor, index: Tensor = source, length: int = n_sources) -> Tensor:
+        return torch.zeros(length, device=values.device).index_add_(0, index, values)
+
+    inside = (row >= 0) & (row < size) & (column >= 0) & (column < size)
+    target = (scene[source] * size + row) * size + column
+    footprint = value > FOOTPRINT_THRESHOLD
+    here, at = source[inside], target[inside]
+    noiseless = total(value[inside], at, n * size * size)
+    count = total(footprint[inside].float(), at, n * size * size)
+
+    # Footprint: area and second moments about the centre of the light.
+    own = source[footprint]
+    dy = (row[footprint] - (y0 + y)[own]).float()
+    dx = (column[footprint] - (x0 + x)[own]).float()
+    n_pixels = total(torch.ones_like(dy), own)
+    area = n_pixels.clamp(min=1)
+    # A pixel is not a point: 1/12.
+    yy = total(dy * dy, own) / area + 1 / 12
+    xx, xy = total(dx * dx, own) / area + 1 / 12, total(dx * dy, own) / area
+
+    power = total(value[inside] ** 2, here)
+    with_all = total(value[inside] * noiseless[at], here)
+    shared = footprint[inside] & (count[at] > 1)
+    sources = Sources(
+        scene=scene,
+        y=y0 + y,
+        x=x0 + x,
+        flux=flux,
+        hlr=bank.hlr[which],
+        # As in the pixel frame: transposing turns g1 round, each flip g2.
+        g1=torch.where(swap, -1, 1) * bank.g1[which],
+        g2=torch.where(flip_y ^ flip_x, -1, 1) * bank.g2[which],
+        is_star=bank.group[which] % 2 == 1,
+        n_pixels=n_pixels,
+        e1=(xx - yy) / (xx + yy),
+        e2=2 * xy / (xx + yy),
+        snr=total(value**2).sqrt(),
+        blended=total(shared.float(), here) > 0,
+        blendedness=1 - power / with_all.clamp(min=1e-30),
+    )
+    noiseless = noiseless.reshape(n, size, size)
+    electrons = bank.electrons_of_sigma[survey][:, None, None]
+    image = noiseless + noise * (1 + noiseless.clamp(min=0) / electrons).sqrt()
+    return SceneBatch(
+        image=image[:, None],
+        noiseless=noiseless,
+        classes=count.reshape(n, size, size).long().clamp(max=2),
+        psf_fwhm=bank.psf_fwhm[survey],
+        sources=sources,
+    )
+
+
+def _span(first: Tensor, side: Tensor, size: int, whole: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows (or columns) of a stamp to look at: all, or those in the scene."""
+    low = torch.where(whole, 0, (-first).clamp(min=0))
+    return low, torch.where(whole, side, torch.minimum(side, size - first))

@@ -1,0 +1,478 @@
+r"""The field model: pixels, centres and the posterior of every source from one pass.
+
+A U-Net on an unshuffled grid that knows the PSF. Three things are read off its features:
+
+- *classes*: unit Gaussian fields on coarse grids join the finest features and a pointwise
+  non-linear head turns both into class logits. As in a stochastic segmentation network
+  (arXiv:2006.06015) there is no posterior network: the likelihood is averaged over draws of
+  the fields, here in small windows, because distant galaxies have nothing to do with each
+  other. n samples cost one pass and n heads, the heads only where the answer is uncertain;
+- *centres*: a heatmap, whose peaks are candidates;
+- *sources*: from features gathered at a position, on all scales, the probability that there
+  is a source and that it is a star, and a normalizing flow over its parameters
+  (:mod:`probablend.models.source`).
+
+Nothing looks further than the receptive field: tiles agree.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from probablend.emulate.compose import SceneBatch, Sources
+from probablend.models.blocks import Decoder, Encoder
+from probablend.models.distribution import (
+    LATENT_STREAM,
+    SegmentationDistribution,
+    SegmentationNetwork,
+)
+from probablend.models.fields import gaussian_points, spline_matrix
+from probablend.models.source import SourceFlow, SourcePosterior, truth
+from probablend.models.unet import UNetConfig, pad_to_stride, receptive_radius
+
+__all__ = ["Candidates", "FieldDistribution", "FieldNetwork", "FieldNetworkConfig"]
+
+MIN_TRUE_PIXELS = 5  # sources with smaller footprints are not looked for
+MATCH_RADIUS = 3.0  # pixels
+_APERTURES = (1.0, 2.0, 4.0, 8.0)  # widths (σ) of Gaussian weights, pixels
+_HEAT_WIDTH = 1.0  # σ of the target around a centre, pixels
+_HEAT_LEVEL = 0.05  # peaks below are no candidates
+_WORST = 200.0  # nats: one source that nothing explains must not spoil a step
+_CERTAIN = 0.995  # cells this sure to be sky are not drawn
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldNetworkConfig(UNetConfig):
+    """Settings of a :class:`FieldNetwork`, beside those of its U-Net.
+
+    Parameters
+    ----------
+    latent_spacings : tuple of int
+        Lattice spacing of each scale of the Gaussian fields, cells of the unshuffled grid.
+    latent_channels : int
+        Fields per scale.
+    head_width : int
+        Channels of the pointwise head.
+    n_draws : int
+        Draws of the fields in the training likelihood.
+    window : int
+        Side of the windows over which it is averaged, cells.
+    context : int
+        Length of what is gathered at a position.
+    flow_hidden : tuple of int
+        Widths of the layers of the flow.
+    """
+
+    latent_spacings: tuple[int, ...] = (4, 12)
+    latent_channels: int = 4
+    head_width: int = 24
+    n_draws: int = 6
+    window: int = 8
+    context: int = 128
+    flow_hidden: tuple[int, ...] = (128, 128)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("latent_channels", "head_width", "n_draws", "window", "context"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key} must be at least 1; got {getattr(self, key)}")
+        if not self.latent_spacings or min(self.latent_spacings) < 2:
+            raise ValueError(f"latent_spacings must be at least 2; got {self.latent_spacings}")
+
+
+class PointwiseHead(nn.Module):
+    """Features ⊕ fields → class logits of the pixels of a cell; channels come last."""
+
+    def __init__(self, config: FieldNetworkConfig) -> None:
+        super().__init__()
+        width = config.head_width
+        n_latent = len(config.latent_spacings) * config.latent_channels
+        self.from_features = nn.Linear(config.channels[0], width)
+        self.from_latent = nn.Linear(n_latent, width, bias=False)
+        self.inner = nn.Linear(width, width)
+        self.outer = nn.Linear(width, config.n_classes * config.stem**2)
+        nn.init.constant_(self.outer.bias[: config.stem**2], 3.0)  # most of the sky is empty
+
+    def forward(self, projected: Tensor, latent: Tensor | None) -> Tensor:
+        """(..., width) and (..., latent) → (..., class · stem²)."""
+        moved = projected if latent is None else projected + self.from_latent(latent)
+        return self.outer(F.silu(self.inner(F.silu(moved))))
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Peaks of the heatmap: image of the batch, position (pixels) and height."""
+
+    scene: Tensor
+    y: Tensor
+    x: Tensor
+    heat: Tensor
+
+    def __len__(self) -> int:
+        return len(self.scene)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldDistribution(SegmentationDistribution):
+    """What the field model says of a batch of images.
+
+    Parameters
+    ----------
+    network : FieldNetwork
+        Owns the heads.
+    features : list of Tensor
+        Decoder features, finest first.
+    projected : Tensor, shape (batch, y', x', width)
+        Finest features, ready for the pointwise head.
+    heat_logits : Tensor, shape (batch, y, x)
+        Of the centres.
+    apertures : Tensor, shape (batch, aperture, y, x)
+        Gaussian-weighted fluxes.
+    log_fwhm : Tensor, shape (batch,)
+        Of the PSF, pixels.
+    """
+
+    network: "FieldNetwork"
+    features: list[Tensor]
+    projected: Tensor
+    heat_logits: Tensor
+    apertures: Tensor
+    log_fwhm: Tensor
+
+    def _to_map(self, cells: Tensor) -> Tensor:
+        """(batch, y', x', class · stem²) → (batch, class, y, x), cut to the image."""
+        stem = self.network.config.stem
+        shuffled = F.pixel_shuffle(cells.movedim(-1, 1), stem)
+        return shuffled[..., : self.shape_yx[0], : self.shape_yx[1]]
+
+    def sample_logits(self, sample: int, *, seed: int) -> Tensor:
+        """See :class:`SegmentationDistribution`; drawn only where it matters."""
+        config, head = self.network.config, self.network.head
+        cells = head(self.projected, None)
+        b, y, x = self.network.uncertain(cells).nonzero(as_tuple=True)
+        origin = [o // config.stem for o in self.origin_yx]
+        columns = []
+        for image in range(len(cells)):
+            own = b == image
+            rows_, columns_ = y[own].cpu().numpy() + origin[0], x[own].cpu().numpy() + origin[1]
+            columns.append(
+                torch.stack([
+                    torch.from_numpy(gaussian_points(
+                        (seed, sample, LATENT_STREAM, level, k, image), rows_, columns_, spacing))
+                    for level, spacing in enumerate(config.latent_spacings)
+                    for k in range(config.latent_channels)
+                ], dim=1)
+            )  # fmt: skip
+        latent = torch.cat(columns).to(self.projected)
+        cells = cells.clone()
+        cells[b, y, x] = head(self.projected[b, y, x], latent)
+        return self._to_map(cells)
+
+    def candidates(self, *, limit: int | None = None) -> Candidates:
+        """Peaks of the heatmap, at most ``limit`` per image."""
+        heat = self.heat_logits.sigmoid()
+        highest = F.max_pool2d(heat[:, None], 3, 1, 1)[:, 0]
+        peak = (heat == highest) & (heat > _HEAT_LEVEL)
+        if limit is not None:
+            flat = torch.where(peak, heat, 0.0).flatten(1)
+            least = flat.topk(min(limit, flat.shape[1]), dim=1).values[:, -1]
+            peak &= heat >= least[:, None, None]
+        b, y, x = peak.nonzero(as_tuple=True)
+        # Centre of the peak: parabola through the logarithms of its neighbours.
+        padded = F.pad(self.heat_logits, (1, 1, 1, 1), value=-12.0)
+        middle = F.logsigmoid(padded[b, y + 1, x + 1])
+
+        def offset(low: Tensor, high: Tensor) -> Tensor:
+            low, high = F.logsigmoid(low), F.logsigmoid(high)
+            curvature = (2 * middle - low - high).clamp(min=1e-3)
+            return (0.5 * (high - low) / curvature).clamp(-0.5, 0.5)
+
+        dy = offset(padded[b, y, x + 1], padded[b, y + 2, x + 1])
+        dx = offset(padded[b, y + 1, x], padded[b, y + 1, x + 2])
+        return Candidates(b, y + dy, x + dx, heat[b, y, x])
+
+    def context(self, scene: Tensor, y: Tensor, x: Tensor, *, detected: bool) -> Tensor:
+        """What is seen at positions, (source, channel).
+
+        ``detected`` says where a position comes from: a peak of this very image leans towards
+        the noise, a position from elsewhere does not.
+        """
+        stem = self.network.config.stem
+        # The 3 × 3 cells around on the finest level; one look-up, whose gradient is one sum.
+        steps = torch.tensor([-stem, 0, stem], device=y.device)
+        dy, dx = (d.reshape(9, 1) for d in torch.meshgrid(steps, steps, indexing="ij"))
+        near = _gather(self.features[0], scene.expand(9, -1), y + dy, x + dx, stem)
+        parts = [near.movedim(0, 1).flatten(1)]
+        parts += [
+            _gather(level, scene, y, x, stem * 2 ** (k + 1))
+            for k, level in enumerate(self.features[1:])
+        ]
+        flux = torch.asinh(_gather(self.apertures, scene, y, x, 1))
+        origin = torch.full_like(y, float(detected))
+        parts += [flux, self.log_fwhm[scene][:, None], origin[:, None]]
+        return self.network.gather(torch.cat(parts, dim=1))
+
+    def sources(
+        self, scene: Tensor, y: Tensor, x: Tensor, unit: Tensor, *, detected: bool
+    ) -> SourcePosterior:
+        """Posterior of what is at some positions, fluxes in units of which noise is ``unit``."""
+        context = self.context(scene, y, x, detected=detected)
+        return SourcePosterior(flow=self.network.flow, context=context, y=y, x=x, unit=unit)
+
+
+def _gather(features: Tensor, scene: Tensor, y: Tensor, x: Tensor, cell: int) -> Tensor:
+    """Bilinear value of (batch, channel, y', x') at positions in pixels, (..., channel)."""
+    n_y, n_x = features.shape[-2:]
+    rows = features.movedim(1, -1).reshape(-1, features.shape[1])
+    v = ((y + 0.5) / cell - 0.5).clamp(0, n_y - 1)
+    u = ((x + 0.5) / cell - 0.5).clamp(0, n_x - 1)
+    v0, u0 = v.floor().long(), u.floor().long()
+    v1, u1 = (v0 + 1).clamp(max=n_y - 1), (u0 + 1).clamp(max=n_x - 1)
+    fv, fu = v - v0, u - u0
+    corners = torch.stack([v0 * n_x + u0, v0 * n_x + u1, v1 * n_x + u0, v1 * n_x + u1])
+    weights = torch.stack([(1 - fv) * (1 - fu), (1 - fv) * fu, fv * (1 - fu), fv * fu])
+    return (rows[scene * (n_y * n_x) + corners] * weights[..., None]).sum(dim=0)
+
+
+def _aperture_fluxes(image: Tensor) -> Tensor:
+    """Gaussian-weighted fluxes of (batch, 1, y, x), scaled to that of a matched source."""
+    fluxes = []
+    for width in _APERTURES:
+        reach = math.ceil(3 * width)
+        t = torch.arange(-reach, reach + 1, device=image.device, dtype=image.dtype)
+        kernel = torch.exp(-0.5 * (t / width) ** 2)
+        kernel = kernel / (kernel**2).sum().sqrt()  # unit noise
+        smooth = F.conv2d(image, kernel.view(1, 1, -1, 1), padding=(reach, 0))
+        smooth = F.conv2d(smooth, kernel.view(1, 1, 1, -1), padding=(0, reach))
+        fluxes.append(smooth * (2 * math.sqrt(math.pi) * width))
+    return torch.cat(fluxes, dim=1)
+
+
+class FieldNetwork(SegmentationNetwork):
+    """The field model.
+
+    Parameters
+    ----------
+    config : FieldNetworkConfig
+        Its settings.
+    """
+
+    config: FieldNetworkConfig
+
+    def __init__(self, config: FieldNetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        channels = config.channels
+        self.encoder = Encoder(config.n_bands * config.stem**2 + 1, channels, config.n_convs)
+        self.decoder = Decoder(channels, config.n_convs)
+        self.head = PointwiseHead(config)
+        self.heat = nn.Sequential(
+            nn.Conv2d(channels[0], channels[0], 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(channels[0], config.stem**2, 1),
+        )
+        assert isinstance(self.heat[-1].bias, Tensor)
+        nn.init.constant_(self.heat[-1].bias, -4.0)
+        n_gathered = 9 * channels[0] + sum(channels[1:]) + len(_APERTURES) + 2
+        self.gather = nn.Sequential(
+            nn.Linear(n_gathered, 192), nn.SiLU(), nn.Linear(192, config.context), nn.SiLU()
+        )
+        self.kind = nn.Linear(config.context, 2)  # logits: a source, a star
+        self.flow = SourceFlow(config.context, hidden=config.flow_hidden)
+
+    @property
+    def halo(self) -> int:
+        """Pixels around a tile that its answer depends on."""
+        # The heatmap's 3×3 convolution and gathering look a few cells further.
+        return receptive_radius(self.config) + 2 * self.config.stride
+
+    def uncertain(self, cells: Tensor) -> Tensor:
+        """Cells that may be other than sky: bool, (batch, y', x')."""
+        by_class = cells.detach().unflatten(-1, (self.config.n_classes, -1))
+        return (by_class.softmax(dim=-2)[..., 0, :] < _CERTAIN).any(dim=-1)
+
+    def forward(
+        self, image: Tensor, *, sliding: bool | None = None, psf_fwhm: Tensor | None = None
+    ) -> FieldDistribution:
+        """What can be said of images.
+
+        Parameters
+        ----------
+        image : Tensor, shape (batch, band, y, x)
+            In units of the sky noise; any size.
+        sliding : bool, optional
+            Of no effect: everything is local by construction.
+        psf_fwhm : Tensor, shape (batch,), optional
+            Full width at half maximum of the PSF, pixels; 2 if not given.
+        """
+        n_y, n_x = image.shape[-2:]
+        config = self.config
+        if psf_fwhm is None:
+            psf_fwhm = torch.full((len(image),), 2.0)
+        log_fwhm = psf_fwhm.to(image).log()
+        padded = pad_to_stride(image, config.stride)
+        x = F.pixel_unshuffle(torch.asinh(padded), config.stem)
+        condition = log_fwhm.view(-1, 1, 1, 1).expand(-1, 1, *x.shape[-2:])
+        features = self.decoder(self.encoder(torch.cat([x, condition], dim=1)))
+        heat = F.pixel_shuffle(self.heat(features[0]), config.stem)[:, 0, :n_y, :n_x]
+        return FieldDistribution(
+            network=self,
+            features=features,
+            projected=self.head.from_features(features[0].movedim(1, -1)),
+            heat_logits=heat,
+            apertures=_aperture_fluxes(image[:, :1]),
+            log_fwhm=log_fwhm,
+            shape_yx=(n_y, n_x),
+            stride=config.stride,
+            correlation=config.correlation,
+        )
+
+    def training_loss(
+        self, batch: SceneBatch, *, generator: torch.Generator, beta: float
+    ) -> dict[str, Tensor]:
+        """Sum of negative log likelihoods, nats per image; ``beta`` has nothing to weigh."""
+        n = len(batch.image)
+        said = self(batch.image, psf_fwhm=batch.psf_fwhm)
+        kept = batch.sources.keep(batch.sources.n_pixels >= MIN_TRUE_PIXELS)
+        size = batch.image.shape[-1]
+        inside = (kept.y > -0.5) & (kept.y < size - 0.5) & (kept.x > -0.5) & (kept.x < size - 0.5)
+        terms = {
+            "cross_entropy": self._class_loss(said, batch.classes, generator) / n,
+            "centres": _heat_loss(said.heat_logits, kept) / n,
+        }
+        for key, value in self._peak_loss(said, kept, generator).items():
+            terms[key] = value / n
+        flow, star = self._source_loss(said, kept.keep(inside), generator)
+        terms |= {"flow": flow / n, "star": star / n}
+        loss = torch.stack(list(terms.values())).sum()
+        return {"loss": loss} | terms
+
+    def _class_loss(
+        self, said: FieldDistribution, classes: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """−log of the likelihood averaged over draws of the fields, window by window."""
+        config = self.config
+        cells = self.head(said.projected, None)  # (batch, y', x', class · stem²)
+        n, n_y, n_x, _ = cells.shape
+        # The truth on the same grid; what was padded does not count.
+        padded = F.pad(classes, (0, n_x * config.stem - classes.shape[-1],
+                                 0, n_y * config.stem - classes.shape[-2]), value=-100)  # fmt: skip
+        target = F.pixel_unshuffle(padded[:, None], config.stem).movedim(1, -1)
+
+        def nats(logits: Tensor, wanted: Tensor) -> Tensor:
+            by_class = logits.unflatten(-1, (config.n_classes, -1)).movedim(-2, 1)
+            return F.cross_entropy(by_class, wanted, reduction="none", ignore_index=-100).sum(-1)
+
+        drawn = self.uncertain(cells) | (target > 0).any(dim=-1)
+        certain = nats(cells[~drawn], target[~drawn]).sum()
+        b, y, x = drawn.nonzero(as_tuple=True)
+        fields = self._training_fields(n, n_y, n_x, generator).to(cells)
+        projected, wanted = said.projected[b, y, x], target[b, y, x]
+        rows, columns = -(-n_y // config.window), -(-n_x // config.window)
+        window = (b * rows + y // config.window) * columns + x // config.window
+        totals = []
+        for k in range(config.n_draws):
+            logits = self.head(projected, fields[k, b, :, y, x])
+            total = torch.zeros(n * rows * columns, device=cells.device)
+            totals.append(total.index_add(0, window, nats(logits, wanted)))
+        likelihood = torch.logsumexp(-torch.stack(totals), dim=0) - math.log(config.n_draws)
+        return certain - likelihood.sum()
+
+    def _training_fields(self, n: int, n_y: int, n_x: int, generator: torch.Generator) -> Tensor:
+        """Unit Gaussian fields, (draw, batch, latent, y', x'), as inference draws them."""
+        config = self.config
+        levels = []
+        for spacing in config.latent_spacings:
+            along_y, along_x = (spline_matrix(m, spacing) for m in (n_y, n_x))
+            noise = torch.randn(
+                config.n_draws, n, config.latent_channels, along_y.shape[1], along_x.shape[1],
+                generator=generator,
+            )  # fmt: skip
+            levels.append(along_y @ noise @ along_x.T)
+        return torch.cat(levels, dim=2)
+
+    def _peak_loss(
+        self, said: FieldDistribution, kept: Sources, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """What the network's own peaks are: nothing, or which true source."""
+        with torch.no_grad():
+            found = said.candidates(limit=64)
+            partner = _partner(found, kept)
+            n_y, n_x = said.shape_yx
+            edge = MATCH_RADIUS  # partners may lie outside
+            inner = (found.y > edge) & (found.y < n_y - 1 - edge)
+            inner &= (found.x > edge) & (found.x < n_x - 1 - edge)
+            scene, y, x, partner = (t[inner] for t in (found.scene, found.y, found.x, partner))
+        zero = said.heat_logits.new_zeros(())
+        if not len(scene):
+            return {"existence": zero, "flow_peaks": zero}
+        context = said.context(scene, y, x, detected=True)
+        real = partner >= 0
+        existence = F.binary_cross_entropy_with_logits(
+            self.kind(context)[:, 0], real.to(context), reduction="sum"
+        )
+        if not bool(real.any()):
+            return {"existence": existence, "flow_peaks": zero}
+        own = kept.keep(partner[real])
+        noise = torch.randn(len(own), 5, generator=generator).to(context)
+        fwhm = said.log_fwhm[own.scene].exp()
+        wanted = truth(own, y[real], x[real], fwhm, noise)
+        nats = -self.flow(context[real]).log_prob(wanted)
+        return {"existence": existence, "flow_peaks": nats.clamp(max=_WORST).sum()}
+
+    def _source_loss(
+        self, said: FieldDistribution, sources: Sources, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Flow and star terms at jittered true positions: users' positions are not exact."""
+        n = len(sources)
+        if n == 0:
+            zero = said.heat_logits.new_zeros(())
+            return zero, zero
+        noise = torch.randn(n, 7, generator=generator).to(said.heat_logits)
+        spread = 0.7 * torch.rand(n, generator=generator).to(noise)
+        y = sources.y + spread * noise[:, 5]
+        x = sources.x + spread * noise[:, 6]
+        context = said.context(sources.scene, y, x, detected=False)
+        fwhm = said.log_fwhm[sources.scene].exp()
+        wanted = truth(sources, y, x, fwhm, noise[:, :5])
+        nats = -self.flow(context).log_prob(wanted)
+        flow = nats.clamp(max=_WORST).sum()
+        star = F.binary_cross_entropy_with_logits(
+            self.kind(context)[:, 1], sources.is_star.to(nats), reduction="sum"
+        )
+        return flow, star
+
+
+def _heat_loss(logits: Tensor, kept: Sources) -> Tensor:
+    """Cross-entropy with a Gaussian around every centre, summed over pixels."""
+    n, n_y, n_x = logits.shape
+    reach = math.ceil(4 * _HEAT_WIDTH)
+    span = torch.arange(-reach, reach + 1, device=logits.device)
+    row = kept.y.round().long()[:, None, None] + span[None, :, None]
+    column = kept.x.round().long()[:, None, None] + span[None, None, :]
+    distance = (row - kept.y[:, None, None]) ** 2 + (column - kept.x[:, None, None]) ** 2
+    value = torch.exp(-0.5 * distance / _HEAT_WIDTH**2)
+    inside = (row >= 0) & (row < n_y) & (column >= 0) & (column < n_x)
+    index = (kept.scene[:, None, None] * n_y + row) * n_x + column
+    target = torch.zeros(n * n_y * n_x, device=logits.device)
+    target.scatter_reduce_(0, index[inside], value[inside], "amax")
+    target = target.view_as(logits)
+    # The entropy of the target is a constant: without it the term is 0 for perfect answers.
+    entropy = F.binary_cross_entropy(target, target, reduction="sum")
+    return F.binary_cross_entropy_with_logits(logits, target, reduction="sum") - entropy
+
+
+def _partner(found: Candidates, kept: Sources) -> Tensor:
+    """True source of each peak, −1 for none: each other's nearest, within the radius."""
+    if not len(found) or not len(kept):
+        return torch.full_like(found.scene, -1)
+    far = 1e4  # pixels between scenes
+    ours = torch.stack([found.y, found.x + far * found.scene], dim=1)
+    true = torch.stack([kept.y, kept.x + far * kept.scene], dim=1)
+    distance = torch.cdist(ours, true, compute_mode="donot_use_mm_for_euclid_dist")
+    least, nearest = distance.min(dim=1)
+    mutual = distance.argmin(dim=0)[nearest] == torch.arange(len(ours), device=ours.device)
+    return torch.where(mutual & (least < MATCH_RADIUS), nearest, -1)

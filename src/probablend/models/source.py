@@ -1,0 +1,212 @@
+"""Posterior of a source's flux, size, shape, position and footprint, as a distribution.
+
+A conditional normalizing flow (neural spline flow, arXiv:1906.04032) over ten numbers given
+what the network sees at a position, as in neural posterior estimation for catalogues
+(arXiv:2510.15315). The flow works with unbounded numbers; :class:`SourcePosterior` speaks
+of the quantities themselves and carries the Jacobian.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import zuko
+from torch import Tensor, nn
+from torch.distributions import AffineTransform, Transform
+
+from probablend.emulate.compose import Sources
+
+__all__ = ["PARAMETERS", "SourceFlow", "SourcePosterior", "to_free", "to_physical", "truth"]
+
+# flux: image units · hlr: pixels · y, x: offset from the position asked about, pixels ·
+# radius: √(pixels of the footprint / π) · e1, e2: of the footprint · blendedness.
+PARAMETERS = ("flux", "hlr", "g1", "g2", "y", "x", "radius", "e1", "e2", "blendedness")
+# Where the flow starts: typical value and spread of each free parameter.
+_MEAN = (5.0, 0.9, 0.0, 0.0, 0.0, 0.0, 1.6, 0.0, 0.0, -4.5)
+_SPREAD = (1.5, 0.6, 0.6, 0.6, 0.5, 0.5, 0.5, 0.6, 0.6, 2.0)
+_FLOOR = 1e-3  # blendedness below this is as good as none
+_LOG_SCALE = (-6.0, 2.0)
+
+
+def _stretch(v1: Tensor, v2: Tensor) -> tuple[Tensor, Tensor]:
+    """Shape in the unit disc → plane, |v| → 2 artanh |v|."""
+    length = torch.hypot(v1, v2).clamp(1e-6, 1 - 1e-6)
+    factor = 2 * torch.atanh(length) / length
+    return v1 * factor, v2 * factor
+
+
+def _shrink(v1: Tensor, v2: Tensor) -> tuple[Tensor, Tensor]:
+    """Inverse of :func:`_stretch`."""
+    length = torch.hypot(v1, v2).clamp(min=1e-6)
+    factor = torch.tanh(length / 2) / length
+    return v1 * factor, v2 * factor
+
+
+def to_free(values: Tensor) -> Tensor:
+    """Physical parameters → unbounded ones, (..., 10) → (..., 10)."""
+    flux, hlr, g1, g2, y, x, radius, e1, e2, blended = values.unbind(-1)
+    g1, g2 = _stretch(g1, g2)
+    e1, e2 = _stretch(e1, e2)
+    logit = ((blended + _FLOOR) / (1 + _FLOOR - blended)).log()
+    return torch.stack([flux.log(), hlr.log(), g1, g2, y, x, radius.log(), e1, e2, logit], dim=-1)
+
+
+def to_physical(free: Tensor) -> Tensor:
+    """Inverse of :func:`to_free`."""
+    flux, hlr, g1, g2, y, x, radius, e1, e2, logit = free.unbind(-1)
+    g1, g2 = _shrink(g1, g2)
+    e1, e2 = _shrink(e1, e2)
+    blended = ((1 + 2 * _FLOOR) * torch.sigmoid(logit) - _FLOOR).clamp(0, 1)
+    return torch.stack(
+        [flux.exp(), hlr.exp(), g1, g2, y, x, radius.exp(), e1, e2, blended], dim=-1
+    )
+
+
+def _log_jacobian(values: Tensor) -> Tensor:
+    """log |∂ free / ∂ physical|, (...)."""
+    flux, hlr, g1, g2, _, _, radius, e1, e2, blended = values.unbind(-1)
+
+    def disc(v1: Tensor, v2: Tensor) -> Tensor:
+        r = torch.hypot(v1, v2).clamp(1e-6, 1 - 1e-6)
+        return (2 / (1 - r**2) * 2 * torch.atanh(r) / r).log()
+
+    slope = 1 / (blended + _FLOOR) + 1 / (1 + _FLOOR - blended)
+    return slope.log() + disc(g1, g2) + disc(e1, e2) - flux.log() - hlr.log() - radius.log()
+
+
+def truth(sources: Sources, y: Tensor, x: Tensor, fwhm: Tensor, noise: Tensor) -> Tensor:
+    """What the flow learns: free parameters of known sources, seen from given positions.
+
+    Parameters
+    ----------
+    sources : Sources
+        The truth.
+    y, x : Tensor, shape (source,)
+        Positions asked about.
+    fwhm : Tensor, shape (source,)
+        Of the PSF, pixels.
+    noise : Tensor, shape (source, 5)
+        Standard normal. A point source has no size: it becomes one of about a twentieth of
+        the PSF with an arbitrary small shape, so that densities stay finite. Counts of
+        pixels and blendednesses near 0 are spread out in the same way.
+    """
+    star = sources.is_star
+    hlr = torch.where(star, 0.05 * fwhm * (0.3 * noise[:, 0]).exp(), sources.hlr.clamp(min=1e-3))
+    g1 = torch.where(star, (0.1 * noise[:, 1]).clamp(-0.5, 0.5), sources.g1)
+    g2 = torch.where(star, (0.1 * noise[:, 2]).clamp(-0.5, 0.5), sources.g2)
+    n_pixels = (sources.n_pixels + 0.3 * noise[:, 3]).clamp(min=0.5)
+    values = torch.stack(
+        [sources.flux, hlr, g1, g2, sources.y - y, sources.x - x, (n_pixels / torch.pi).sqrt(),
+         sources.e1, sources.e2, sources.blendedness.clamp(0, 1)],
+        dim=-1,
+    )  # fmt: skip
+    free = to_free(values)
+    return torch.cat([free[:, :-1], free[:, -1:] + 0.2 * noise[:, 4:5]], dim=1)
+
+
+class _Standardize(zuko.lazy.LazyTransform):
+    """(value − location) / scale, both from the context."""
+
+    def __init__(self, n_context: int) -> None:
+        super().__init__()
+        self.location = nn.Linear(n_context, len(PARAMETERS))
+        self.log_scale = nn.Linear(n_context, len(PARAMETERS))
+        for layer, start in ((self.location, _MEAN), (self.log_scale, _SPREAD)):
+            nn.init.normal_(layer.weight, std=0.01)
+            value = torch.tensor(start)
+            layer.bias.data = value.log() if layer is self.log_scale else value
+
+    def forward(self, c: Tensor) -> Transform:  # type: ignore[override]
+        scale = self.log_scale(c).clamp(*_LOG_SCALE).exp()
+        return AffineTransform(self.location(c), scale).inv
+
+
+class SourceFlow(zuko.lazy.Flow):
+    """p(free parameters | context).
+
+    Parameters
+    ----------
+    n_context : int
+        Length of the context.
+    hidden : sequence of int
+        Widths of the layers that turn it into splines.
+    n_transforms, bins : int
+        Autoregressive spline transforms, and bins of each spline.
+    """
+
+    def __init__(
+        self,
+        n_context: int,
+        *,
+        hidden: Sequence[int] = (128, 128),
+        n_transforms: int = 2,
+        bins: int = 8,
+    ) -> None:
+        n = len(PARAMETERS)
+        orders = [torch.arange(n), torch.arange(n).flip(0)]
+        splines = [
+            zuko.flows.autoregressive.MaskedAutoregressiveTransform(
+                features=n,
+                context=n_context,
+                order=orders[k % 2],
+                univariate=zuko.transforms.MonotonicRQSTransform,
+                shapes=[(bins,), (bins,), (bins - 1,)],
+                hidden_features=hidden,
+                activation=nn.SiLU,
+            )
+            for k in range(n_transforms)
+        ]
+        base = zuko.lazy.UnconditionalDistribution(
+            zuko.distributions.DiagNormal, torch.zeros(n), torch.ones(n), buffer=True
+        )
+        super().__init__([_Standardize(n_context), *splines], base)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourcePosterior:
+    """Joint posterior of the parameters of some sources; independent between sources.
+
+    Parameters
+    ----------
+    flow : SourceFlow
+        The density.
+    context : Tensor, shape (source, channel)
+        What was seen at each position.
+    y, x : Tensor, shape (source,)
+        The positions, pixels.
+    unit : Tensor, shape (source,)
+        Noise per pixel at each position, image units: fluxes are in image units.
+    """
+
+    flow: SourceFlow
+    context: Tensor
+    y: Tensor
+    x: Tensor
+    unit: Tensor
+
+    def __len__(self) -> int:
+        return len(self.context)
+
+    def _shift(self) -> tuple[Tensor, Tensor]:
+        zero, one = torch.zeros_like(self.unit), torch.ones_like(self.unit)
+        factor = torch.stack([self.unit, *[one] * 9], dim=-1)
+        offset = torch.stack([*[zero] * 4, self.y, self.x, *[zero] * 4], dim=-1)
+        return factor, offset
+
+    def transform(self, base: Tensor) -> Tensor:
+        """Parameters that belong to standard normal numbers, (sample, source, 10)."""
+        factor, offset = self._shift()
+        free = self.flow(self.context).transform.inv(base)
+        return to_physical(free) * factor + offset
+
+    def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
+        """Draws, (sample, source, 10), in the order of ``PARAMETERS``."""
+        shape = (n, len(self), len(PARAMETERS))
+        return self.transform(torch.randn(shape, generator=generator).to(self.context))
+
+    def log_prob(self, values: Tensor) -> Tensor:
+        """Log density of parameters, (..., source, 10) → (..., source)."""
+        factor, offset = self._shift()
+        scaled = (values - offset) / factor
+        free = self.flow(self.context).log_prob(to_free(scaled))
+        return free + _log_jacobian(scaled) - self.unit.log()

@@ -1,0 +1,171 @@
+import numpy as np
+import pytest
+import torch
+
+from probablend.emulate.bank import draw_bank, load_bank, save_bank
+from probablend.emulate.blend import Placed, make_scene
+from probablend.emulate.compose import SceneConfig, compose, draw_batch
+from probablend.emulate.stamps import Stamp
+from probablend.survey import get_survey
+
+SURVEYS = ("euclid-vis", "lsst-i")
+
+
+@pytest.fixture(scope="module")
+def stamps():
+    return draw_bank(
+        "parametric", SURVEYS, "train", n_galaxies=60, n_stars=6, mag_range=(19.5, 25.0), seed=1
+    )
+
+
+def stamp_of(bank, survey, k, mag, turns):
+    """The same stamp as the numpy emulator would turn it."""
+    side = int(bank.side[k])
+    image = bank.pixels[bank.start[k] : bank.start[k] + side**2].float().numpy()
+    image = image.reshape(side, side) * float(bank.peak[k]) * float(survey.flux(mag))
+    y, x, g1, g2 = (float(t[k]) for t in (bank.y, bank.x, bank.g1, bank.g2))
+    swap, flip_y, flip_x = turns
+    if swap:
+        image, y, x, g1 = image.T, x, y, -g1
+    if flip_y:
+        image, y, g2 = image[::-1], side - 1 - y, -g2
+    if flip_x:
+        image, x, g2 = image[:, ::-1], side - 1 - x, -g2
+    flux, hlr = float(survey.flux(mag)), float(bank.hlr[k])
+    return Stamp(image=image, flux=flux, y=y, x=x, hlr=hlr, g1=g1, g2=g2, galaxy=k)
+
+
+def test_a_composed_scene_is_the_one_the_emulator_makes(stamps):
+    rng = np.random.default_rng(3)
+    n, size = 24, 64
+    survey_of = torch.tensor([0, 1])
+    scene = torch.tensor([0] * 12 + [1] * 12)
+    which = torch.tensor(
+        [int(rng.choice(np.flatnonzero(stamps.group.numpy() // 2 == s))) for s in scene]
+    )
+    centre = torch.from_numpy(rng.uniform(-10, size + 10, (n, 2))).float()
+    mag = torch.from_numpy(rng.uniform(20, 25, n)).float()
+    turns = torch.from_numpy(rng.integers(0, 2, (3, n)) > 0)
+    noise = torch.zeros(2, size, size)
+    batch = compose(stamps, survey_of, scene, which, centre, mag, tuple(turns), noise)
+    for index, name in enumerate(SURVEYS):
+        survey = get_survey(name)
+        placed = []
+        for k in torch.nonzero(scene == index)[:, 0].tolist():
+            stamp = stamp_of(stamps, survey, int(which[k]), float(mag[k]), turns[:, k].tolist())
+            y0, x0 = np.round(centre[k].numpy() - [stamp.y, stamp.x]).astype(int)
+            placed.append(Placed(stamp, y0, x0))
+        truth = make_scene(placed, survey, (size, size), generator=rng)
+        signal = truth.noiseless / survey.sky_rms
+        np.testing.assert_allclose(batch.noiseless[index], signal, rtol=2e-4, atol=1e-4)
+        assert (batch.classes[index].numpy() == truth.classes).mean() > 0.9995  # half precision
+        own = batch.sources.keep(batch.sources.scene == index)
+        table = truth.catalog
+        assert len(own) == len(table)
+        for key, factor in (("y", 1), ("x", 1), ("hlr", 1), ("g1", 1), ("g2", 1),
+                            ("flux", survey.sky_rms), ("blendedness", 1)):  # fmt: skip
+            ours = getattr(own, key).numpy() * factor
+            np.testing.assert_allclose(ours, table[key], rtol=1e-3, atol=2e-3, err_msg=key)
+        assert (own.blended.numpy() == np.asarray(table["blended"])).mean() > 0.9
+
+
+def test_footprints_are_measured_about_the_light(stamps):
+    """One source alone: area and second moments against plain numpy."""
+    k = int(torch.argmax(stamps.side))
+    turns = tuple(torch.tensor([f]) for f in (True, False, True))
+    zero = torch.tensor([0])
+    survey_of = torch.tensor([int(stamps.group[k]) // 2])
+    size = 128
+    batch = compose(
+        stamps, survey_of, zero, torch.tensor([k]), torch.tensor([[60.3, 70.1]]),
+        torch.tensor([21.0]), turns, torch.zeros(1, size, size),
+    )  # fmt: skip
+    s = batch.sources
+    y, x = np.nonzero(batch.classes[0].numpy())
+    assert len(y) == int(s.n_pixels[0])
+    yy = ((y - float(s.y[0])) ** 2).mean() + 1 / 12
+    xx = ((x - float(s.x[0])) ** 2).mean() + 1 / 12
+    xy = ((x - float(s.x[0])) * (y - float(s.y[0]))).mean()
+    assert float(s.e1[0]) == pytest.approx((xx - yy) / (xx + yy), abs=1e-3)
+    assert float(s.e2[0]) == pytest.approx(2 * xy / (xx + yy), abs=1e-3)
+    assert float(s.snr[0]) == pytest.approx(float((batch.noiseless**2).sum().sqrt()), rel=1e-3)
+    assert abs(float(s.y[0]) - 60.3) <= 0.5
+
+
+def test_a_batch_depends_on_seed_and_index_alone(stamps):
+    config = SceneConfig(size=48)
+    first = draw_batch(stamps, config, n=4, seed=1, index=7)
+    draw_batch(stamps, config, n=4, seed=1, index=8)
+    again = draw_batch(stamps, config, n=4, seed=1, index=7)
+    assert torch.equal(first.image, again.image)
+    other = draw_batch(stamps, config, n=4, seed=2, index=7)
+    assert not torch.equal(first.image, other.image)
+
+
+def test_sky_is_unit_noise_and_bright_pixels_carry_shot_noise(stamps):
+    batch = draw_batch(stamps, SceneConfig(size=96), n=16, seed=2, index=0)
+    residual = batch.image[:, 0] - batch.noiseless
+    assert float(residual[batch.noiseless < 0.01].std()) == pytest.approx(1, abs=0.02)
+    survey = (batch.psf_fwhm[:, None] == stamps.psf_fwhm).float().argmax(dim=1)
+    electrons = stamps.electrons_of_sigma[survey][:, None, None]
+    expected = (1 + batch.noiseless / electrons).sqrt()
+    bright = (batch.noiseless > 5) & (electrons < 100)
+    assert float((residual / expected)[bright].std()) == pytest.approx(1, abs=0.05)
+
+
+def test_density_and_counts_are_those_asked_for(stamps):
+    config = SceneConfig(
+        size=64, density_range=(150.0, 150.0), sparse_fraction=0.0, star_density=0.0,
+        mag_range=(20.0, 25.0),
+    )  # fmt: skip
+    expected = found = 0.0
+    faint = []
+    for index in range(40):
+        batch = draw_batch(stamps, config, n=16, seed=5, index=index)
+        s = batch.sources
+        inside = (s.y > -0.5) & (s.y < 63.5) & (s.x > -0.5) & (s.x < 63.5)
+        found += int(inside.sum())
+        survey = (batch.psf_fwhm[:, None] == stamps.psf_fwhm).float().argmax(dim=1)
+        expected += float((150 * (64 * stamps.scale[survey] / 60) ** 2).sum())
+        of_sigma = stamps.mag_of_sigma[survey][s.scene]
+        faint.append((of_sigma - 2.5 * s.flux.log10())[inside])
+    # Poisson, and companions that move centres in and out.
+    assert found == pytest.approx(expected, rel=0.05)
+    mag = torch.cat(faint)
+    share = float((mag > 24).float().mean())
+    counts = (10**7.5 - 10**7.2) / (10**7.5 - 10**6.0)  # ∝ 10^(0.3 m) between 20 and 25
+    assert share == pytest.approx(counts, abs=0.03)
+
+
+def test_training_starts_crowded_and_ends_at_survey_density(stamps):
+    config = SceneConfig(size=64)
+    shares = [
+        (draw_batch(stamps, config, n=32, seed=1, index=0, progress=p).classes == 2).float().mean()
+        for p in (0.0, 1.0)
+    ]
+    assert shares[0] > 3 * shares[1]
+
+
+def test_isolated_scenes_hold_one_galaxy(stamps):
+    config = SceneConfig(size=64, isolated_fraction=1.0)
+    batch = draw_batch(stamps, config, n=16, seed=3, index=0, progress=0.0)
+    assert sorted(batch.sources.scene.tolist()) == list(range(16))
+    assert not batch.sources.is_star.any()
+    assert not (batch.classes == 2).any()
+
+
+def test_a_bank_survives_the_disc_and_is_small(stamps, tmp_path):
+    save_bank(tmp_path / "bank.safetensors", stamps)
+    again = load_bank(tmp_path / "bank.safetensors")
+    assert again.surveys == SURVEYS
+    for key, tensor in stamps.tensors().items():
+        assert torch.equal(tensor, again.tensors()[key]), key
+    assert (tmp_path / "bank.safetensors").stat().st_size < stamps.n_bytes + 10_000
+
+
+def test_a_file_that_is_no_bank_is_refused(tmp_path):
+    from probablend.checkpoint import save_tensors
+
+    save_tensors(tmp_path / "x.safetensors", {"a": torch.zeros(1)}, {})
+    with pytest.raises(ValueError, match="no bank"):
+        load_bank(tmp_path / "x.safetensors")
