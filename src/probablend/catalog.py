@@ -4,36 +4,152 @@ Positions are 0-based: the centre of the first pixel is (0, 0).
 """
 
 import logging
-from collections.abc import Sequence
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import astropy.units as u
 import numpy as np
+from astropy.io import fits
 from astropy.table import QTable
 from astropy.wcs import WCS, NoConvergence
 from scipy import ndimage
 
+from probablend._version import __version__
 from probablend.flags import Flag
+from probablend.models.source import PARAMETERS
 
 log = logging.getLogger(__name__)
 
 _SMOOTHING = 1.0  # pixels, of the image in which centres are measured
 
-__all__ = ["COLUMNS", "blend_probability", "make_catalog"]
+__all__ = [
+    "COLUMNS",
+    "blend_probability",
+    "build_table",
+    "catalog_of_labels",
+    "quantile_columns",
+    "sky_positions",
+    "write_catalog",
+    "write_table",
+]
 
-# name → (type, unit, description)
-COLUMNS: dict[str, tuple[type, u.Unit | None, str]] = {
+_EXTENT = "pixels of the footprint: of the object in LABELS, or the median of its posterior"
+# name → (type, unit, description). "flux" stands for the unit of the image times pixel.
+COLUMNS: dict[str, tuple[type, u.Unit | str | None, str]] = {
     "id": (np.int32, None, "number of the object in LABELS, from 1"),
     "x": (np.float64, u.pix, "column of the centre; first pixel at 0"),
     "y": (np.float64, u.pix, "row of the centre; first pixel at 0"),
+    "x_err": (np.float32, u.pix, "half the width of the 68 % interval of x"),
+    "y_err": (np.float32, u.pix, "half the width of the 68 % interval of y"),
     "ra": (np.float64, u.deg, "right ascension of the centre; NaN without a WCS"),
     "dec": (np.float64, u.deg, "declination of the centre; NaN without a WCS"),
-    "n_pixels": (np.int32, u.pix, "pixels of the object in LABELS"),
-    "p_blend": (np.float64, None, "probability that the object overlaps another galaxy"),
-    "flags": (np.int32, None, "bits: 1 truncated by the border, 2 masked pixels"),
+    "p_source": (np.float32, None, "probability that there is a source"),
+    "p_star": (np.float32, None, "probability that a source here is a star"),
+    "flux": (np.float64, None, "total flux, image units; median of the posterior"),
+    "flux_err": (np.float64, None, "half the width of the 68 % interval of flux"),
+    "flux_q05": (np.float64, None, "5 % quantile of flux"),
+    "flux_q16": (np.float64, None, "16 % quantile of flux"),
+    "flux_q84": (np.float64, None, "84 % quantile of flux"),
+    "flux_q95": (np.float64, None, "95 % quantile of flux"),
+    "mag": (np.float32, u.mag, "magnitude of flux; NaN without a zero point"),
+    "mag_err": (np.float32, u.mag, "half the width of the 68 % interval of mag"),
+    "hlr": (np.float32, u.pix, "circularised half-light radius before the PSF, median"),
+    "hlr_err": (np.float32, u.pix, "half the width of the 68 % interval of hlr"),
+    "hlr_arcsec": (np.float32, u.arcsec, "hlr in arcseconds; NaN without a WCS"),
+    "g1": (np.float32, None, "reduced shear along x, pixel frame, before the PSF, median"),
+    "g1_err": (np.float32, None, "half the width of the 68 % interval of g1"),
+    "g2": (np.float32, None, "reduced shear along the diagonal, pixel frame, median"),
+    "g2_err": (np.float32, None, "half the width of the 68 % interval of g2"),
+    "n_pixels": (np.int32, u.pix, _EXTENT),
+    "p_blend": (np.float32, None, "probability that the footprint overlaps another galaxy's"),
+    "blendedness": (np.float32, None, "1 − <g,g>/<g,sum of all> (Bosch et al. 2018), median"),
+    "parent": (np.int32, None, "lowest id of the objects whose footprints touch"),
+    "n_siblings": (np.int32, None, "other objects in that group"),
+    "flags": (np.int32, None, "; ".join(f"{f.value} {f.name}" for f in Flag)),
 }
 
 
-def make_catalog(
+def build_table(columns: Mapping[str, np.ndarray]) -> QTable:
+    """Table of some of ``COLUMNS``, in their order, with units and descriptions."""
+    table = QTable()
+    for name, (dtype, unit, description) in COLUMNS.items():
+        if name not in columns:
+            continue
+        values: np.ndarray = np.asarray(columns[name], dtype=dtype)
+        table[name] = values if unit is None else values * unit
+        table[name].info.description = description
+    return table
+
+
+def write_catalog(
+    table: QTable, path: Path, header: fits.Header, name: str = "CATALOG"
+) -> None:
+    """Write a table in the format that its suffix names; provenance goes along."""
+    if path.suffix == ".fits":
+        hdu = fits.BinTableHDU(table, name=name)
+        fits.HDUList([fits.PrimaryHDU(header=header), hdu]).writeto(path)
+        return
+    table = table.copy()
+    table.meta.update({card.keyword: card.value for card in header.cards})
+    table.write(path, format="ascii.ecsv" if path.suffix == ".ecsv" else "parquet")
+
+
+def write_table(table: QTable, path: Path) -> None:
+    """Write a catalogue on its own; its name appears only when it is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=".probablend-", dir=path.parent))
+    try:
+        header = fits.Header([("ORIGIN", "probablend"), ("PBVERS", __version__)])
+        write_catalog(table, work / path.name, header)
+        os.replace(work / path.name, path)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def quantile_columns(draws: np.ndarray, zeropoint: float | None) -> dict[str, np.ndarray]:
+    """Columns that summarise posterior draws.
+
+    Parameters
+    ----------
+    draws : ndarray, shape (draw, source, parameter)
+        In the order of :data:`~probablend.models.source.PARAMETERS`; ``y`` and ``x`` are
+        image positions.
+    zeropoint : float or None
+        AB magnitude of one unit of flux.
+    """
+    columns: dict[str, np.ndarray] = {}
+    for k, name in enumerate(PARAMETERS):
+        values = draws[..., k].astype(np.float64)
+        if name in ("radius", "e1", "e2"):
+            continue
+        low, middle, high = _quantiles(values, (0.16, 0.5, 0.84))
+        columns[name] = middle
+        if name != "blendedness":
+            columns[f"{name}_err"] = 0.5 * (high - low)
+    flux = draws[..., 0].astype(np.float64)
+    for name, level in (("q05", 0.05), ("q16", 0.16), ("q84", 0.84), ("q95", 0.95)):
+        columns[f"flux_{name}"] = _quantiles(flux, (level,))[0]
+    nothing = np.full(draws.shape[1], np.nan)
+    columns["mag"] = columns["mag_err"] = nothing
+    if zeropoint is not None:
+        columns["mag"] = zeropoint - 2.5 * np.log10(columns["flux"])
+        spread = np.log10(columns["flux_q84"] / columns["flux_q16"])
+        columns["mag_err"] = 0.5 * 2.5 * spread
+    radius = _quantiles(draws[..., PARAMETERS.index("radius")], (0.5,))[0]
+    columns["n_pixels"] = np.maximum(np.round(np.pi * radius**2), 1)
+    return columns
+
+
+def _quantiles(values: np.ndarray, levels: Sequence[float]) -> np.ndarray:
+    if not values.shape[1]:
+        return np.zeros((len(levels), 0))
+    return np.quantile(values, levels, axis=0)
+
+
+def catalog_of_labels(
     labels: np.ndarray,
     signal: np.ndarray,
     draws: Sequence[tuple[np.ndarray, np.ndarray]],
@@ -41,7 +157,7 @@ def make_catalog(
     *,
     wcs: WCS | None = None,
 ) -> QTable:
-    """Measure the objects of a label image.
+    """Measure the objects of a label image: what a network that knows pixels only can say.
 
     Parameters
     ----------
@@ -59,14 +175,14 @@ def make_catalog(
     Returns
     -------
     QTable
-        The columns of ``COLUMNS``; no rows if there are no objects.
+        Some of the columns of ``COLUMNS``; no rows if there are no objects.
     """
     n = int(labels.max(initial=0))
     ids = np.arange(1, n + 1)
     flat = labels.ravel()
     n_pixels = np.bincount(flat, minlength=n + 1)[1:]
     y, x = _centres(labels, signal, n)
-    ra, dec = _sky(x, y, wcs)
+    ra, dec = sky_positions(x, y, wcs)
     columns = {
         "id": ids,
         "x": x,
@@ -77,15 +193,10 @@ def make_catalog(
         "p_blend": blend_probability(labels, draws),
         "flags": _flags(labels, mask, n),
     }
-    table = QTable()
-    for name, (dtype, unit, description) in COLUMNS.items():
-        values: np.ndarray = np.asarray(columns[name], dtype=dtype)
-        table[name] = values if unit is None else values * unit
-        table[name].info.description = description
-    return table
+    return build_table(columns)
 
 
-def _sky(x: np.ndarray, y: np.ndarray, wcs: WCS | None) -> tuple[np.ndarray, np.ndarray]:
+def sky_positions(x: np.ndarray, y: np.ndarray, wcs: WCS | None) -> tuple[np.ndarray, np.ndarray]:
     """ICRS coordinates, degrees; NaN where there are none."""
     nothing = np.full(len(x), np.nan)
     if wcs is None or not len(x):

@@ -118,17 +118,17 @@ def load_model(name_or_path: str | Path) -> tuple[SegmentationNetwork, dict[str,
     tensors, meta = load_tensors(path)
     if not isinstance(meta.get("model"), dict):
         raise ValueError(f"{path} does not say which network it holds")
-    with torch.device("meta"):  # shapes without memory, until they are known to be right
-        wanted = {
-            key: value.shape for key, value in build_model(meta["model"]).state_dict().items()
-        }
+    try:
+        model = build_model(meta["model"])
+    except (RuntimeError, MemoryError) as error:
+        raise ValueError(f"{path} describes a network that cannot be built: {error}") from error
+    wanted = {key: value.shape for key, value in model.state_dict().items()}
     found = {key: value.shape for key, value in tensors.items()}
     if wanted != found:
         odd = sorted(set(wanted.items()) ^ set(found.items()), key=str)[:3]
         raise ValueError(f"{path} does not hold the weights of its own settings, first: {odd}")
     if not all(math.isfinite(float(t.float().sum())) for t in tensors.values()):
         raise ValueError(f"{path} holds weights that are not finite")
-    model = build_model(meta["model"])
     model.load_state_dict(tensors)
     return model.float().eval(), meta
 

@@ -38,6 +38,12 @@ MagRange = Annotated[tuple[float, float], typer.Option(help="Brightest and faint
 Samples = Annotated[int, typer.Option("--samples", help="Posterior samples.")]
 Model = Annotated[str, typer.Option(help="Name of shipped weights or a .safetensors file.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+PsfFwhm = Annotated[
+    float | None, typer.Option(help="FWHM of the PSF, pixels; else from the image's stars.")
+]
+Zeropoint = Annotated[
+    float | None, typer.Option(help="AB magnitude of one count; else from the header.")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace earlier products.")]
 SurveyName = Annotated[str, typer.Option(help="Name or TOML file; see 'probablend surveys'.")]
 SourceName = Annotated[str, typer.Option(help="parametric, candels or cosmos.")]
@@ -77,21 +83,37 @@ def segment_command(
     background: Annotated[str, typer.Option(help="auto, subtract or none.")] = "auto",
     samples: Samples = 16,
     seed: Seed = 0,
-    model: Model = "euclid-vis",
+    model: Model = "field",
     device: Device = "auto",
+    psf_fwhm: PsfFwhm = None,
+    zeropoint: Zeropoint = None,
+    min_p_source: Annotated[
+        float, typer.Option(help="Leave out detections less probable than this.")
+    ] = 0.5,
+    catalog_format: Annotated[str, typer.Option(help="fits, ecsv or parquet.")] = "fits",
+    regions: Annotated[
+        bool, typer.Option("--regions", help="Write sources.reg, footprints for ds9.")
+    ] = False,
+    keep_posterior: Annotated[
+        int, typer.Option(help="Joint posterior draws per source to write.", min=0)
+    ] = 0,
     keep_samples: Annotated[
         bool, typer.Option("--keep-samples", help="Write samples.fits too.")
     ] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Segment an image: probability maps, objects, a catalogue and a quicklook.
+    """Segment an image: probability maps, a catalogue with posteriors and a quicklook.
 
     Example: probablend segment image.fits --rms 0.01 -o out
     """
     from probablend.images import read_image, read_rms
-    from probablend.infer.segment import check_output, segment
+    from probablend.infer.segment import check_format, check_output, segment
+    from probablend.infer.sources import N_DRAWS
 
     check_output(output, overwrite=overwrite)
+    check_format(catalog_format)
+    if keep_posterior > N_DRAWS:
+        raise ValueError(f"at most {N_DRAWS} draws can be kept; got {keep_posterior}")
     data = read_image(image, ext=ext)
     noise = None if rms is None else read_rms(rms)
     bad = None if mask is None else np.nan_to_num(read_image(mask).data, nan=1.0) != 0
@@ -114,9 +136,19 @@ def segment_command(
             model=model,
             device=device,
             background=background,
+            psf_fwhm=psf_fwhm,
+            zeropoint=zeropoint,
+            min_p_source=min_p_source,
             progress=lambda done, _: progress.update(task, completed=done / 1e6),
         )
-    result.write(output, keep_samples=keep_samples, overwrite=overwrite)
+    result.write(
+        output,
+        keep_samples=keep_samples,
+        keep_posterior=keep_posterior,
+        regions=regions,
+        catalog_format=catalog_format,
+        overwrite=overwrite,
+    )
     n_blended = int((result.catalog["p_blend"] > 0.5).sum())
     out.print(
         f"{len(result.catalog)} objects, {n_blended} of them with p_blend > 0.5; "
@@ -124,11 +156,61 @@ def segment_command(
     )
 
 
+@app.command("measure")
+def measure_command(
+    image: Annotated[Path, typer.Argument(help="FITS image.")],
+    positions: Annotated[
+        Path, typer.Option(help="Catalogue with x, y (first pixel at 0) or ra, dec (degrees).")
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Catalogue: .fits, .ecsv or .parquet.")
+    ] = Path("measured.fits"),
+    ext: Annotated[str | None, typer.Option(help="FITS extension, number or name.")] = None,
+    rms: Annotated[
+        str | None, typer.Option(help="Noise per pixel: a number, FILE or FILE[EXT].")
+    ] = None,
+    mask: Annotated[
+        str | None, typer.Option(help="FILE or FILE[EXT], non-zero = do not use.")
+    ] = None,
+    background: Annotated[str, typer.Option(help="auto, subtract or none.")] = "auto",
+    samples: Samples = 16,
+    seed: Seed = 0,
+    model: Model = "field",
+    device: Device = "auto",
+    psf_fwhm: PsfFwhm = None,
+    zeropoint: Zeropoint = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Measure sources at given positions: one row per position, in the same order.
+
+    Example: probablend measure image.fits --positions mine.csv -o measured.fits
+    """
+    from probablend.catalog import write_table
+    from probablend.images import read_image, read_rms
+    from probablend.infer.measure import measure, read_positions
+    from probablend.infer.segment import check_format
+
+    check_format(output.suffix.removeprefix("."))
+    if output.exists() and not overwrite:
+        raise FileExistsError(f"{output} exists already: --overwrite replaces it")
+    table = read_positions(positions)
+    data = read_image(image, ext=ext)
+    noise = None if rms is None else read_rms(rms)
+    bad = None if mask is None else np.nan_to_num(read_image(mask).data, nan=1.0) != 0
+    result = measure(
+        data, table, rms=noise, mask=bad, background=background, n_samples=samples, seed=seed,
+        model=model, device=device, psf_fwhm=psf_fwhm, zeropoint=zeropoint,
+    )  # fmt: skip
+    write_table(result, output)
+    n_measured = int(np.isfinite(result["flux"]).sum())
+    out.print(f"measured {n_measured} of {len(result)} positions; the catalogue is {output}")
+
+
 @app.command("demo")
 def demo_command(
     output: OutputDir = Path("probablend-demo"),
     seed: Seed = 0,
-    model: Model = "euclid-vis",
+    model: Model = "field",
     overwrite: Overwrite = False,
 ) -> None:
     """Segment a real Hubble image and an emulated Euclid field with known truth."""
@@ -314,7 +396,7 @@ def evaluate_field_command(
     samples: Samples = 16,
     stamps: Annotated[int, typer.Option(help="Empty and isolated stamps.", min=1)] = 100,
     seed: Seed = 1000,
-    model: Model = "euclid-vis",
+    model: Model = "field",
     overwrite: Overwrite = False,
 ) -> None:
     """Score segmentation on emulated fields of held-out galaxies, next to sep.

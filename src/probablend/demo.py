@@ -84,6 +84,7 @@ def run_demo(
     euclid = segment(
         ImageData(data=scene.image, name="emulated Euclid VIS field"),
         rms=scene.rms,
+        zeropoint=survey.zeropoint,
         n_samples=n_samples,
         seed=seed,
         model=model,
@@ -94,6 +95,7 @@ def run_demo(
         labels=euclid.labels,
         p_galaxy=euclid.p_galaxy,
         p_blend=euclid.p_blend,
+        draws=None if euclid.sources is None else euclid.sources.draws,
     )
     catalog, labels = run_sep(scene.image, scene.rms)
     theirs = Prediction(catalog=catalog, labels=labels, p_galaxy=(labels > 0).astype(float))

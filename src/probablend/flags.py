@@ -12,11 +12,17 @@ class Flag(IntFlag):
 
     TRUNCATED = 1
     MASKED_PIXELS = 2
+    SATURATED = 4
+    OUT_OF_RANGE = 8
+    NO_DATA = 16
 
 
 _MEANINGS = {
     Flag.TRUNCATED: "touches the border of the image",
     Flag.MASKED_PIXELS: "touches or surrounds masked pixels",
+    Flag.SATURATED: "holds a pixel at or above the saturation level",
+    Flag.OUT_OF_RANGE: "PSF, flux or size beyond what the model was trained on",
+    Flag.NO_DATA: "the position lies outside the image or on a masked pixel: nothing measured",
 }
 
 

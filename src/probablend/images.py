@@ -31,6 +31,7 @@ _BACKGROUND_TOLERANCE = 0.3
 # A patch of exact zeros this large is where a mosaic has no data.
 _MIN_HOLE = 100
 # Beyond this many times the noise a pixel is damage, not light.
+_ZEROPOINT_KEYS = ("MAGZERO", "MAGZPT", "MAGZP", "ZEROPNT", "ZEROPT", "PHOTZP", "ZP")
 _MAX_SIGNAL = 1e10
 
 
@@ -46,11 +47,17 @@ class ImageData:
         Celestial coordinates, if the file has them.
     name : str
         Where it comes from.
+    zeropoint : float or None
+        Magnitude of one unit of flux, if the header says so.
+    saturation : float or None
+        Level from which pixels are saturated, file units, if the header says so.
     """
 
     data: np.ndarray
     wcs: WCS | None = None
     name: str = "array"
+    zeropoint: float | None = None
+    saturation: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +129,22 @@ def read_image(path: Path | str, *, ext: int | str | None = None) -> ImageData:
         raise
     except Exception as error:
         raise ValueError(f"{path} cannot be read as FITS: {_one_line(error)}") from error
-    return ImageData(data=_as_plane(data, str(path)), wcs=wcs, name=str(path))
+    return ImageData(
+        data=_as_plane(data, str(path)),
+        wcs=wcs,
+        name=str(path),
+        zeropoint=_number(header, _ZEROPOINT_KEYS),
+        saturation=_number(header, ("SATURATE",)),
+    )
+
+
+def _number(header: fits.Header, keys: tuple[str, ...]) -> float | None:
+    """First of some keywords that holds a finite number."""
+    for key in keys:
+        value = header.get(key)
+        if isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value):
+            return float(value)
+    return None
 
 
 def _one_line(error: BaseException) -> str:

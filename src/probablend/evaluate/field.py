@@ -26,7 +26,13 @@ from probablend.evaluate.detection import (
     region_curve,
 )
 from probablend.evaluate.match import match_positions
-from probablend.evaluate.samples import latent_diversity, no_overlap_share, sample_diversity
+from probablend.evaluate.photometry import photometry
+from probablend.evaluate.samples import (
+    latent_diversity,
+    no_overlap_share,
+    sample_distances,
+    sample_diversity,
+)
 from probablend.evaluate.sextractor import run_sep
 from probablend.infer.segment import segment
 
@@ -41,6 +47,7 @@ class Prediction:
     labels: np.ndarray
     p_galaxy: np.ndarray
     p_blend: np.ndarray | None = None  # not every method has one
+    draws: np.ndarray | None = None  # posterior of every row, (draw, row, parameter)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +58,7 @@ class FieldScores:
     blended: BlendedCurve
     regions: RegionCurve | None
     values: dict[str, float]
+    photometry: dict[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers for a JSON file."""
@@ -60,6 +68,7 @@ class FieldScores:
             "completeness_blended": self.detection.completeness_blended,
             "purity": self.detection.purity,
             **self.values,
+            "photometry": self.photometry,
             "n_true": self.detection.n_true,
             "n_true_blended": self.detection.n_true_blended,
             "blended_flag": {
@@ -117,8 +126,17 @@ def score_scenes(scenes: list[Scene], predictions: list[Prediction]) -> FieldSco
         said, true = matched_flags(scenes, predictions)
         if len(said):
             values["ece_p_blend"] = reliability(said, true).ece
+    fluxes = None
+    if all("flux" in p.catalog.colnames for p in predictions):
+        fluxes = photometry(
+            scenes, [p.catalog for p in predictions], [p.draws for p in predictions]
+        )
     return FieldScores(
-        detection=_total(detection), blended=_total(curves), regions=regions, values=values
+        detection=_total(detection),
+        blended=_total(curves),
+        regions=regions,
+        values=values,
+        photometry=fluxes,
     )
 
 
@@ -185,15 +203,16 @@ def evaluate_field(
         What ``results.json`` holds.
     """
     tell = progress or (lambda _: None)
-    scenes, ours, sep_says, diversity = [], [], [], []
+    scenes, ours, sep_says, diversity, distances = [], [], [], [], []
     seconds = {"ours": 0.0, "sep": 0.0}
     for k in range(n_fields):
         scene = draw_field(galaxies, config, generator=np.random.default_rng([seed, k, 1]))
         scenes.append(scene)
         began = time.perf_counter()
         result = segment(
-            scene.image, rms=scene.rms, n_samples=n_samples, seed=seed + k, model=model
-        )
+            scene.image, rms=scene.rms, n_samples=n_samples, seed=seed + k, model=model,
+            psf_fwhm=scene.survey.psf_fwhm_pixels, zeropoint=scene.survey.zeropoint,
+        )  # fmt: skip
         seconds["ours"] += time.perf_counter() - began
         ours.append(
             Prediction(
@@ -201,8 +220,10 @@ def evaluate_field(
                 labels=result.labels,
                 p_galaxy=result.p_galaxy,
                 p_blend=result.p_blend,
+                draws=None if result.sources is None else result.sources.draws,
             )
         )
+        distances.append(sample_distances(result.samples, scene.classes))
         diversity.append(sample_diversity(result))
         began = time.perf_counter()
         catalog, labels = run_sep(scene.image, scene.rms)
@@ -232,6 +253,8 @@ def evaluate_field(
         "density": config.density,
         "n_samples": n_samples,
         "methods": {name: score.as_dict() for name, score in scores.items()},
+        "ged2": float(np.mean([d[0] for d in distances])),
+        "hm_iou": float(np.mean([d[1] for d in distances])),
         "sample_diversity": float(np.mean(diversity)),
         "latent_diversity": latent_diversity(model, scenes[0], seed=seed),
         "no_overlap_share": clear,
@@ -289,10 +312,13 @@ def results_table(results: dict[str, Any]) -> str:
                 for s in (ours, sep_says)
             ]
             lines.append(f"| {what}, at purity ≥ {purity:.2f} | {cells[0]} | {cells[1]} |")
+    lines += _photometry_rows(ours["photometry"], sep_says["photometry"])
     share, speed = results["no_overlap_share"], results["megapixels_per_second"]
     lines += [
         f"| samples without overlap, empty stamps | {share['empty']:.3f} | – |",
         f"| samples without overlap, isolated galaxies | {share['isolated']:.3f} | – |",
+        f"| GED² of the class maps, patches of 128² | {results['ged2']:.3f} | – |",
+        f"| HM-IoU of the class maps | {results['hm_iou']:.3f} | – |",
         f"| active pixels in which two samples differ | {results['sample_diversity']:.3f} | – |",
         "| … whose most probable class differs between two latents "
         f"| {results['latent_diversity']:.3f} | – |",
@@ -300,6 +326,44 @@ def results_table(results: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _photometry_rows(ours: dict[str, Any] | None, sep_says: dict[str, Any] | None) -> list[str]:
+    both = (ours, sep_says)
+
+    def row(text: str, get: Callable[[dict[str, Any]], str]) -> str:
+        cells = [get(m) if m else "–" for m in both]
+        return f"| {text} | {cells[0]} | {cells[1]} |"
+
+    def number(group: str, key: str) -> Callable[[dict[str, Any]], str]:
+        return lambda m: f"{m[group][key]:.3f}" if m[group].get("n") else "–"
+
+    def announced(m: dict[str, Any]) -> str:
+        n = m["pairs"].get("unrecognised", 0)
+        return f"{m['pairs']['announced'] / n:.3f} of {n}" if n else "–"
+
+    def covered(name: str) -> Callable[[dict[str, Any]], str]:
+        def cell(m: dict[str, Any]) -> str:
+            c = m["coverage"].get(name)
+            if c is None:
+                return "–"
+            worst = f"({c['68_worst_bin']:+.3f}, {c['95_worst_bin']:+.3f})"
+            return f"{c['68']:.3f} / {c['95']:.3f} {worst}"
+
+        return cell
+
+    group = "flux_blended_snr10"
+    return [
+        row("flux of blended galaxies, S/N > 10: NMAD, mag", number(group, "nmad")),
+        row("… beyond 0.75 mag", number(group, "outliers")),
+        row("… median bias, mag", number(group, "bias")),
+        row("… mean relative error", number(group, "mean_relative")),
+        row("close pairs seen as one that are announced (p_blend > 0.5)", announced),
+        *[
+            row(f"truths in the 68 / 95 % intervals of {name} (worst bin)", covered(name))
+            for name in ("flux", "hlr", "g1", "g2")
+        ],
+    ]
 
 
 def _figure(scenes: list[Scene], ours: list[Prediction], scores: dict[str, FieldScores]) -> Figure:

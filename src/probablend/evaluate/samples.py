@@ -22,6 +22,7 @@ __all__ = [
     "latent_diversity",
     "mean_iou",
     "no_overlap_share",
+    "sample_distances",
     "sample_diversity",
 ]
 
@@ -106,10 +107,37 @@ def latent_diversity(model: str | Path, scene: Scene, *, n: int = 8, seed: int =
     """
     network, _ = load_model(model)
     image = torch.from_numpy(scene.image / np.float32(scene.rms))[None, None]
-    draws = network(image).class_probabilities(n, seed=seed)[:, 0]  # (sample, class, y, x)
+    fwhm = torch.tensor([scene.survey.psf_fwhm_pixels])
+    draws = network(image, psf_fwhm=fwhm).class_probabilities(n, seed=seed)[:, 0]
     active = (1 - draws.mean(dim=0)[0]) > ACTIVE_LEVEL
     best = draws.argmax(dim=1)[:, active]
     return float((best[1:] != best[:-1]).float().mean()) if active.any() else 0.0
+
+
+def sample_distances(
+    samples: np.ndarray, truth: np.ndarray, *, size: int = 128
+) -> tuple[float, float]:
+    """GED² and HM-IoU of samples, mean over the patches of an image.
+
+    Parameters
+    ----------
+    samples : ndarray of int, shape (sample, y, x)
+        Drawn class maps.
+    truth : ndarray of int, shape (y, x)
+        The true one.
+    size : int
+        Side of a patch, pixels.
+    """
+    scores = []
+    for top in range(0, truth.shape[0] - size + 1, size):
+        for left in range(0, truth.shape[1] - size + 1, size):
+            box = (slice(top, top + size), slice(left, left + size))
+            drawn, true = samples[(slice(None), *box)], truth[box][None]
+            scores.append(
+                (generalized_energy_distance(drawn, true), hungarian_matched_iou(drawn, true))
+            )
+    ged, iou = np.mean(scores, axis=0)
+    return float(ged), float(iou)
 
 
 def sample_diversity(result: Segmentation) -> float:
@@ -170,7 +198,7 @@ def no_overlap_share(
             scene = make_scene(sources, survey, (size, size), generator=generator)
             result = segment(
                 scene.image, rms=scene.rms, n_samples=n_samples, seed=seed + k, model=model,
-                background="none",
+                background="none", psf_fwhm=survey.psf_fwhm_pixels,
             )  # fmt: skip
             clear.append(1 - (result.samples == 2).any(axis=(1, 2)).mean())
         shares[kind] = float(np.mean(clear))

@@ -34,7 +34,8 @@ def run_sep(
     Returns
     -------
     catalog : Table
-        ``x, y, p_blend`` with p_blend = 1 where an object came out of deblending.
+        ``x, y, p_blend`` with p_blend = 1 where an object came out of deblending, ``flux``
+        (Kron, as FLUX_AUTO) and ``flux_iso`` (isophotal).
     labels : ndarray of int32, shape (y, x)
         Its segmentation map.
     """
@@ -53,4 +54,20 @@ def run_sep(
     )
     merged = (objects["flag"] & _MERGED) > 0
     catalog = Table({"x": objects["x"], "y": objects["y"], "p_blend": merged.astype(float)})
+    catalog["flux"] = _kron_flux(data, objects, labels)
+    catalog["flux_iso"] = objects["flux"]
     return catalog, labels
+
+
+def _kron_flux(data: np.ndarray, objects: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """FLUX_AUTO: Kron factor 2.5, radius at least 3.5, neighbours masked."""
+    ids = np.arange(1, len(objects) + 1, dtype=np.int32)
+    shape = [objects[key].astype(float) for key in ("x", "y", "a", "b", "theta")]
+    shape[4] = np.clip(shape[4], -np.pi / 2, np.pi / 2)
+    radius, _ = sep.kron_radius(data, *shape, 6.0, segmap=labels, seg_id=ids)
+    small = ~(radius * np.sqrt(shape[2] * shape[3]) >= 1.75)
+    flux, _, _ = sep.sum_ellipse(
+        data, *shape, 2.5 * np.where(small, 1.0, radius), subpix=1, segmap=labels, seg_id=ids
+    )
+    circle, _, _ = sep.sum_circle(data, shape[0], shape[1], 1.75, subpix=1)
+    return np.where(small, circle, flux)

@@ -5,13 +5,13 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from astropy.io import fits
 from astropy.table import QTable
 from astropy.wcs import WCS
@@ -19,16 +19,19 @@ from matplotlib.figure import Figure
 from photutils.segmentation import SegmentationImage
 
 from probablend._version import __version__
-from probablend.catalog import make_catalog
+from probablend.catalog import catalog_of_labels, write_catalog
 from probablend.checkpoint import file_hash, find_model, load_model
 from probablend.device import resolve_device
-from probablend.emulate.classes import N_CLASSES, PixelClass, class_entropy
-from probablend.images import ImageData, prepare_image, read_image
+from probablend.emulate.classes import N_CLASSES, class_entropy
+from probablend.images import ImageData, PreparedImage, prepare_image, read_image
 from probablend.infer.objects import find_objects
-from probablend.infer.tiles import Tile, cover
-from probablend.models.distribution import SegmentationNetwork
+from probablend.infer.psf import estimate_psf_fwhm
+from probablend.infer.scan import Found, scan_image
+from probablend.infer.sources import Measured, label_sources, measure_sources
+from probablend.models.field import FieldNetwork
 
 __all__ = [
+    "CATALOG_FORMATS",
     "DEFAULT_MODEL",
     "PRODUCTS",
     "Segmentation",
@@ -38,11 +41,16 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-DEFAULT_MODEL = "euclid-vis"
-PRODUCTS = ("maps.fits", "catalog.fits", "quicklook.png", "samples.fits")
-# Class maps drawn for each latent: the first is a sample that the user sees, all count for
-# `p_blend`, whose scatter is that of 64 draws when 16 samples are asked for.
-DRAWS_PER_SAMPLE = 4
+DEFAULT_MODEL = "field"
+CATALOG_FORMATS = ("fits", "ecsv", "parquet")
+PRODUCTS = (
+    "maps.fits",
+    *(f"catalog.{kind}" for kind in CATALOG_FORMATS),
+    "quicklook.png",
+    "samples.fits",
+    "posterior.fits",
+    "sources.reg",
+)
 _TILE = 768  # side of a tile's core, pixels: about 1 GB at work with the shipped network
 
 
@@ -67,6 +75,8 @@ class Segmentation:
         The image in units of its noise, background subtracted.
     wcs : WCS or None
         Celestial coordinates.
+    sources : Measured or None
+        Posterior of every row of the catalogue; None if the model knows pixels only.
     meta : dict
         Where it all comes from: version, model, seed, number of samples, noise, background.
     """
@@ -79,6 +89,7 @@ class Segmentation:
     mask: np.ndarray
     signal: np.ndarray
     wcs: WCS | None = None
+    sources: Measured | None = None
     meta: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -97,17 +108,29 @@ class Segmentation:
         return quicklook(self)
 
     def write(
-        self, directory: Path | str, *, keep_samples: bool = False, overwrite: bool = False
+        self,
+        directory: Path | str,
+        *,
+        keep_samples: bool = False,
+        keep_posterior: int = 0,
+        regions: bool = False,
+        catalog_format: str = "fits",
+        overwrite: bool = False,
     ) -> Path:
         """Write the products; each appears under its name only when all are whole.
 
         Parameters
         ----------
         directory : Path or str
-            Gets ``maps.fits``, ``catalog.fits``, ``quicklook.png`` and, if asked for,
-            ``samples.fits``.
+            Gets ``maps.fits``, ``catalog.fits``, ``quicklook.png`` and what is asked for.
         keep_samples : bool
-            Whether to write the samples.
+            Whether to write the class maps, ``samples.fits``.
+        keep_posterior : int
+            How many joint draws of every source to write, ``posterior.fits``.
+        regions : bool
+            Whether to write the footprints for ds9, ``sources.reg``.
+        catalog_format : {"fits", "ecsv", "parquet"}
+            Of the catalogue.
         overwrite : bool
             Whether products that are there already may be replaced.
 
@@ -115,27 +138,39 @@ class Segmentation:
         ------
         FileExistsError
             If a product is there already.
+        ValueError
+            If the format is unknown, or sources are asked of a model that knows pixels only.
         OSError
             If the folder cannot be written.
         """
         directory = Path(directory)
+        check_format(catalog_format)
         check_output(directory, overwrite=overwrite)
+        if self.sources is None and (keep_posterior or regions):
+            raise ValueError(
+                f"model {self.meta.get('model')} knows pixels only: no posterior of sources and "
+                "no regions; use the model 'field'"
+            )
         directory.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=".probablend-", dir=directory))
         try:
             self._maps().writeto(work / "maps.fits")
-            table = fits.BinTableHDU(self.catalog, name="CATALOG")
-            fits.HDUList([fits.PrimaryHDU(header=self._provenance()), table]).writeto(
-                work / "catalog.fits"
-            )
+            write_catalog(self.catalog, work / f"catalog.{catalog_format}", self._provenance())
             figure = self.plot()
             figure.savefig(work / "quicklook.png", dpi=100)
             if keep_samples:
                 primary = fits.PrimaryHDU(header=self._provenance())
                 cube = fits.ImageHDU(self.samples, self._wcs_header(), name="SAMPLES")
                 fits.HDUList([primary, cube]).writeto(work / "samples.fits")
-            elif overwrite:  # samples of an earlier run would not belong to these maps
-                (directory / "samples.fits").unlink(missing_ok=True)
+            if self.sources is not None and keep_posterior:
+                table = self.sources.posterior_table(keep_posterior)
+                write_catalog(table, work / "posterior.fits", self._provenance(), "POSTERIOR")
+            if self.sources is not None and regions:
+                (work / "sources.reg").write_text(self.sources.ellipses.to_regions())
+            if overwrite:  # what an earlier run left would not belong to these maps
+                for name in PRODUCTS:
+                    if not (work / name).exists():
+                        (directory / name).unlink(missing_ok=True)
             for product in sorted(work.iterdir()):
                 os.replace(product, directory / product.name)
         finally:
@@ -163,6 +198,7 @@ class Segmentation:
             "PBVERS": (self.meta.get("version"), "version of probablend"),
             "PBMODEL": (self.meta.get("model"), "weights"),
             "PBHASH": (self.meta.get("weights_hash"), "SHA-256 of the weight file, 16 digits"),
+            "PBFWHM": (self.meta.get("psf_fwhm"), "FWHM of the PSF, pixels"),
             "PBSEED": (self.meta.get("seed"), "seed of the samples"),
             "PBNSAMP": (self.meta.get("n_samples"), "posterior samples"),
             "PBRMS": (self.meta.get("rms"), "median noise per pixel, image units"),
@@ -209,6 +245,16 @@ def check_output(directory: Path, *, overwrite: bool) -> None:
         raise PermissionError(f"{parent} is not writable")
 
 
+def check_format(catalog_format: str) -> None:
+    """Refuse a catalogue format that cannot be written, before any work is done."""
+    if catalog_format not in CATALOG_FORMATS:
+        raise ValueError(
+            f"catalogue format must be one of {', '.join(CATALOG_FORMATS)}; got {catalog_format!r}"
+        )
+    if catalog_format == "parquet" and find_spec("pyarrow") is None:
+        raise ValueError("a Parquet catalogue needs pyarrow: pip install pyarrow, or use ecsv")
+
+
 def segment(
     image: np.ndarray | str | Path | ImageData,
     *,
@@ -220,6 +266,10 @@ def segment(
     device: str = "auto",
     background: str = "auto",
     wcs: WCS | None = None,
+    psf_fwhm: float | None = None,
+    zeropoint: float | None = None,
+    min_p_source: float = 0.5,
+    positions: np.ndarray | None = None,
     tile_size: int = _TILE,
     progress: Callable[[int, int], None] | None = None,
 ) -> Segmentation:
@@ -245,6 +295,15 @@ def segment(
         Whether to take out a background; see :func:`~probablend.images.prepare_image`.
     wcs : WCS, optional
         Celestial coordinates; read from the file if there is one.
+    psf_fwhm : float, optional
+        FWHM of the PSF, pixels; estimated from the image's stars if not given.
+    zeropoint : float, optional
+        AB magnitude of one unit of flux; read from the file if it says so.
+    min_p_source : float
+        Detections less probable than this are left out.
+    positions : ndarray, shape (source, 2), optional
+        (y, x) of sources to measure instead of the network's own detections, pixels inside
+        the image; see :func:`~probablend.infer.measure.measure`.
     tile_size : int
         Side of the tiles in which a large image is processed, pixels. It changes memory, not
         the result.
@@ -266,11 +325,15 @@ def segment(
         raise ValueError(f"n_samples must be at least 1; got {n_samples}")
     if tile_size < 1:
         raise ValueError(f"tile_size must be at least 1 pixel; got {tile_size}")
+    if not 0 <= min_p_source <= 1:
+        raise ValueError(f"min_p_source must lie between 0 and 1; got {min_p_source}")
+    if psf_fwhm is not None and not (np.isfinite(psf_fwhm) and psf_fwhm > 0):
+        raise ValueError(f"psf_fwhm must be positive; got {psf_fwhm}")
     if isinstance(image, str | Path):
         image = read_image(image)
-    name = "array"
-    if isinstance(image, ImageData):
-        wcs, name, image = wcs or image.wcs, image.name, image.data
+    data = image if isinstance(image, ImageData) else ImageData(data=image)
+    wcs = wcs or data.wcs
+    zeropoint = data.zeropoint if zeropoint is None else zeropoint
     where = resolve_device(device)
     network, meta = load_model(model)
     if network.config.n_bands != 1 or network.config.n_classes != N_CLASSES:
@@ -278,103 +341,93 @@ def segment(
             f"model {model} takes {network.config.n_bands} bands and knows "
             f"{network.config.n_classes} classes; one band and {N_CLASSES} classes are wanted"
         )
-    prepared = prepare_image(image, rms=rms, mask=mask, background=background)
+    if positions is not None and not isinstance(network, FieldNetwork):
+        raise ValueError(f"model {model} knows pixels only; positions need the model 'field'")
+    prepared = prepare_image(data.data, rms=rms, mask=mask, background=background)
     if prepared.mask.any():
         n_masked = int(prepared.mask.sum())
         log.warning("%d of %d pixels are masked: NaN in the maps", n_masked, prepared.mask.size)
-    p_galaxy, p_blend, samples, draws = _classify(
-        network.to(where), prepared.signal, n_samples, seed, tile_size, where, progress
+    trained = np.atleast_1d(np.asarray(meta.get("psf_fwhm_pixels", 2.0), dtype=float))
+    if psf_fwhm is None and isinstance(network, FieldNetwork):
+        psf_fwhm = _psf_fwhm(prepared, trained)
+    psf_fwhm = float(np.median(trained)) if psf_fwhm is None else psf_fwhm
+    scan = scan_image(
+        network.to(where),
+        prepared.signal,
+        n_samples=n_samples,
+        seed=seed,
+        psf_fwhm=psf_fwhm,
+        positions=positions,
+        tile_size=tile_size,
+        device=where,
+        progress=progress,
     )
-    p_galaxy[prepared.mask] = np.nan
-    p_blend[prepared.mask] = np.nan
-    samples[:, prepared.mask] = 0
+    scan.p_galaxy[prepared.mask] = np.nan
+    scan.p_blend[prepared.mask] = np.nan
+    scan.samples[:, prepared.mask] = 0
+    draws = scan.draws
     if prepared.mask.any():
         draws = [(y[keep], x[keep]) for y, x in draws for keep in [~prepared.mask[y, x]]]
-    smoothing = max(1.0, float(meta.get("psf_fwhm_pixels", 2.0)) / 2.355)
-    labels = find_objects(p_galaxy, prepared.signal, smoothing=smoothing)
+    measured = None
+    if isinstance(network, FieldNetwork) and scan.found is not None:
+        found = scan.found
+        if positions is None:
+            found = found.keep(_detections(found, prepared, min_p_source))
+        else:  # in the order in which they were asked for
+            found = found.keep(np.argsort(found.row))
+        measured = measure_sources(
+            network, found, prepared, draws, seed=seed, wcs=wcs, zeropoint=zeropoint,
+            saturation=data.saturation, image=data.data, psf_fwhm=psf_fwhm, meta=meta,
+        )  # fmt: skip
+        labels = label_sources(measured.ellipses, scan.p_galaxy)
+        catalog = measured.catalog
+    else:
+        smoothing = max(1.0, float(np.median(trained)) / 2.355)
+        labels = find_objects(scan.p_galaxy, prepared.signal, smoothing=smoothing)
+        catalog = catalog_of_labels(labels, prepared.signal, draws, prepared.mask, wcs=wcs)
     return Segmentation(
-        p_galaxy=p_galaxy,
-        p_blend=p_blend,
-        samples=samples,
+        p_galaxy=scan.p_galaxy,
+        p_blend=scan.p_blend,
+        samples=scan.samples,
         labels=labels,
-        catalog=make_catalog(labels, prepared.signal, draws, prepared.mask, wcs=wcs),
+        catalog=catalog,
         mask=prepared.mask,
         signal=prepared.signal,
         wcs=wcs,
+        sources=measured,
         meta={
             "version": __version__,
             "model": meta.get("name", str(model)),
             "weights_hash": file_hash(find_model(model)),
             "seed": seed,
             "n_samples": n_samples,
+            "psf_fwhm": psf_fwhm,
             "rms": float(np.median(np.asarray(prepared.rms)[~prepared.mask]))
             if isinstance(prepared.rms, np.ndarray)
             else prepared.rms,
             "background": prepared.background,
-            "input": name,
+            "input": data.name,
         },
     )
 
 
-@torch.inference_mode()
-def _classify(
-    network: SegmentationNetwork,
-    signal: np.ndarray,
-    n_samples: int,
-    seed: int,
-    tile_size: int,
-    device: torch.device,
-    progress: Callable[[int, int], None] | None,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
-    """P_GALAXY, P_BLEND, samples and blended pixels of all draws, tile by tile."""
-    p_galaxy = np.empty(signal.shape, dtype=np.float32)
-    p_blend = np.empty(signal.shape, dtype=np.float32)
-    samples = np.empty((n_samples, *signal.shape), dtype=np.uint8)
-    blends: list[list[np.ndarray]] = [[] for _ in range(n_samples * DRAWS_PER_SAMPLE)]
-    # Whether the latent slides over the image is a decision about the image, not the tile.
-    sliding = max(signal.shape) > network.config.patch_size
-    if not sliding:  # one latent for the whole image: one tile
-        tile_size = max(signal.shape)
-    done = 0
-    for tile in cover(
-        signal.shape, core=tile_size, halo=network.halo, stride=network.config.stride
-    ):
-        mean = _tile(network, signal, tile, samples, blends, seed, device, sliding)
-        p_galaxy[tile.core] = 1 - mean[0]
-        p_blend[tile.core] = mean[2]
-        done += mean[0].size
-        if progress:
-            progress(done, signal.size)
-    # (y, x) of each draw: one array of pairs per tile → two arrays.
-    draws = [tuple(np.concatenate(parts, axis=1)) for parts in blends]
-    return np.clip(p_galaxy, 0, 1), np.clip(p_blend, 0, 1), samples, draws
+def _psf_fwhm(prepared: PreparedImage, trained: np.ndarray) -> float:
+    """FWHM of the image's own stars, or what the model was trained on."""
+    found = estimate_psf_fwhm(prepared.signal, prepared.mask)
+    if found is None:
+        found = float(trained.min())
+        log.warning(
+            "too few bright sources to measure the PSF: a FWHM of %.2f pixels is assumed; "
+            "give psf_fwhm to say otherwise", found,
+        )  # fmt: skip
+    else:
+        log.info("PSF from the image's stars: FWHM %.2f pixels", found)
+    return found
 
 
-def _tile(
-    network: SegmentationNetwork,
-    signal: np.ndarray,
-    tile: Tile,
-    samples: np.ndarray,
-    blends: list[list[np.ndarray]],
-    seed: int,
-    device: torch.device,
-    sliding: bool,
-) -> np.ndarray:
-    """Mean class probabilities of a tile's core; samples and blends go to their place."""
-    image = torch.from_numpy(signal[tile.outer].copy())[None, None]
-    image = image.to(device=device, memory_format=torch.channels_last)
-    distribution = network(image, sliding=sliding).at(tile.origin_yx)
-    core = replace(distribution, origin_yx=(tile.core[0].start, tile.core[1].start))
-    n_samples = len(samples)
-    total = torch.zeros((), device=device)
-    for k, (probabilities, classes) in enumerate(distribution.draws(n_samples, seed=seed)):
-        total = total + probabilities[0][(slice(None), *tile.inner)]
-        drawn = classes[0][tile.inner].cpu().numpy()
-        samples[(k, *tile.core)] = drawn
-        p_blend = probabilities[0][(PixelClass.BLEND, *tile.inner)].cpu().numpy()
-        maps = [np.nonzero(drawn == PixelClass.BLEND)]
-        maps += core.more_blends(p_blend, k, DRAWS_PER_SAMPLE - 1, seed=seed)
-        for j, (y, x) in enumerate(maps):
-            found = np.stack([y + tile.core[0].start, x + tile.core[1].start])
-            blends[k * DRAWS_PER_SAMPLE + j].append(found)
-    return (total / n_samples).cpu().numpy()
+def _detections(found: Found, prepared: PreparedImage, min_p_source: float) -> np.ndarray:
+    """Peaks that are probable enough and do not lie on a masked pixel."""
+    n_y, n_x = prepared.mask.shape
+    rows = np.clip(np.floor(found.y + 0.5).astype(int), 0, n_y - 1)
+    columns = np.clip(np.floor(found.x + 0.5).astype(int), 0, n_x - 1)
+    return (found.p_source >= min_p_source) & ~prepared.mask[rows, columns]

@@ -17,6 +17,7 @@ Nothing looks further than the receptive field: tiles agree.
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -104,11 +105,13 @@ class PointwiseHead(nn.Module):
 
 @dataclass(frozen=True)
 class Candidates:
-    """Peaks of the heatmap: image of the batch, position (pixels) and height."""
+    """Peaks of the heatmap: image of the batch, position, pixel of the peak, and height."""
 
     scene: Tensor
     y: Tensor
     x: Tensor
+    row: Tensor
+    column: Tensor
     heat: Tensor
 
     def __len__(self) -> int:
@@ -148,11 +151,16 @@ class FieldDistribution(SegmentationDistribution):
         shuffled = F.pixel_shuffle(cells.movedim(-1, 1), stem)
         return shuffled[..., : self.shape_yx[0], : self.shape_yx[1]]
 
+    @cached_property
+    def _plain(self) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Logits without fields, and the cells where these matter."""
+        cells = self.network.head(self.projected, None)
+        return cells, self.network.uncertain(cells).nonzero(as_tuple=True)
+
     def sample_logits(self, sample: int, *, seed: int) -> Tensor:
         """See :class:`SegmentationDistribution`; drawn only where it matters."""
         config, head = self.network.config, self.network.head
-        cells = head(self.projected, None)
-        b, y, x = self.network.uncertain(cells).nonzero(as_tuple=True)
+        cells, (b, y, x) = self._plain
         origin = [o // config.stem for o in self.origin_yx]
         columns = []
         for image in range(len(cells)):
@@ -192,7 +200,7 @@ class FieldDistribution(SegmentationDistribution):
 
         dy = offset(padded[b, y, x + 1], padded[b, y + 2, x + 1])
         dx = offset(padded[b, y + 1, x], padded[b, y + 1, x + 2])
-        return Candidates(b, y + dy, x + dx, heat[b, y, x])
+        return Candidates(b, y + dy, x + dx, y, x, heat[b, y, x])
 
     def context(self, scene: Tensor, y: Tensor, x: Tensor, *, detected: bool) -> Tensor:
         """What is seen at positions, (source, channel).

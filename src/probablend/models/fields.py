@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["gaussian_field", "gaussian_points", "lattice_normals", "spline_matrix"]
+__all__ = ["gaussian_field", "gaussian_points", "lattice_normals", "point_normals", "spline_matrix"]
 
 _U64 = np.uint64
 
@@ -42,13 +42,18 @@ def lattice_normals(key: Sequence[int], rows: np.ndarray, columns: np.ndarray) -
     ----------
     Steele, Lea & Flood 2014, OOPSLA (SplitMix64); Box & Muller 1958.
     """
+    return point_normals(key, rows[:, None], columns[None, :])
+
+
+def point_normals(key: Sequence[int], rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Like :func:`lattice_normals`, at points given one by one: rows and columns broadcast."""
     step = _U64(0x9E3779B97F4A7C15)
     with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is the point
         state = np.zeros(1, dtype=_U64)
         for part in key:
             state = _mix(state + step + _mix(np.array([part], dtype=np.int64).astype(_U64)))
         by_row = _mix(state + step * rows.astype(np.int64).astype(_U64))
-        cells = _mix(by_row[:, None] + step * columns.astype(np.int64).astype(_U64)[None, :])
+        cells = _mix(by_row + step * columns.astype(np.int64).astype(_U64))
         first, second = _mix(cells + step), _mix(cells + step + step)
     # 53 bits → (0, 1], then Box–Muller.
     u = ((first >> _U64(11)).astype(np.float64) + 1) / 2.0**53

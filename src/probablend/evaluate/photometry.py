@@ -1,0 +1,273 @@
+"""Fluxes and shapes against the truth: scatter, bias, coverage, and the Fisher limit.
+
+Fluxes are compared with the total flux of the drawn profile, in magnitudes:
+Δm = 2.5 log10(measured / true). The *Fisher limit* is the scatter of a fit that knows every
+profile and position, where fluxes are linear: covariance (GᵀG/σ²)⁻¹.
+"""
+
+from typing import Any
+
+import numpy as np
+from astropy.table import Table, vstack
+from scipy.spatial import KDTree
+
+from probablend.emulate.blend import Scene
+from probablend.evaluate.detection import MIN_FOOTPRINT, positions
+from probablend.evaluate.match import match_positions
+from probablend.models.source import PARAMETERS
+
+__all__ = [
+    "coverage_scores",
+    "fisher_limit",
+    "flux_scores",
+    "matched_sources",
+    "photometry",
+    "unrecognised_blends",
+]
+
+SHAPE_PARAMETERS = ("flux", "hlr", "g1", "g2")
+SNR_BINS = (3.0, 5.0, 10.0, 20.0, 50.0, np.inf)
+SEPARATION_BINS = (0.0, 5.0, 10.0, 15.0, np.inf)  # pixels to the nearest detectable source
+OUTLIER = 0.75  # mag
+FLUX_MIN_SNR = 10.0
+_MIN_IN_BIN = 30
+_FISHER_MIN_SNR = 3.0
+
+
+def signal_to_noise(scene: Scene) -> np.ndarray:
+    """√Σgₖ²/σ of every source of a scene, over the pixels of the image."""
+    parts = (source.slices(scene.image.shape)[1] for source in scene.sources)
+    return np.array([np.sqrt((part.astype(float) ** 2).sum()) for part in parts]) / scene.rms
+
+
+def fisher_limit(scene: Scene, *, min_snr: float = _FISHER_MIN_SNR) -> np.ndarray:
+    """Least scatter of the flux of every source, as a share of it; NaN below ``min_snr``.
+
+    All sources of at least ``min_snr`` are fitted together, profiles and positions known.
+    """
+    snr = signal_to_noise(scene)
+    rows = np.flatnonzero(snr >= min_snr)
+    gram = np.diag(snr[rows] ** 2)
+    places = [scene.sources[k].slices(scene.image.shape) for k in rows]
+    for i, ((rows_i, columns_i), part_i) in enumerate(places):
+        for j in range(i):
+            (rows_j, columns_j), part_j = places[j]
+            top, bottom = max(rows_i.start, rows_j.start), min(rows_i.stop, rows_j.stop)
+            if top >= bottom:
+                continue
+            left = max(columns_i.start, columns_j.start)
+            right = min(columns_i.stop, columns_j.stop)
+            if left >= right:
+                continue
+            a = part_i[top - rows_i.start : bottom - rows_i.start,
+                       left - columns_i.start : right - columns_i.start]  # fmt: skip
+            b = part_j[top - rows_j.start : bottom - rows_j.start,
+                       left - columns_j.start : right - columns_j.start]  # fmt: skip
+            gram[i, j] = gram[j, i] = (a.astype(float) * b).sum() / scene.rms**2
+    limit = np.full(len(snr), np.nan)
+    if len(rows):
+        try:
+            covariance = np.linalg.inv(gram)
+        except np.linalg.LinAlgError:  # two sources in one place
+            covariance = np.linalg.pinv(gram, hermitian=True)
+        limit[rows] = np.sqrt(np.clip(np.diag(covariance), 0, None))
+    return limit
+
+
+def matched_sources(
+    scene: Scene, catalog: Table, draws: np.ndarray | None = None, *, radius: float = 3.0
+) -> Table:
+    """True sources that a catalogue found, with what it says of them.
+
+    Parameters
+    ----------
+    scene : Scene
+        The truth.
+    catalog : Table
+        ``x, y, flux``.
+    draws : ndarray, shape (draw, row, parameter), optional
+        Posterior draws, for ranks.
+    radius : float
+        Of the match, pixels.
+
+    Returns
+    -------
+    Table
+        ``flux_true, flux, snr, fisher, separation, blended, is_star`` and, for each shape
+        parameter, ``rank_…``: the share of the draws below the truth.
+    """
+    truth = scene.catalog
+    at = positions(truth)
+    t, f = match_positions(at, positions(catalog), radius=radius)
+    n_y, n_x = scene.image.shape
+    t_y, t_x = at[t].T
+    inside = (t_y > 0) & (t_y < n_y - 1) & (t_x > 0) & (t_x < n_x - 1)
+    inside &= np.asarray(truth["n_pixels"])[t] >= MIN_FOOTPRINT
+    t, f = t[inside], f[inside]
+    detectable = np.flatnonzero(np.asarray(truth["n_pixels"]) >= MIN_FOOTPRINT)
+    separation = np.full(len(t), np.inf)
+    if len(detectable) > 1 and len(t):
+        near, _ = KDTree(at[detectable]).query(at[t], k=2)
+        separation = near[:, 1]
+    table = Table(
+        {
+            "flux_true": np.asarray(truth["flux"], float)[t],
+            "flux": np.asarray(catalog["flux"], float)[f],
+            "snr": signal_to_noise(scene)[t],
+            "fisher": fisher_limit(scene)[t],
+            "separation": separation,
+            "blended": np.asarray(truth["blended"], bool)[t],
+            "is_star": np.asarray(truth["is_star"], bool)[t],
+        }
+    )
+    if draws is not None:
+        for name in SHAPE_PARAMETERS:
+            below = draws[:, f, PARAMETERS.index(name)] < np.asarray(truth[name], float)[t]
+            table[f"rank_{name}"] = below.mean(axis=0)
+    return table
+
+
+def flux_scores(table: Table) -> dict[str, float]:
+    """Bias, scatter and outliers of Δm, and the mean and median relative error of the flux."""
+    flux, true = np.asarray(table["flux"], float), np.asarray(table["flux_true"], float)
+    if not len(flux):
+        return {"n": 0}
+    relative = np.abs(flux - true) / true
+    with np.errstate(divide="ignore", invalid="ignore"):
+        error = np.where(flux > 0, 2.5 * np.log10(np.maximum(flux, 1e-30) / true), -np.inf)
+    middle = float(np.median(error))
+    return {
+        "n": len(flux),
+        "bias": middle,
+        "nmad": float(1.4826 * np.median(np.abs(error - middle))),
+        "outliers": float((np.abs(error) > OUTLIER).mean()),
+        "mean_relative": float(relative.mean()),
+        "median_relative": float(np.median(relative)),
+    }
+
+
+def coverage_scores(table: Table) -> dict[str, dict[str, float]]:
+    """Share of the truths inside the central 68 and 95 % intervals, and the worst bin.
+
+    Galaxies only: a star has no size or shape. Bins of S/N and separation with fewer than 30
+    sources are left out.
+    """
+    galaxies = table[~np.asarray(table["is_star"], bool)]
+    scores: dict[str, dict[str, float]] = {}
+    for name in SHAPE_PARAMETERS:
+        rank = np.asarray(galaxies[f"rank_{name}"], float)
+        if not len(rank):
+            continue
+        scores[name] = {}
+        for level in (0.68, 0.95):
+            inside = np.abs(rank - 0.5) <= level / 2
+            worst = 0.0
+            for which in _bins(galaxies):
+                share = inside[which].mean()
+                if abs(share - level) > abs(worst):
+                    worst = float(share - level)
+            key = f"{round(100 * level)}"
+            scores[name][key] = float(inside.mean())
+            scores[name][f"{key}_worst_bin"] = worst
+        grid = np.sort(rank)
+        uniform = (np.arange(len(grid)) + 0.5) / len(grid)
+        scores[name]["kolmogorov"] = float(np.abs(grid - uniform).max())
+    return scores
+
+
+def _bins(table: Table) -> list[np.ndarray]:
+    """Masks of the bins that hold enough sources."""
+    masks = []
+    for key, edges in (("snr", SNR_BINS), ("separation", SEPARATION_BINS)):
+        values = np.asarray(table[key], float)
+        masks += [(values >= low) & (values < high)
+                  for low, high in zip(edges, edges[1:], strict=False)]  # fmt: skip
+    return [m for m in masks if m.sum() >= _MIN_IN_BIN]
+
+
+def binned_scatter(table: Table) -> list[dict[str, float]]:
+    """Flux scores and scatter over the Fisher limit in bins of S/N and separation."""
+    rows = []
+    for key, edges in (("snr", SNR_BINS), ("separation", SEPARATION_BINS)):
+        values = np.asarray(table[key], float)
+        for low, high in zip(edges, edges[1:], strict=False):
+            some = table[(values >= low) & (values < high)]
+            if len(some) < _MIN_IN_BIN:
+                continue
+            error = np.asarray(some["flux"]) / np.asarray(some["flux_true"]) - 1
+            pull = error / np.asarray(some["fisher"], float)
+            pull = pull[np.isfinite(pull)]
+            over = 1.4826 * np.median(np.abs(pull - np.median(pull))) if len(pull) else np.nan
+            row = {"bin": key, "low": low, "high": high, **flux_scores(some)}
+            rows.append(row | {"over_fisher": float(over)})
+    return rows
+
+
+def unrecognised_blends(
+    scene: Scene, catalog: Table, *, radius: float = 3.0, reach: float = 10.0
+) -> dict[str, int]:
+    """Close pairs that come out as one detection, and how many of those are announced.
+
+    A close pair is two detectable sources whose footprints overlap, at most ``reach`` pixels
+    apart, each the nearest one of the other. It is unrecognised if exactly one of them is
+    found; announced if that detection has p_blend > 0.5.
+    """
+    truth = scene.catalog
+    keep = np.asarray(truth["n_pixels"]) >= MIN_FOOTPRINT
+    keep &= np.asarray(truth["blended"], bool)
+    at = positions(truth)
+    n_y, n_x = scene.image.shape
+    keep &= (at > 0).all(axis=1) & (at[:, 0] < n_y - 1) & (at[:, 1] < n_x - 1)
+    rows = np.flatnonzero(keep)
+    counts = {"pairs": 0, "unrecognised": 0, "announced": 0}
+    if len(rows) < 2:
+        return counts
+    distance, near = KDTree(at[rows]).query(at[rows], k=2)
+    partner = near[:, 1]
+    t, f = match_positions(at, positions(catalog), radius=radius)
+    own = np.full(len(truth), -1)
+    own[t] = f
+    p_blend = np.asarray(catalog["p_blend"], float)
+    for i, j in enumerate(partner):
+        if j <= i or partner[j] != i or distance[i, 1] > reach:
+            continue
+        a, b = rows[i], rows[j]
+        if not (scene.footprint(a) & scene.footprint(b)).any():
+            continue
+        counts["pairs"] += 1
+        found = [own[k] for k in (a, b) if own[k] >= 0]
+        if len(found) == 1:
+            counts["unrecognised"] += 1
+            counts["announced"] += bool(p_blend[found[0]] > 0.5)
+    return counts
+
+
+def photometry(
+    scenes: list[Scene], catalogs: list[Table], draws: list[np.ndarray | None]
+) -> dict[str, Any]:
+    """All of the above for some scenes together.
+
+    Parameters
+    ----------
+    scenes : list of Scene
+        The truth.
+    catalogs : list of Table
+        ``x, y, flux, p_blend`` of each.
+    draws : list of ndarray or None
+        Posterior draws of each.
+    """
+    tables = [matched_sources(s, c, d) for s, c, d in zip(scenes, catalogs, draws, strict=True)]
+    table = vstack(tables) if len(tables) > 1 else tables[0]
+    galaxies = table[~np.asarray(table["is_star"], bool)]
+    blended = galaxies[np.asarray(galaxies["blended"], bool)]
+    pairs: dict[str, int] = {}
+    for scene, catalog in zip(scenes, catalogs, strict=True):
+        for key, value in unrecognised_blends(scene, catalog).items():
+            pairs[key] = pairs.get(key, 0) + value
+    return {
+        "flux_blended_snr10": flux_scores(blended[np.asarray(blended["snr"]) > FLUX_MIN_SNR]),
+        "flux_all_snr10": flux_scores(galaxies[np.asarray(galaxies["snr"]) > FLUX_MIN_SNR]),
+        "bins": binned_scatter(galaxies),
+        "coverage": coverage_scores(table) if "rank_flux" in table.colnames else {},
+        "pairs": pairs,
+    }

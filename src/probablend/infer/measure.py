@@ -1,0 +1,157 @@
+"""Forced photometry: the posterior of what is at positions that the user supplies."""
+
+from pathlib import Path
+from typing import Any
+
+import astropy.units as u
+import numpy as np
+from astropy.coordinates import SkyCoord
+from astropy.table import QTable, Table
+from astropy.wcs import WCS
+
+from probablend.catalog import COLUMNS, build_table
+from probablend.flags import Flag
+from probablend.images import ImageData, read_image
+from probablend.infer.segment import segment
+
+__all__ = ["measure", "read_positions"]
+
+# Names of columns, and what the first pixel's centre is called.
+_PIXELS = (("x", "y", 0), ("xcentroid", "ycentroid", 0), ("x_image", "y_image", 1),
+           ("xwin_image", "ywin_image", 1))  # fmt: skip
+_SKY = (("ra", "dec"), ("alpha_j2000", "delta_j2000"), ("alphawin_j2000", "deltawin_j2000"))
+
+
+def read_positions(path: Path | str) -> Table:
+    """Read a catalogue: FITS, ECSV, CSV, Parquet, SExtractor or other text tables.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it cannot be read as a table.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"catalogue {path} does not exist")
+    kinds = {".fits": "fits", ".fit": "fits", ".gz": "fits", ".ecsv": "ascii.ecsv",
+             ".csv": "ascii.csv", ".parquet": "parquet", ".cat": "ascii.sextractor"}  # fmt: skip
+    try:
+        return Table.read(path, format=kinds.get(path.suffix, "ascii"))
+    except Exception as error:
+        said = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path} cannot be read as a table: {said}") from error
+
+
+def pixel_positions(table: Table, wcs: WCS | None) -> np.ndarray:
+    """Positions of a catalogue in pixels, (n, 2), y first, first pixel at 0; NaN where unknown.
+
+    Raises
+    ------
+    ValueError
+        If the catalogue has neither pixel nor sky positions, or these need a WCS.
+    """
+    names = {name.lower(): name for name in table.colnames}
+    for x, y, first in _PIXELS:
+        if x in names and y in names:
+            values = [_plain(table[names[key]]) - first for key in (y, x)]
+            return np.stack(values, axis=1)
+    for ra, dec in _SKY:
+        if ra in names and dec in names:
+            if wcs is None:
+                raise ValueError("the positions are on the sky, and the image has no WCS")
+            longitude, latitude = (_plain(table[names[key]], u.deg) for key in (ra, dec))
+            good = np.isfinite(longitude) & (np.abs(latitude) <= 90)
+            at = np.full((len(table), 2), np.nan)
+            sky = SkyCoord(longitude[good] * u.deg, latitude[good] * u.deg)
+            x_, y_ = wcs.celestial.world_to_pixel(sky)
+            at[good] = np.stack([y_, x_], axis=1)
+            return at
+    raise ValueError(
+        f"the catalogue needs columns x and y (pixels) or ra and dec (degrees); "
+        f"it has {', '.join(table.colnames[:12]) or 'none'}"
+    )
+
+
+def _plain(column: Any, unit: u.Unit | None = None) -> np.ndarray:
+    """Values as plain numbers, NaN where masked."""
+    if unit is not None and getattr(column, "unit", None) is not None:
+        column = u.Quantity(column).to(unit).value
+    else:
+        column = getattr(column, "value", column)
+    try:
+        return np.ma.filled(np.ma.asarray(column).astype(float), np.nan)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"positions must be numbers: {error}") from error
+
+
+def measure(
+    image: np.ndarray | str | Path | ImageData,
+    positions: Table | np.ndarray,
+    **settings: Any,
+) -> QTable:
+    """Measure sources at given positions.
+
+    Parameters
+    ----------
+    image : ndarray of shape (y, x), path, or ImageData
+        Any unit.
+    positions : Table or ndarray of shape (n, 2)
+        A catalogue with ``x, y`` (pixels, first at 0) or ``ra, dec`` (degrees), or their
+        photutils and SExtractor names; or an array of (x, y).
+    **settings
+        As of :func:`~probablend.infer.segment.segment`: noise, mask, PSF, seed and so on.
+
+    Returns
+    -------
+    QTable
+        The catalogue's columns, one row per position in the order given. Where nothing can
+        be measured, outside the image or on a masked pixel, the row is NaN and flagged
+        ``NO_DATA``.
+
+    Raises
+    ------
+    ValueError
+        If the positions cannot be understood.
+    """
+    if isinstance(image, str | Path):
+        image = read_image(image)
+    data = image if isinstance(image, ImageData) else ImageData(data=np.asarray(image))
+    if isinstance(positions, Table):
+        at = pixel_positions(positions, settings.get("wcs") or data.wcs)
+    else:
+        at = np.asarray(positions, dtype=float)
+        if at.ndim != 2 or at.shape[1] != 2:
+            raise ValueError(f"positions must have shape (n, 2); got {at.shape}")
+        at = at[:, ::-1]
+    if np.ndim(data.data) != 2:
+        raise ValueError(f"image must have 2 dimensions; got {np.ndim(data.data)}")
+    n_y, n_x = data.data.shape
+    with np.errstate(invalid="ignore"):
+        inside = (at > -0.5).all(axis=1) & (at[:, 0] < n_y - 0.5) & (at[:, 1] < n_x - 0.5)
+    rows = np.flatnonzero(inside)
+    result = segment(data, positions=at[rows], **settings)
+    if len(rows):
+        pixel = np.floor(at[rows] + 0.5).astype(int)
+        seen = ~result.mask[pixel[:, 0], pixel[:, 1]]
+    else:
+        seen = np.zeros(0, dtype=bool)
+    n = len(at)
+    columns: dict[str, np.ndarray] = {}
+    for name, (dtype, _, _) in COLUMNS.items():
+        if name not in result.catalog.colnames:
+            continue
+        empty = np.nan if np.issubdtype(dtype, np.floating) else 0
+        values = np.full(n, empty, dtype=dtype)
+        column = result.catalog[name]
+        values[rows[seen]] = np.asarray(getattr(column, "value", column))[seen]
+        columns[name] = values
+    columns["id"] = np.arange(1, n + 1)
+    lost = np.ones(n, dtype=bool)
+    lost[rows[seen]] = False
+    columns["flags"][lost] = Flag.NO_DATA
+    # Groups speak of rows of the result: now of those of the input.
+    of_row = np.concatenate([[0], rows + 1])
+    columns["parent"] = np.where(lost, 0, of_row[columns["parent"]])
+    return build_table(columns)

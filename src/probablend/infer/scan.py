@@ -1,0 +1,205 @@
+"""One pass over an image, tile by tile: pixel classes, their draws, and what is where.
+
+A tile reads a halo as wide as the network's reach and answers for its core, so that the
+result does not depend on the tiling. Every source belongs to the tile in whose core it lies.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from probablend.emulate.classes import PixelClass
+from probablend.infer.tiles import Tile, cover
+from probablend.models.distribution import SegmentationNetwork
+from probablend.models.field import FieldDistribution
+
+__all__ = ["DRAWS_PER_SAMPLE", "Found", "Scan", "scan_image"]
+
+# Class maps drawn for each latent: the first is a sample that the user sees, all count for
+# `p_blend`, whose scatter is that of 64 draws when 16 samples are asked for.
+DRAWS_PER_SAMPLE = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """Positions and what the network says of them.
+
+    Parameters
+    ----------
+    y, x : ndarray, shape (source,)
+        Positions, pixels.
+    p_source, p_star : ndarray, shape (source,)
+        Probability that there is a source, and that a source is a star.
+    context : Tensor, shape (source, channel)
+        What the posterior of the source is conditioned on.
+    row : ndarray of int, shape (source,)
+        Which of the positions asked about; counts up for detections.
+    """
+
+    y: np.ndarray
+    x: np.ndarray
+    p_source: np.ndarray
+    p_star: np.ndarray
+    context: Tensor
+    row: np.ndarray
+
+    def keep(self, which: np.ndarray) -> "Found":
+        """Some of them, in the order of ``which``: indices or a mask."""
+        index = np.flatnonzero(which) if which.dtype == bool else which
+        return Found(
+            y=self.y[index], x=self.x[index], p_source=self.p_source[index],
+            p_star=self.p_star[index], context=self.context[torch.from_numpy(index)],
+            row=self.row[index],
+        )  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scan:
+    """What a pass over an image gives.
+
+    Parameters
+    ----------
+    p_galaxy, p_blend : ndarray, shape (y, x), float32
+        Marginal probabilities.
+    samples : ndarray of uint8, shape (sample, y, x)
+        Class maps.
+    draws : list of (y, x)
+        Blended pixels of every class map that was drawn.
+    found : Found or None
+        Sources, row by row; None if the network knows pixels only.
+    """
+
+    p_galaxy: np.ndarray
+    p_blend: np.ndarray
+    samples: np.ndarray
+    draws: list[tuple[np.ndarray, np.ndarray]]
+    found: Found | None
+
+
+@torch.inference_mode()
+def scan_image(
+    network: SegmentationNetwork,
+    signal: np.ndarray,
+    *,
+    n_samples: int,
+    seed: int,
+    psf_fwhm: float,
+    positions: np.ndarray | None = None,
+    tile_size: int,
+    device: torch.device,
+    progress: Callable[[int, int], None] | None = None,
+) -> Scan:
+    """Pass over an image.
+
+    Parameters
+    ----------
+    network : SegmentationNetwork
+        In evaluation mode, on ``device``.
+    signal : ndarray, shape (y, x), float32
+        Image in units of its noise.
+    n_samples, seed : int
+        Of the class maps.
+    psf_fwhm : float
+        Pixels.
+    positions : ndarray, shape (source, 2), optional
+        (y, x) to ask about, inside the image; the network's own detections if not given.
+    tile_size : int
+        Side of a tile's core, pixels.
+    device : torch.device
+        Where the network is.
+    progress : callable, optional
+        Called with the pixels done and the pixels in all.
+    """
+    p_galaxy = np.empty(signal.shape, dtype=np.float32)
+    p_blend = np.empty(signal.shape, dtype=np.float32)
+    samples = np.empty((n_samples, *signal.shape), dtype=np.uint8)
+    blends: list[list[np.ndarray]] = [[] for _ in range(n_samples * DRAWS_PER_SAMPLE)]
+    # Whether the latent slides over the image is a decision about the image, not the tile.
+    sliding = max(signal.shape) > network.config.patch_size
+    if not sliding:  # one latent for the whole image: one tile
+        tile_size = max(signal.shape)
+    done = 0
+    found = []
+    fwhm = torch.tensor([psf_fwhm], device=device)
+    for tile in cover(
+        signal.shape, core=tile_size, halo=network.halo, stride=network.config.stride
+    ):
+        image = torch.from_numpy(signal[tile.outer].copy())[None, None]
+        image = image.to(device=device, memory_format=torch.channels_last)
+        distribution = network(image, sliding=sliding, psf_fwhm=fwhm).at(tile.origin_yx)
+        mean = torch.zeros((), device=device)
+        core = replace(distribution, origin_yx=(tile.core[0].start, tile.core[1].start))
+        for k, (probabilities, classes) in enumerate(distribution.draws(n_samples, seed=seed)):
+            inner = probabilities[0][(slice(None), *tile.inner)]
+            mean = mean + inner
+            drawn = classes[0][tile.inner].cpu().numpy()
+            samples[(k, *tile.core)] = drawn
+            maps = [np.nonzero(drawn == PixelClass.BLEND)]
+            maps += core.more_blends(
+                inner[PixelClass.BLEND].cpu().numpy(), k, DRAWS_PER_SAMPLE - 1, seed=seed
+            )
+            for j, (y, x) in enumerate(maps):
+                here = np.stack([y + tile.core[0].start, x + tile.core[1].start])
+                blends[k * DRAWS_PER_SAMPLE + j].append(here)
+        marginal = (mean / n_samples).cpu().numpy()
+        p_galaxy[tile.core] = 1 - marginal[PixelClass.SKY]
+        p_blend[tile.core] = marginal[PixelClass.BLEND]
+        if isinstance(distribution, FieldDistribution):
+            found.append(_sources(distribution, tile, positions))
+        done += p_galaxy[tile.core].size
+        if progress:
+            progress(done, signal.size)
+    # (y, x) of each draw: one array of pairs per tile → two arrays.
+    draws = [tuple(np.concatenate(parts, axis=1)) for parts in blends]
+    return Scan(
+        p_galaxy=np.clip(p_galaxy, 0, 1),
+        p_blend=np.clip(p_blend, 0, 1),
+        samples=samples,
+        draws=draws,  # type: ignore[arg-type]
+        found=_in_order(found) if found else None,
+    )
+
+
+def _sources(said: FieldDistribution, tile: Tile, positions: np.ndarray | None) -> Found:
+    """Sources whose pixel lies in the core of a tile."""
+    top, left = tile.origin_yx
+    if positions is None:
+        peaks = said.candidates()
+        y, x = peaks.y.cpu().numpy() + top, peaks.x.cpu().numpy() + left
+        pixel_y, pixel_x = peaks.row.cpu().numpy() + top, peaks.column.cpu().numpy() + left
+    else:
+        y, x = positions.T.astype(float)
+        pixel_y, pixel_x = (np.floor(v + 0.5).astype(int) for v in (y, x))
+    rows, columns = tile.core
+    own = (pixel_y >= rows.start) & (pixel_y < rows.stop)
+    own &= (pixel_x >= columns.start) & (pixel_x < columns.stop)
+    index = np.flatnonzero(own)
+    device = said.heat_logits.device
+    at_y, at_x = (torch.from_numpy((v[index] - o).astype(np.float32)).to(device)
+                  for v, o in ((y, top), (x, left)))  # fmt: skip
+    scene = torch.zeros(len(index), dtype=torch.long, device=device)
+    # Existence is learnt on peaks, kinds on positions from elsewhere.
+    peak, given = (said.context(scene, at_y, at_x, detected=d) for d in (True, False))
+    exists, _ = said.network.kind(peak).sigmoid().double().cpu().numpy().T
+    _, star = said.network.kind(given).sigmoid().double().cpu().numpy().T
+    return Found(y=y[index], x=x[index], p_source=exists, p_star=star,
+                 context=peak if positions is None else given, row=index)  # fmt: skip
+
+
+def _in_order(parts: list[Found]) -> Found:
+    """Sources of all tiles, lowest first; the order does not depend on the tiling."""
+    whole = Found(
+        y=np.concatenate([p.y for p in parts]),
+        x=np.concatenate([p.x for p in parts]),
+        p_source=np.concatenate([p.p_source for p in parts]),
+        p_star=np.concatenate([p.p_star for p in parts]),
+        context=torch.cat([p.context for p in parts]),
+        row=np.concatenate([p.row for p in parts]),
+    )
+    return whole.keep(np.lexsort((np.round(whole.x, 2), np.round(whole.y, 2))))

@@ -1,0 +1,415 @@
+"""From positions to measured sources: parameters, footprints, labels, parents, blending."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from astropy.table import QTable
+from astropy.wcs import WCS
+from astropy.wcs.utils import proj_plane_pixel_scales
+from scipy import ndimage
+
+from probablend.catalog import build_table, quantile_columns, sky_positions
+from probablend.flags import Flag
+from probablend.images import PreparedImage
+from probablend.infer.scan import Found
+from probablend.models.field import FieldNetwork
+from probablend.models.fields import point_normals
+from probablend.models.source import PARAMETERS, SourcePosterior
+
+__all__ = [
+    "N_DRAWS",
+    "Ellipses",
+    "Measured",
+    "blended_share",
+    "draw_parameters",
+    "group_sources",
+    "label_sources",
+    "measure_sources",
+]
+
+SOURCE_STREAM = 2  # of the random numbers; 0 and 1 are those of the class maps
+N_DRAWS = 128  # of each source; the catalogue's quantiles come from them
+_CHUNK = 1024  # sources drawn at once
+_SLACK = 1.1  # how far beyond the range of the training is still within
+_REACH = 2.0  # a label reaches this many footprint radii
+
+
+@torch.inference_mode()
+def draw_parameters(
+    network: FieldNetwork, found: Found, unit: np.ndarray, n: int, *, seed: int
+) -> np.ndarray:
+    """Posterior draws of the parameters of sources.
+
+    Parameters
+    ----------
+    network : FieldNetwork
+        Owns the flow.
+    found : Found
+        The sources.
+    unit : ndarray, shape (source,)
+        Noise per pixel at each source, image units.
+    n : int
+        Draws.
+    seed : int
+        The draws depend on it and on the pixel of the source alone.
+
+    Returns
+    -------
+    ndarray, shape (draw, source, parameter), float32
+        In the order of :data:`~probablend.models.source.PARAMETERS`.
+    """
+    draws = np.empty((n, len(found), len(PARAMETERS)), dtype=np.float32)
+    rows, columns = (np.floor(v + 0.5).astype(np.int64) for v in (found.y, found.x))
+    for first in range(0, len(found), _CHUNK):
+        part = np.arange(first, min(first + _CHUNK, len(found)))
+        some = found.keep(part)
+        base = np.stack(
+            [
+                np.stack([point_normals((seed, k, SOURCE_STREAM, p), rows[part], columns[part])
+                          for p in range(len(PARAMETERS))], axis=-1)
+                for k in range(n)
+            ]
+        )  # fmt: skip
+        # Positions are added afterwards: single precision would round those of large images.
+        zero = torch.zeros(len(part), device=some.context.device)
+        posterior = SourcePosterior(
+            flow=network.flow, context=some.context, y=zero, x=zero,
+            unit=torch.from_numpy(unit[part].astype(np.float32)).to(zero),
+        )  # fmt: skip
+        draws[:, part] = posterior.transform(torch.from_numpy(base).to(zero)).cpu().numpy()
+    return draws
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ellipses:
+    """Elliptical footprints.
+
+    Parameters
+    ----------
+    y, x : ndarray, shape (source,)
+        Centres, pixels.
+    radius : ndarray, shape (source,)
+        Of the circle of the same area, pixels.
+    e1, e2 : ndarray, shape (source,)
+        Ellipticity, (a² − b²)/(a² + b²), along x and along the diagonal.
+    """
+
+    y: np.ndarray
+    x: np.ndarray
+    radius: np.ndarray
+    e1: np.ndarray
+    e2: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    @property
+    def axes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Semi-axes a and b (pixels) and the angle of a from x towards y (radians)."""
+        e = np.clip(np.hypot(self.e1, self.e2), 0, 0.999)
+        q = np.sqrt((1 - e) / (1 + e))
+        return self.radius / np.sqrt(q), self.radius * np.sqrt(q), 0.5 * np.arctan2(self.e2, self.e1)
+
+    def to_regions(self) -> str:
+        """Region file for ds9, image coordinates (first pixel at 1), one ellipse per source."""
+        a, b, angle = self.axes
+        lines = ["# Region file format: DS9 version 4.1", "global color=cyan", "image"]
+        rows = zip(self.x + 1, self.y + 1, a, b, np.degrees(angle), strict=True)
+        lines += [
+            f"ellipse({x:.2f},{y:.2f},{a:.2f},{b:.2f},{t:.1f}) # text={{{k}}}"
+            for k, (x, y, a, b, t) in enumerate(rows, start=1)
+        ]
+        return "\n".join(lines) + "\n"
+
+    def pixels(
+        self, shape_yx: tuple[int, int], *, reach: float = 1.0
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Pixels inside ``reach`` times each ellipse; that of the centre always is.
+
+        Parameters
+        ----------
+        shape_yx : tuple of int
+            Shape of the image.
+        reach : float
+            In units of the ellipse.
+
+        Returns
+        -------
+        source : ndarray of int, shape (pixel,)
+            Ascending.
+        index : ndarray of int, shape (pixel,)
+            Flat index into the image.
+        rho : ndarray, shape (pixel,)
+            Elliptical radius, 1 on the ellipse.
+        """
+        n_y, n_x = shape_yx
+        half = np.ceil(np.maximum(self.axes[0] * reach, 0)).astype(np.int64)
+        row_0 = np.floor(self.y + 0.5).astype(np.int64)
+        column_0 = np.floor(self.x + 0.5).astype(np.int64)
+        low_y, high_y = np.maximum(row_0 - half, 0), np.minimum(row_0 + half + 1, n_y)
+        low_x, high_x = np.maximum(column_0 - half, 0), np.minimum(column_0 + half + 1, n_x)
+        wide = np.maximum(high_x - low_x, 0)
+        n_each = np.maximum(high_y - low_y, 0) * wide
+        source = np.repeat(np.arange(len(self)), n_each)
+        local = np.arange(len(source)) - np.repeat(np.cumsum(n_each) - n_each, n_each)
+        row = local // wide[source] + low_y[source]
+        column = local % wide[source] + low_x[source]
+        dy, dx = row - self.y[source], column - self.x[source]
+        # dᵀ M⁻¹ d with M = r² / √(1 − e²) · [[1 + e1, e2], [e2, 1 − e1]] over (x, y).
+        e1, e2 = self.e1[source], self.e2[source]
+        rest = np.sqrt(np.clip(1 - e1**2 - e2**2, 1e-6, None))
+        square = ((1 - e1) * dx**2 + (1 + e1) * dy**2 - 2 * e2 * dx * dy) / rest
+        rho = np.sqrt(square) / np.maximum(self.radius[source], 1e-3)
+        centre = (row == row_0[source]) & (column == column_0[source])
+        keep = (rho <= reach) | centre
+        return source[keep], (row * n_x + column)[keep], rho[keep]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Sources with their posterior.
+
+    Parameters
+    ----------
+    catalog : QTable
+        One row per source.
+    draws : ndarray, shape (draw, source, parameter)
+        Joint posterior draws, in the order of
+        :data:`~probablend.models.source.PARAMETERS`; image units and pixels, positions in
+        the image.
+    ellipses : Ellipses
+        Median footprints.
+    """
+
+    catalog: QTable
+    draws: np.ndarray
+    ellipses: Ellipses
+
+    def posterior_table(self, n: int) -> QTable:
+        """Joint draws, one row per source, each column of shape (n,).
+
+        Raises
+        ------
+        ValueError
+            If more are asked for than were drawn.
+        """
+        if not 1 <= n <= len(self.draws):
+            raise ValueError(f"between 1 and {len(self.draws)} draws can be kept; got {n}")
+        table = QTable({"id": self.catalog["id"]})
+        for k, name in enumerate(PARAMETERS):
+            table[name] = np.ascontiguousarray(self.draws[:n, :, k].T)
+        return table
+
+    def footprint(self, k: int, shape_yx: tuple[int, int]) -> tuple[tuple[slice, slice], np.ndarray]:
+        """Where source ``k`` may be: a box of the image, and per pixel the probability.
+
+        The probability that a pixel belongs to the footprint is the share of the posterior
+        draws whose ellipse holds it. Footprints of different sources may overlap.
+        """
+        one = self.draws[:, k].astype(float)
+        drawn = Ellipses(**{name: one[:, PARAMETERS.index(name)]
+                            for name in ("y", "x", "radius", "e1", "e2")})  # fmt: skip
+        _, index, _ = drawn.pixels(shape_yx)
+        share = np.bincount(index) / len(one)
+        inside = np.flatnonzero(share)
+        if not len(inside):
+            return (slice(0, 0), slice(0, 0)), np.zeros((0, 0))
+        rows, columns = np.divmod(inside, shape_yx[1])
+        box = (slice(rows.min(), rows.max() + 1), slice(columns.min(), columns.max() + 1))
+        values = np.zeros((box[0].stop - box[0].start, box[1].stop - box[1].start))
+        values[rows - box[0].start, columns - box[1].start] = share[inside]
+        return box, values
+
+
+def measure_sources(
+    network: FieldNetwork,
+    found: Found,
+    prepared: PreparedImage,
+    blends: Sequence[tuple[np.ndarray, np.ndarray]],
+    *,
+    seed: int,
+    wcs: WCS | None,
+    zeropoint: float | None,
+    saturation: float | None,
+    image: np.ndarray,
+    psf_fwhm: float,
+    meta: Mapping[str, Any],
+) -> Measured:
+    """Posterior and catalogue of sources.
+
+    Parameters
+    ----------
+    network : FieldNetwork
+        Owns the flow.
+    found : Found
+        The sources, in the order of the catalogue.
+    prepared : PreparedImage
+        Gives noise and mask.
+    blends : sequence of (y, x)
+        Blended pixels of each class map that was drawn.
+    seed : int
+        Of the draws.
+    wcs : WCS or None
+        Celestial coordinates.
+    zeropoint : float or None
+        Magnitude of one unit of flux.
+    saturation : float or None
+        Level from which pixels of ``image`` are saturated.
+    image : ndarray, shape (y, x)
+        As it was read.
+    psf_fwhm : float
+        Pixels.
+    meta : mapping
+        Of the model: says what it was trained on.
+    """
+    shape_yx = prepared.signal.shape
+    rows = np.clip(np.floor(found.y + 0.5).astype(int), 0, shape_yx[0] - 1)
+    columns = np.clip(np.floor(found.x + 0.5).astype(int), 0, shape_yx[1] - 1)
+    noise = np.broadcast_to(np.asarray(prepared.rms), shape_yx)[rows, columns]
+    noise = np.where(np.isfinite(noise) & (noise > 0), noise, 1.0)
+    draws = draw_parameters(network, found, noise, N_DRAWS, seed=seed).astype(np.float64)
+    for name, origin in (("y", found.y), ("x", found.x)):
+        draws[..., PARAMETERS.index(name)] += origin
+    columns_ = quantile_columns(draws, zeropoint)
+    middle = np.median(draws, axis=0) if len(found) else np.zeros((0, len(PARAMETERS)))
+    ellipses = Ellipses(**{name: middle[:, PARAMETERS.index(name)]
+                           for name in ("y", "x", "radius", "e1", "e2")})  # fmt: skip
+    ra, dec = sky_positions(columns_["x"], columns_["y"], wcs)
+    group = group_sources(ellipses, shape_yx)
+    scale = np.nan if wcs is None else 3600 * float(np.mean(_pixel_degrees(wcs)))
+    catalog = build_table(
+        columns_
+        | {
+            "id": np.arange(1, len(found) + 1),
+            "ra": ra,
+            "dec": dec,
+            "p_source": found.p_source,
+            "p_star": found.p_star,
+            "hlr_arcsec": columns_["hlr"] * scale,
+            "p_blend": blended_share(ellipses, blends, shape_yx),
+            "parent": group + 1,
+            "n_siblings": np.bincount(group, minlength=len(found))[group] - 1,
+            "flags": _flags(ellipses, middle, noise, prepared, image, saturation, psf_fwhm, meta),
+        }
+    )
+    return Measured(catalog=catalog, draws=draws, ellipses=ellipses)
+
+
+def _pixel_degrees(wcs: WCS) -> np.ndarray:
+    return proj_plane_pixel_scales(wcs.celestial)
+
+
+def _flags(
+    ellipses: Ellipses,
+    middle: np.ndarray,
+    noise: np.ndarray,
+    prepared: PreparedImage,
+    image: np.ndarray,
+    saturation: float | None,
+    psf_fwhm: float,
+    meta: Mapping[str, Any],
+) -> np.ndarray:
+    n_y, n_x = prepared.signal.shape
+    flags = np.zeros(len(ellipses), dtype=np.int32)
+    if not len(ellipses):
+        return flags
+    source, index, _ = ellipses.pixels((n_y, n_x))
+
+    def mark(pixels: np.ndarray, flag: Flag) -> None:
+        flags[np.unique(source[pixels.ravel()[index]])] |= flag
+
+    border = np.zeros((n_y, n_x), dtype=bool)
+    border[[0, -1]] = border[:, [0, -1]] = True
+    mark(border, Flag.TRUNCATED)
+    if prepared.mask.any():
+        mark(ndimage.binary_dilation(prepared.mask, np.ones((3, 3))), Flag.MASKED_PIXELS)
+    if saturation is not None:
+        with np.errstate(invalid="ignore"):
+            mark(np.asarray(image) >= saturation, Flag.SATURATED)
+    limits = meta.get("trained_range", {})
+    for name, values in (
+        ("psf_fwhm", np.full(len(ellipses), psf_fwhm)),
+        ("flux", middle[:, PARAMETERS.index("flux")] / noise),
+        ("hlr", middle[:, PARAMETERS.index("hlr")]),
+    ):
+        low, high = limits.get(name, (0.0, np.inf))
+        flags[(values < low / _SLACK) | (values > high * _SLACK)] |= Flag.OUT_OF_RANGE
+    return flags
+
+
+def label_sources(ellipses: Ellipses, p_galaxy: np.ndarray) -> np.ndarray:
+    """Label image: each pixel that is more likely in a galaxy than not goes to one source.
+
+    Parameters
+    ----------
+    ellipses : Ellipses
+        Footprints.
+    p_galaxy : ndarray, shape (y, x)
+        Probability that a pixel is in a galaxy; NaN where masked.
+
+    Returns
+    -------
+    ndarray of int32, shape (y, x)
+        0 = none, 1…N: the source in whose ellipse the pixel lies deepest. A source keeps the
+        pixel of its centre.
+    """
+    labels = np.zeros(p_galaxy.shape, dtype=np.int32)
+    source, index, rho = ellipses.pixels(p_galaxy.shape, reach=_REACH)  # type: ignore[arg-type]
+    order = np.argsort(-rho, kind="stable")  # the last to write is the deepest
+    flat = labels.ravel()
+    flat[index[order]] = source[order] + 1
+    flat[~(p_galaxy.ravel() > 0.5)] = 0
+    rows = np.clip(np.floor(ellipses.y + 0.5).astype(int), 0, labels.shape[0] - 1)
+    columns = np.clip(np.floor(ellipses.x + 0.5).astype(int), 0, labels.shape[1] - 1)
+    labels[rows, columns] = np.arange(1, len(ellipses) + 1)
+    return labels
+
+
+def blended_share(
+    ellipses: Ellipses, draws: Sequence[tuple[np.ndarray, np.ndarray]], shape_yx: tuple[int, int]
+) -> np.ndarray:
+    """Share of the posterior draws in which a source's footprint holds a blended pixel.
+
+    Parameters
+    ----------
+    ellipses : Ellipses
+        Footprints.
+    draws : sequence of (y, x)
+        Blended pixels of each class map that was drawn.
+    shape_yx : tuple of int
+        Shape of the image.
+
+    Returns
+    -------
+    ndarray, shape (source,)
+        1 − this is the probability that there is no overlap.
+    """
+    if not len(ellipses):
+        return np.zeros(0)
+    source, index, _ = ellipses.pixels(shape_yx)
+    blended = np.zeros(shape_yx[0] * shape_yx[1], dtype=bool)
+    n_blended = np.zeros(len(ellipses))
+    for y, x in draws:
+        at = y * shape_yx[1] + x
+        blended[at] = True
+        n_blended += np.bincount(source[blended[index]], minlength=len(ellipses)) > 0
+        blended[at] = False
+    return n_blended / len(draws)
+
+
+def group_sources(ellipses: Ellipses, shape_yx: tuple[int, int]) -> np.ndarray:
+    """Sources whose footprints touch: the number, from 0, of the first source of each group."""
+    if not len(ellipses):
+        return np.zeros(0, dtype=np.int64)
+    source, index, _ = ellipses.pixels(shape_yx)
+    covered = np.zeros(shape_yx, dtype=bool)
+    covered.ravel()[index] = True
+    regions, n_regions = ndimage.label(covered, structure=np.ones((3, 3)))
+    group = np.zeros(len(ellipses), dtype=np.int64)
+    group[source] = regions.ravel()[index]
+    first = np.full(n_regions + 1, len(ellipses), dtype=np.int64)
+    np.minimum.at(first, group, np.arange(len(ellipses)))
+    return np.where(group > 0, first[group], np.arange(len(ellipses)))
