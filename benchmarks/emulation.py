@@ -14,10 +14,9 @@ import torch
 
 from probablend import __version__
 from probablend.config import read_train_config
-from probablend.emulate.dataset import SceneDataset
-from probablend.emulate.sources import open_bank
+from probablend.emulate.bank import draw_bank
+from probablend.emulate.compose import draw_batch
 from probablend.models import build_model
-from probablend.survey import get_survey
 
 
 def main() -> None:
@@ -25,15 +24,16 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("emulation.json"))
     parser.add_argument("--steps", type=int, default=30)
     arguments = parser.parse_args()
-    path = Path(str(files("probablend") / "configs" / "euclid-vis.toml"))
+    path = Path(str(files("probablend") / "configs" / "field.toml"))
     config = read_train_config(path)
     began = time.perf_counter()
-    bank = open_bank(
+    bank = draw_bank(
         "parametric",
-        get_survey(config.survey),
+        config.surveys,
         "train",
         n_galaxies=config.bank.n_galaxies,
         n_stars=config.bank.n_stars,
+        mag_range=config.scenes.mag_range,
         seed=config.seed,
     )
     bank_seconds = time.perf_counter() - began
@@ -41,17 +41,16 @@ def main() -> None:
     results = {}
     model = build_model(config.model).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.Adam(model.parameters())
-    for phase, curriculum in (("crowded", True), ("survey density", False)):
-        scenes = SceneDataset(bank, config.scenes, seed=1, n_scenes=10**6, curriculum=curriculum)
+    for phase, progress in (("crowded", 0.0), ("survey density", 1.0)):
         emulate = learn = 0.0
         for step in range(arguments.steps + 2):
             began = time.perf_counter()
-            items = [scenes[step * batch + k] for k in range(batch)]
-            image = torch.stack([i for i, _ in items]).to(memory_format=torch.channels_last)
-            classes = torch.stack([c for _, c in items])
+            scenes = draw_batch(
+                bank, config.scenes, n=batch, seed=1, index=step, progress=progress
+            )  # fmt: skip
             middle = time.perf_counter()
             generator = torch.Generator().manual_seed(step)
-            terms = model.training_loss(image, classes, generator=generator, beta=1.0)
+            terms = model.training_loss(scenes, generator=generator, beta=1.0)
             optimizer.zero_grad()
             (terms["loss"] / config.scenes.size**2).backward()
             optimizer.step()
@@ -70,7 +69,7 @@ def main() -> None:
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "bank": {"galaxies": len(bank.table), "megabytes": bank.n_bytes / 1e6,
+        "bank": {"stamps": len(bank.mag), "megabytes": bank.n_bytes / 1e6,
                  "seconds": bank_seconds},
         "phases": results,
     }  # fmt: skip

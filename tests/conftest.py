@@ -10,8 +10,10 @@ import torch
 
 from probablend.checkpoint import save_weights
 from probablend.emulate.blend import FieldConfig, draw_field
+from probablend.emulate.bank import draw_bank
+from probablend.emulate.compose import SceneBatch, SceneConfig, Sources, draw_batch
 from probablend.emulate.parametric import ParametricGalaxies
-from probablend.emulate.stamps import StampBank
+from probablend.models.field import FieldNetwork, FieldNetworkConfig
 from probablend.models.prob_unet import ProbabilisticUNet, ProbabilisticUNetConfig
 from probablend.survey import get_survey
 
@@ -29,19 +31,41 @@ def galaxies(survey):
 
 
 @pytest.fixture(scope="session")
-def bank(galaxies):
-    return StampBank(galaxies, seed=3)
-
-
-@pytest.fixture(scope="session")
-def scene(bank):
+def scene(galaxies):
     config = FieldConfig(size=200, mag_range=(20.5, 26.0), companion_fraction=0.4)
-    return draw_field(bank, config, generator=np.random.default_rng(11))
+    return draw_field(galaxies, config, generator=np.random.default_rng(11))
 
 
 @pytest.fixture
 def generator():
     return np.random.default_rng(5)
+
+
+def make_batch(image, classes, n_sources=0):
+    """Scenes with a given image and classes, and sources of arbitrary truth."""
+    torch_generator = torch.Generator().manual_seed(1)
+
+    def uniform(low, high):
+        return low + (high - low) * torch.rand(n_sources, generator=torch_generator)
+
+    size = image.shape[-1]
+    sources = Sources(
+        scene=uniform(0, len(image)).long(), y=uniform(0, size - 1), x=uniform(0, size - 1),
+        flux=uniform(20, 500), hlr=uniform(1, 5), g1=uniform(-0.4, 0.4), g2=uniform(-0.4, 0.4),
+        is_star=uniform(0, 1) < 0.2, n_pixels=uniform(6, 200).round(), e1=uniform(-0.4, 0.4),
+        e2=uniform(-0.4, 0.4), snr=uniform(3, 50), blended=uniform(0, 1) < 0.5,
+        blendedness=uniform(0, 0.9),
+    )  # fmt: skip
+    fwhm = torch.full((len(image),), 2.0)
+    return SceneBatch(
+        image=image, noiseless=image[:, 0], classes=classes, psf_fwhm=fwhm, sources=sources
+    )
+
+
+@pytest.fixture(scope="session")
+def batch_of():
+    """Function that makes a batch of an image and its classes."""
+    return make_batch
 
 
 @pytest.fixture(scope="session")
@@ -52,9 +76,8 @@ def small_network():
     network = ProbabilisticUNet(config)
     network.train()
     image = 3 * torch.randn(8, 1, 32, 32)
-    network.training_loss(
-        image, (image[:, 0] > 2).long(), generator=torch.Generator().manual_seed(0), beta=1.0
-    )
+    batch = make_batch(image, (image[:, 0] > 2).long())
+    network.training_loss(batch, generator=torch.Generator().manual_seed(0), beta=1.0)
     with torch.no_grad():
         for latent in (network.prior, network.posterior):
             latent.to_moments.weight.normal_(std=0.5)
@@ -67,6 +90,42 @@ def small_weights(small_network, tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "small.safetensors"
     settings = {"kind": "punet", **asdict(small_network.config)}
     save_weights(path, small_network, {"name": "small", "model": settings}, half=False)
+    return path
+
+
+@pytest.fixture(scope="session")
+def field_weights(tmp_path_factory):
+    """A small field model that learnt a little: it sees peaks where there is light."""
+    torch.manual_seed(2)
+    config = FieldNetworkConfig(
+        channels=(6, 8, 10), n_convs=1, patch_size=32, context=10, flow_hidden=(12,), head_width=6
+    )
+    network = FieldNetwork(config)
+    network.train()
+    optimizer = torch.optim.Adam(network.parameters(), lr=2e-2)
+    survey = get_survey("euclid-vis")
+    stamps = draw_bank(
+        "parametric", [survey], "train", n_galaxies=60, n_stars=6, mag_range=(19.5, 25.0), seed=1
+    )
+    scenes = SceneConfig(size=32, mag_range=(20.0, 25.0))
+    for k in range(60):
+        batch = draw_batch(stamps, scenes, n=8, seed=3, index=k, progress=0.0)
+        generator = torch.Generator().manual_seed(k)
+        loss = network.training_loss(batch, generator=generator, beta=1.0)["loss"]
+        optimizer.zero_grad()
+        (loss / 32**2).backward()
+        optimizer.step()
+    with torch.no_grad():  # it hardly dares yet
+        network.heat[-1].bias += 1.0
+        network.kind.bias[0] += 4.0
+    path = tmp_path_factory.mktemp("weights") / "small-field.safetensors"
+    meta = {
+        "name": "small-field",
+        "model": {"kind": "field", **asdict(config)},
+        "psf_fwhm_pixels": [survey.psf_fwhm_pixels],
+        "trained_range": {"psf_fwhm": [1.7, 1.7], "flux": [0.0, 1e5], "hlr": [0.0, 40.0]},
+    }
+    save_weights(path, network.eval(), meta, half=False)
     return path
 
 

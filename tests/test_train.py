@@ -7,13 +7,14 @@ import torch
 
 from probablend.checkpoint import load_model, load_tensors
 from probablend.config import BankConfig, OptimizerConfig, TrainConfig, read_train_config
-from probablend.emulate.dataset import SceneConfig
+from probablend.emulate.compose import SceneConfig
 from probablend.models import MODELS
 from probablend.train import train
 
 
 def small(kind="punet", n_steps=6):
     own = {
+        "field": {"context": 12, "flow_hidden": [16], "head_width": 6, "n_draws": 2},
         "unet": {},
         "punet": {"latent_dim": 2},
         "hpunet": {"n_latent_levels": 1},
@@ -38,7 +39,7 @@ def read_log(folder):
         return list(csv.DictReader(handle))
 
 
-@pytest.mark.parametrize("kind", ["punet", "hpunet"])
+@pytest.mark.parametrize("kind", ["punet", "hpunet", "field"])
 def test_a_resumed_training_ends_like_an_unbroken_one(tmp_path, kind):
     config = small(kind)
     train(config, tmp_path / "whole", device="cpu")
@@ -96,7 +97,7 @@ def test_the_shipped_configurations_can_be_read():
     ("text", "said"),
     [
         ("name = 'a'\nstepz = 3", "unknown settings"),
-        ("survey = 'x'", "name"),
+        ("surveys = ['x']", "name"),
         ("name = 3", "must be str"),
         ("name = 'a'\n[optimizer]\nn_steps = 'many'", "n_steps must be int"),
         ("name = 'a'\n[scenes]\nmag_range = [1]", "must be a list of 2"),
@@ -115,8 +116,8 @@ def test_a_bad_configuration_is_refused_in_words(tmp_path, text, said):
 def test_a_loss_that_is_not_finite_stops_the_training(tmp_path, monkeypatch):
     from probablend.models import UNet
 
-    def broken(self, image, classes, **_):
-        return {"loss": self(image).logits.sum() * np.inf}
+    def broken(self, batch, **_):
+        return {"loss": self(batch.image).logits.sum() * np.inf}
 
     monkeypatch.setattr(UNet, "training_loss", broken)
     with pytest.raises(ValueError, match="not finite at step 0"):

@@ -157,7 +157,7 @@ def train(
                 log.info("%s", " ".join(f"{key}={value:.4g}" for key, value in row.items()))
                 if scores["loss"] < best_score:
                     best_score = scores["loss"]
-                    save_weights(best, bare, _meta(config, row), half=True)
+                    save_weights(best, bare, _meta(config, row, bank), half=True)
             if done % config.checkpoint_every == 0 or done == end:
                 spent = seconds + time.monotonic() - began
                 state = {"config": _plain(config), "step": done, "best_score": best_score}
@@ -300,7 +300,7 @@ def _plain(config: TrainConfig) -> dict[str, Any]:
     return plain(asdict(config))
 
 
-def _meta(config: TrainConfig, row: dict[str, float]) -> dict[str, Any]:
+def _meta(config: TrainConfig, row: dict[str, float], bank: Bank) -> dict[str, Any]:
     surveys = [get_survey(name) for name in config.surveys]
     settings = {
         "kind": config.model["kind"],
@@ -314,8 +314,17 @@ def _meta(config: TrainConfig, row: dict[str, float]) -> dict[str, Any]:
         "config": _plain(config),
         "surveys": [survey.as_dict() for survey in surveys],
         "psf_fwhm_pixels": [survey.psf_fwhm_pixels for survey in surveys],
+        "trained_range": {
+            "psf_fwhm": [float(bank.psf_fwhm.min()), float(bank.psf_fwhm.max())],
+            "flux": [0.0, float(_brightest(bank, config))],  # in units of the noise
+            "hlr": [0.0, float(bank.hlr.max())],  # pixels
+        },
         "metrics": row,
     }
+
+
+def _brightest(bank: Bank, config: TrainConfig) -> Tensor:
+    return 10 ** (0.4 * (bank.mag_of_sigma.max() - config.scenes.mag_range[0]))
 
 
 def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

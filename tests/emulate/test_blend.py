@@ -85,19 +85,19 @@ def test_pairs_follow_the_protocol():
         assert r_min - 1.5 <= r <= r_max + 1.5
 
 
-def test_the_seed_fixes_a_scene(bank):
+def test_the_seed_fixes_a_scene(galaxies):
     config = FieldConfig(size=64)
     first, again, other = (
-        draw_field(bank, config, generator=np.random.default_rng(s)).image for s in (1, 1, 2)
+        draw_field(galaxies, config, generator=np.random.default_rng(s)).image for s in (1, 1, 2)
     )
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
 
 
-def test_a_field_has_the_density_and_the_counts_that_were_asked_for(bank, survey):
+def test_a_field_has_the_density_and_the_counts_that_were_asked_for(galaxies, survey):
     config = FieldConfig(size=600, density=300, star_density=0, mag_range=(21.0, 26.0))
     catalogs = [
-        draw_field(bank, config, generator=np.random.default_rng(k)).catalog for k in range(4)
+        draw_field(galaxies, config, generator=np.random.default_rng(k)).catalog for k in range(4)
     ]
     x, y = (np.concatenate([c[n] for c in catalogs]) for n in ("x", "y"))
     mag = np.concatenate([c["mag"] for c in catalogs])
@@ -109,11 +109,11 @@ def test_a_field_has_the_density_and_the_counts_that_were_asked_for(bank, survey
     assert bright / faint == pytest.approx(expected, rel=0.25)
 
 
-def test_companions_make_blends(bank):
+def test_companions_make_blends(galaxies):
     shares = []
     for fraction in (0.0, 0.8):
         config = FieldConfig(size=500, density=100, companion_fraction=fraction)
-        catalog = draw_field(bank, config, generator=np.random.default_rng(4)).catalog
+        catalog = draw_field(galaxies, config, generator=np.random.default_rng(4)).catalog
         shares.append(catalog["blended"].mean())
     assert shares[1] > 1.5 * shares[0]
 

@@ -6,7 +6,6 @@ from astropy.table import Table
 
 from probablend.emulate.blend import FieldConfig, draw_field
 from probablend.emulate.cosmos import CosmosGalaxies
-from probablend.emulate.stamps import StampBank
 from probablend.survey import get_survey
 
 SCALE, ZEROPOINT = 0.03, 25.94
@@ -75,7 +74,7 @@ def test_a_deconvolved_galaxy_is_the_galaxy_seen_by_the_survey(catalog, survey, 
 
 
 def test_a_field_can_be_made_of_real_galaxies(catalog, survey, generator):
-    bank = StampBank(CosmosGalaxies(survey, catalog, "train", n_stars=3))
+    bank = CosmosGalaxies(survey, catalog, "train", n_stars=3)
     field = draw_field(bank, FieldConfig(size=128, mag_range=(20.5, 24)), generator=generator)
     assert np.isfinite(field.image).all()
     assert set(field.catalog["galaxy"]) <= set(bank.table["galaxy"])

@@ -10,10 +10,10 @@ from probablend.evaluate.samples import latent_diversity, no_overlap_share
 
 
 @pytest.mark.slow
-def test_an_evaluation_writes_numbers_a_table_and_figures(bank, small_weights, tmp_path):
+def test_an_evaluation_writes_numbers_a_table_and_figures(galaxies, small_weights, tmp_path):
     config = FieldConfig(size=128, mag_range=(20.5, 26))
     results = evaluate_field(
-        bank, config, tmp_path, n_fields=2, n_samples=2, seed=1, model=small_weights, n_stamps=2,
+        galaxies, config, tmp_path, n_fields=2, n_samples=2, seed=1, model=small_weights, n_stamps=2,
         command="a command",
     )  # fmt: skip
     written = json.loads((tmp_path / "results.json").read_text())
@@ -35,7 +35,7 @@ def test_a_latent_that_changes_nothing_has_no_diversity(small_weights, scene, tm
 
 
 def test_a_network_that_sees_overlaps_everywhere_never_lets_a_stamp_go_clear(
-    bank, small_weights, tmp_path
+    galaxies, small_weights, tmp_path
 ):
     network, meta = load_model(small_weights)
     bias = network.head.layers[-1].bias.data
@@ -45,6 +45,6 @@ def test_a_network_that_sees_overlaps_everywhere_never_lets_a_stamp_go_clear(
         bias[4 * k : 4 * k + 4] = 50.0  # 2 × 2 pixels per class
         path = tmp_path / f"always{k}.safetensors"
         save_weights(path, network, meta, half=False)
-        share = no_overlap_share(bank, n_stamps=2, n_samples=2, seed=0, model=path, size=32)
+        share = no_overlap_share(galaxies, n_stamps=2, n_samples=2, seed=0, model=path, size=32)
         assert share == {"empty": expected, "isolated": expected}
         assert np.isfinite(list(share.values())).all()

@@ -367,7 +367,11 @@ def compose(
     )
     noiseless = noiseless.reshape(n, size, size)
     electrons = bank.electrons_of_sigma[survey][:, None, None]
-    image = noiseless + noise * (1 + noiseless.clamp(min=0) / electrons).sqrt()
+    variance = 1 + noiseless.clamp(min=0) / electrons
+    if bool(bank.noise.any()):  # real galaxies bring some of it along
+        carried = (flux * bank.noise[which])[here] ** 2 * (value[inside] != 0)
+        variance = variance - total(carried, at, n * size * size).reshape(variance.shape)
+    image = noiseless + noise * variance.clamp(min=0).sqrt()
     return SceneBatch(
         image=image[:, None],
         noiseless=noiseless,

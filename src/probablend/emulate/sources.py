@@ -1,15 +1,13 @@
 """Sources of isolated galaxies by name."""
 
-from typing import Any
-
 from probablend.data import DATASETS, require
 from probablend.emulate.candels import CandelsGalaxies
 from probablend.emulate.cosmos import CosmosGalaxies
 from probablend.emulate.parametric import ParametricGalaxies
-from probablend.emulate.stamps import Galaxies, ProfileGalaxies, Split, StampBank
+from probablend.emulate.stamps import Galaxies, Split
 from probablend.survey import Survey
 
-__all__ = ["SOURCES", "open_bank", "open_source"]
+__all__ = ["SOURCES", "open_source"]
 
 SOURCES = ("parametric", "candels", "cosmos")
 
@@ -65,12 +63,3 @@ def open_source(
             return CosmosGalaxies(survey, catalog, split, n_stars=n_stars)
         case _:
             raise ValueError(f"source must be one of {', '.join(SOURCES)}; got {name!r}")
-
-
-def open_bank(name: str, survey: Survey, split: Split, **settings: Any) -> Galaxies:
-    """Like :func:`open_source`, every galaxy drawn once and kept in memory."""
-    source = open_source(name, survey, split, **settings)
-    # Real stamps are in memory already.
-    if not isinstance(source, ProfileGalaxies):
-        return source
-    return StampBank(source, seed=settings.get("seed", 0))

@@ -1,8 +1,7 @@
 """Single galaxies, drawn without noise: the one interface behind which every source stands.
 
 A :class:`Galaxies` is one split (train, validation or test) of a source. It knows a table
-of its galaxies and draws any of them as a :class:`Stamp`. A :class:`StampBank` draws each
-once and then answers from memory, which is what training needs.
+of its galaxies and draws any of them as a :class:`Stamp`.
 """
 
 from abc import ABC, abstractmethod
@@ -20,7 +19,6 @@ __all__ = [
     "Galaxies",
     "Split",
     "Stamp",
-    "StampBank",
     "draw_stamp",
     "split_indices",
     "turn_stamp",
@@ -193,75 +191,17 @@ class Galaxies(ABC):
         return int(rows[generator.integers(low, high)])
 
 
-class StampBank(Galaxies):
-    """Galaxies drawn once and reused: flips, quarter turns, half-pixel steps, flux scaling.
-
-    Each galaxy is kept at twice the survey's sampling, so that summing 2 × 2 fine pixels
-    from any corner gives an exact half-pixel step: an undersampled image must not be
-    interpolated. With its own random offset, a flip and a turn that makes 32 exact views.
-
-    Parameters
-    ----------
-    galaxies : Galaxies
-        What to draw; needs a ``profile`` method (see :class:`ParametricGalaxies`).
-    seed : int
-        Seeds the offsets.
-    """
-
-    def __init__(self, galaxies: "ProfileGalaxies", *, seed: int = 0) -> None:
-        self.survey = galaxies.survey
-        self.table = galaxies.table
-        self.prepare()
-        generator = np.random.default_rng([seed, 7])
-        self._stamps: list[Stamp] = []
-        self._scale: list[float] = []
-        for index in range(len(self.table)):
-            mag = float(self.table["mag"][index])
-            stamp = galaxies.draw(index, mag, generator=generator, oversample=2)
-            peak = float(stamp.image.max())
-            # Half precision holds 3 digits over 5 decades below the peak.
-            half = (stamp.image / peak).astype(np.float16)
-            self._stamps.append(replace(stamp, image=half))
-            self._scale.append(peak)
-
-    @property
-    def n_bytes(self) -> int:
-        """Memory of the images."""
-        return sum(stamp.image.nbytes for stamp in self._stamps)
-
-    def draw(self, index: int, mag: float, *, generator: np.random.Generator) -> Stamp:
-        """See :meth:`Galaxies.draw`: one of the 32 exact views, scaled in flux."""
-        stamp = self._stamps[index]
-        turned, step_y, step_x = _turn(stamp, generator)
-        n = turned.image.shape[0]
-        # Shape (fine, fine) → (coarse, coarse): sum 2 × 2 fine pixels from the chosen corner.
-        rows, columns = (n - step_y) // 2, (n - step_x) // 2
-        fine = turned.image[step_y : step_y + 2 * rows, step_x : step_x + 2 * columns]
-        fine = fine.astype(np.float32)
-        half = fine[0::2] + fine[1::2]
-        coarse = half[:, 0::2] + half[:, 1::2]
-        flux = float(self.survey.flux(mag))
-        coarse *= self._scale[index] * flux / stamp.flux
-        return replace(
-            turned,
-            image=coarse,
-            flux=flux,
-            y=(turned.y - step_y - 0.5) / 2,
-            x=(turned.x - step_x - 0.5) / 2,
-        )
-
-
-def _turn(stamp: Stamp, generator: np.random.Generator) -> tuple[Stamp, int, int]:
-    """One of the eight flips and quarter turns, and two more random bits."""
+def _turn(stamp: Stamp, generator: np.random.Generator) -> Stamp:
+    """One of the eight flips and quarter turns."""
     image, y, x, g1, g2 = stamp.image, stamp.y, stamp.x, stamp.g1, stamp.g2
-    swap, flip_y, flip_x, bit_y, bit_x = generator.integers(0, 2, size=5)
+    swap, flip_y, flip_x = generator.integers(0, 2, size=3)
     if swap:
         image, y, x, g1 = image.T, x, y, -g1
     if flip_y:
         image, y, g2 = image[::-1], image.shape[0] - 1 - y, -g2
     if flip_x:
         image, x, g2 = image[:, ::-1], image.shape[1] - 1 - x, -g2
-    return replace(stamp, image=image, y=y, x=x, g1=g1, g2=g2), int(bit_y), int(bit_x)
+    return replace(stamp, image=image, y=y, x=x, g1=g1, g2=g2)
 
 
 def turn_stamp(stamp: Stamp, scale: float, *, generator: np.random.Generator) -> Stamp:
@@ -276,7 +216,7 @@ def turn_stamp(stamp: Stamp, scale: float, *, generator: np.random.Generator) ->
     generator : numpy.random.Generator
         Chooses one of the eight ways.
     """
-    turned, _, _ = _turn(stamp, generator)
+    turned = _turn(stamp, generator)
     return replace(
         turned,
         image=(turned.image * np.float32(scale)),

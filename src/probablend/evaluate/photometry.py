@@ -128,13 +128,16 @@ def matched_sources(
 
 
 def flux_scores(table: Table) -> dict[str, float]:
-    """Bias, scatter and outliers of Δm, and the mean and median relative error of the flux."""
+    """Bias, scatter and outliers of Δm, and the mean and median relative error of the flux.
+
+    A flux that is not positive counts as −99 mag.
+    """
     flux, true = np.asarray(table["flux"], float), np.asarray(table["flux_true"], float)
     if not len(flux):
         return {"n": 0}
     relative = np.abs(flux - true) / true
     with np.errstate(divide="ignore", invalid="ignore"):
-        error = np.where(flux > 0, 2.5 * np.log10(np.maximum(flux, 1e-30) / true), -np.inf)
+        error = np.where(flux > 0, 2.5 * np.log10(np.maximum(flux, 1e-30) / true), -99.0)
     middle = float(np.median(error))
     return {
         "n": len(flux),

@@ -1,0 +1,116 @@
+import numpy as np
+import pytest
+from astropy.table import Table
+
+from probablend.emulate.blend import Placed, make_scene
+from probablend.emulate.stamps import Stamp
+from probablend.evaluate.photometry import (
+    coverage_scores,
+    fisher_limit,
+    flux_scores,
+    matched_sources,
+    photometry,
+    unrecognised_blends,
+)
+from probablend.models.source import PARAMETERS
+
+SIGMA = 3.0  # pixels, of Gaussian galaxies
+
+
+def gaussian_scene(survey, centres, fluxes, size=96):
+    n = 48
+    y, x = np.mgrid[: n + 1, : n + 1] - n / 2
+    shape = np.exp(-(y**2 + x**2) / (2 * SIGMA**2)) / (2 * np.pi * SIGMA**2)
+    placed = []
+    for k, ((cy, cx), flux) in enumerate(zip(centres, fluxes, strict=True)):
+        stamp = Stamp(image=(flux * shape).astype(np.float32), flux=flux, y=n / 2, x=n / 2,
+                      hlr=3.0, g1=0.0, g2=0.0, galaxy=k)  # fmt: skip
+        placed.append(Placed(stamp, cy - n // 2, cx - n // 2))
+    return make_scene(placed, survey, (size, size), generator=np.random.default_rng(0))
+
+
+def test_the_fisher_limit_of_one_source_is_one_over_its_signal_to_noise(survey):
+    flux = 200 * survey.sky_rms
+    scene = gaussian_scene(survey, [(48, 48)], [flux])
+    snr = 200 / (2 * np.sqrt(np.pi) * SIGMA)  # of a Gaussian on white noise
+    np.testing.assert_allclose(fisher_limit(scene), 1 / snr, rtol=1e-3)
+
+
+def test_the_fisher_limit_of_a_pair_is_the_closed_form(survey):
+    """Correlation of two equal Gaussians at distance d: ρ = exp(−d²/4σ²); limit ∝ 1/√(1 − ρ²)."""
+    flux = 400 * survey.sky_rms
+    for d in (2, 5, 9):
+        scene = gaussian_scene(survey, [(48, 44), (48, 44 + d)], [flux, flux])
+        rho = np.exp(-(d**2) / (4 * SIGMA**2))
+        alone = 2 * np.sqrt(np.pi) * SIGMA / 400
+        np.testing.assert_allclose(fisher_limit(scene), alone / np.sqrt(1 - rho**2), rtol=2e-3)
+
+
+def test_flux_scores_are_what_their_names_say():
+    rng = np.random.default_rng(1)
+    true = 10 ** rng.uniform(2, 4, 20_000)
+    error = 0.1 * rng.standard_normal(len(true)) + 0.03
+    error[:400] = 2.0
+    table = Table({"flux": true * 10 ** (0.4 * error), "flux_true": true})
+    scores = flux_scores(table)
+    assert scores["nmad"] == pytest.approx(0.1, abs=0.005)
+    assert scores["bias"] == pytest.approx(0.03, abs=0.005)
+    assert scores["outliers"] == pytest.approx(0.02, abs=1e-6)
+    perfect = flux_scores(Table({"flux": true, "flux_true": true}))
+    assert perfect["nmad"] == perfect["bias"] == perfect["mean_relative"] == 0
+    negative = flux_scores(Table({"flux": -true, "flux_true": true}))
+    assert negative["outliers"] == 1
+
+
+def ranks(draw, n=4000):
+    rng = np.random.default_rng(2)
+    values = {f"rank_{k}": draw(rng, n) for k in ("flux", "hlr", "g1", "g2")}
+    return Table(
+        values | {"is_star": np.zeros(n, bool), "snr": rng.uniform(3, 100, n),
+                  "separation": rng.uniform(0, 20, n)}
+    )  # fmt: skip
+
+
+def test_coverage_of_a_calibrated_posterior_and_of_narrow_ones():
+    fair = coverage_scores(ranks(lambda rng, n: rng.uniform(size=n)))
+    for name in ("flux", "g2"):
+        assert fair[name]["68"] == pytest.approx(0.68, abs=0.03)
+        assert fair[name]["95"] == pytest.approx(0.95, abs=0.015)
+        assert abs(fair[name]["68_worst_bin"]) < 0.06
+        assert fair[name]["kolmogorov"] < 0.03
+    narrow = coverage_scores(ranks(lambda rng, n: rng.beta(0.4, 0.4, size=n)))
+    assert narrow["flux"]["68"] < 0.6
+    assert narrow["flux"]["68_worst_bin"] < -0.08
+
+
+def test_ranks_are_those_of_the_truth_among_the_draws(survey):
+    scene = gaussian_scene(survey, [(30, 30), (60, 60)], [300 * survey.sky_rms] * 2)
+    catalog = Table({"x": [60.2, 30.1], "y": [60.0, 30.0], "flux": [1.0, 2.0]})
+    draws = np.zeros((4, 2, len(PARAMETERS)))
+    flux = 300 * survey.sky_rms
+    draws[:, 0, 0] = flux * np.array([0.5, 0.6, 0.7, 1.5])
+    draws[:, 1, 0] = flux * np.array([1.1, 1.2, 1.3, 1.5])
+    table = matched_sources(scene, catalog, draws)
+    by_flux = dict(zip(table["flux"], table["rank_flux"], strict=True))
+    assert by_flux == {1.0: 0.75, 2.0: 0.0}
+    np.testing.assert_allclose(table["separation"], np.hypot(30, 30))
+
+
+def test_a_pair_seen_as_one_is_unrecognised_until_it_is_announced(survey):
+    flux = 2000 * survey.sky_rms
+    scene = gaussian_scene(survey, [(48, 44), (48, 50), (20, 20)], [flux] * 3)
+    one = Table({"x": [46.0, 20.0], "y": [48.0, 20.0], "p_blend": [0.9, 0.0], "flux": [1.0, 1.0]})
+    assert unrecognised_blends(scene, one) == {"pairs": 1, "unrecognised": 1, "announced": 1}
+    one["p_blend"] = 0.1
+    assert unrecognised_blends(scene, one)["announced"] == 0
+    two = Table({"x": [44.0, 50.0], "y": [48.0, 48.0], "p_blend": [1.0, 1.0], "flux": [1.0, 1.0]})
+    assert unrecognised_blends(scene, two) == {"pairs": 1, "unrecognised": 0, "announced": 0}
+
+
+def test_the_truth_as_catalogue_scores_perfectly(scene):
+    catalog = scene.catalog["x", "y", "flux"]
+    catalog["p_blend"] = 1.0
+    scores = photometry([scene], [catalog], [None])
+    assert scores["flux_all_snr10"]["nmad"] == pytest.approx(0, abs=1e-9)
+    assert scores["pairs"]["unrecognised"] == 0
+    assert scores["coverage"] == {}

@@ -1,0 +1,224 @@
+"""Segmentation and forced photometry with the field model."""
+
+import astropy.units as u
+import numpy as np
+import pytest
+from astropy.coordinates import SkyCoord
+from astropy.io import fits
+from astropy.table import QTable, Table
+from astropy.wcs import WCS
+
+from probablend.catalog import COLUMNS
+from probablend.flags import Flag
+from probablend.images import ImageData
+from probablend.infer.measure import measure, read_positions
+from probablend.infer.segment import segment
+from probablend.models.source import PARAMETERS
+
+
+def sky():
+    wcs = WCS(naxis=2)
+    wcs.wcs.ctype = ["RA---TAN", "DEC--TAN"]
+    wcs.wcs.crval, wcs.wcs.crpix = [150.0, 2.0], [100.0, 100.0]
+    wcs.wcs.cdelt = [-0.1 / 3600, 0.1 / 3600]
+    return wcs
+
+
+def run(scene, weights, **settings):
+    values = {"rms": scene.rms, "n_samples": 2, "model": weights, "psf_fwhm": 1.7}
+    values |= {"background": "none"} | settings
+    return segment(scene.image, **values)
+
+
+@pytest.fixture(scope="module")
+def result(scene, field_weights):
+    return run(scene, field_weights, zeropoint=25.0, wcs=sky())
+
+
+def test_the_catalogue_is_complete_finite_and_ordered(result):
+    table = result.catalog
+    assert table.colnames == list(COLUMNS)
+    assert len(table) > 5
+    for name in table.colnames:
+        assert np.isfinite(np.asarray(table[name].value if table[name].unit else table[name])).all()
+    assert (table["flux_q05"] < table["flux_q16"]).all()
+    assert (table["flux_q16"] < table["flux"]).all()
+    assert (table["flux"] < table["flux_q84"]).all()
+    assert (table["flux_q84"] < table["flux_q95"]).all()
+    assert (np.diff(table["y"].value) > -6).all()  # lowest first, up to the posterior's shift
+    for name in ("p_source", "p_star", "p_blend", "blendedness"):
+        assert (table[name] >= 0).all() & (table[name] <= 1).all()
+    np.testing.assert_allclose(
+        table["mag"].value, 25 - 2.5 * np.log10(table["flux"]), rtol=1e-5
+    )
+    np.testing.assert_allclose(table["hlr_arcsec"].value, 0.1 * table["hlr"].value, rtol=1e-4)
+    assert result.labels.max() == len(table)
+
+
+@pytest.mark.parametrize("tile_size", [40, 64, 104])
+def test_tiling_changes_nothing(scene, field_weights, result, tile_size):
+    tiled = run(scene, field_weights, zeropoint=25.0, wcs=sky(), tile_size=tile_size)
+    np.testing.assert_allclose(tiled.p_galaxy, result.p_galaxy, atol=1e-5)
+    np.testing.assert_allclose(tiled.p_blend, result.p_blend, atol=1e-5)
+    assert len(tiled.catalog) == len(result.catalog)
+    for name in ("x", "y", "flux", "hlr", "g1", "p_source", "flux_q95", "p_blend"):
+        a, b = (np.asarray(getattr(r.catalog[name], "value", r.catalog[name]))
+                for r in (tiled, result))  # fmt: skip
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3, err_msg=name)
+
+
+def test_the_same_seed_gives_the_same_catalogue(scene, field_weights, result):
+    again = run(scene, field_weights, zeropoint=25.0, wcs=sky())
+    other = run(scene, field_weights, zeropoint=25.0, wcs=sky(), seed=1)
+    np.testing.assert_array_equal(again.catalog["flux_q95"], result.catalog["flux_q95"])
+    assert not np.array_equal(other.catalog["flux_q95"], result.catalog["flux_q95"])
+    np.testing.assert_array_equal(other.catalog["p_source"], result.catalog["p_source"])
+
+
+def test_fluxes_are_in_the_unit_of_the_image(scene, field_weights, result):
+    thousand = segment(
+        1000 * scene.image, rms=1000 * scene.rms, n_samples=2, model=field_weights, psf_fwhm=1.7,
+        background="none",
+    )  # fmt: skip
+    np.testing.assert_allclose(thousand.catalog["flux"], 1000 * result.catalog["flux"], rtol=1e-3)
+
+
+def test_footprints_are_probabilities_and_may_overlap(result):
+    total = np.zeros(result.labels.shape)
+    for k in range(len(result.catalog)):
+        box, p = result.sources.footprint(k, result.labels.shape)
+        assert p.max() <= 1
+        assert p.min() >= 0
+        total[box] += p
+        # The mean of the footprints is as large as the footprints are on average.
+        radius = result.sources.draws[:, k, PARAMETERS.index("radius")]
+        if not result.catalog["flags"][k] & Flag.TRUNCATED and radius.max() < 15:
+            assert p.sum() == pytest.approx(np.pi * (radius**2).mean(), rel=0.15)
+    assert total.max() > 0.5
+
+
+def test_products_are_written_in_every_format(result, tmp_path):
+    result.write(tmp_path / "a", regions=True, keep_posterior=8)
+    with fits.open(tmp_path / "a" / "posterior.fits") as hdus:
+        draws = hdus["POSTERIOR"].data
+        assert draws["flux"].shape == (len(result.catalog), 8)
+    assert (tmp_path / "a" / "sources.reg").read_text().count("ellipse") == len(result.catalog)
+    result.write(tmp_path / "b", catalog_format="ecsv")
+    again = QTable.read(tmp_path / "b" / "catalog.ecsv")
+    np.testing.assert_allclose(again["flux"], result.catalog["flux"])
+    assert again["x"].unit == u.pix
+    assert again.meta["PBMODEL"] == "small-field"
+    with pytest.raises(ValueError, match="must be one of fits"):
+        result.write(tmp_path / "c", catalog_format="hdf5")
+    assert not (tmp_path / "c").exists()
+
+
+def test_replacing_products_leaves_none_of_an_earlier_run(result, tmp_path):
+    result.write(tmp_path, regions=True, keep_posterior=2, catalog_format="ecsv")
+    result.write(tmp_path, overwrite=True)
+    names = {p.name for p in tmp_path.iterdir()}
+    assert names == {"maps.fits", "catalog.fits", "quicklook.png"}
+
+
+def test_sources_outside_what_was_learnt_are_flagged(scene, field_weights, result):
+    assert not (result.catalog["flags"] & Flag.OUT_OF_RANGE).any()
+    broad = run(scene, field_weights, psf_fwhm=5.0)
+    assert (broad.catalog["flags"] & Flag.OUT_OF_RANGE).all()
+
+
+def test_saturated_pixels_are_flagged(scene, field_weights, result):
+    peak = float(scene.image.max())
+    data = ImageData(data=scene.image, saturation=0.9 * peak)
+    again = segment(
+        data, rms=scene.rms, n_samples=2, model=field_weights, psf_fwhm=1.7, background="none"
+    )
+    hit = np.flatnonzero(again.catalog["flags"] & Flag.SATURATED)
+    y, x = np.unravel_index(scene.image.argmax(), scene.image.shape)
+    assert 1 <= len(hit) < len(again.catalog)
+    near = np.hypot(again.catalog["y"].value[hit] - y, again.catalog["x"].value[hit] - x)
+    assert near.min() < 5
+
+
+def test_forced_photometry_keeps_every_row_and_their_order(scene, field_weights):
+    truth = scene.catalog
+    inside = (truth["x"] > 5) & (truth["x"] < 190) & (truth["y"] > 5) & (truth["y"] < 190)
+    some = Table(truth[inside][::-1], copy=True)["x", "y"]
+    some.add_row((-50.0, 10.0))
+    some.add_row((np.nan, 10.0))
+    mask = np.zeros(scene.image.shape, bool)
+    mask[100:104, 100:104] = True
+    some.add_row((101.6, 101.2))
+    settings = {"rms": scene.rms, "n_samples": 2, "model": field_weights, "psf_fwhm": 1.7,
+                "background": "none", "mask": mask}  # fmt: skip
+    table = measure(scene.image, some, **settings)
+    assert len(table) == len(some)
+    assert (table["flags"][-3:] == Flag.NO_DATA).all()
+    assert np.isnan(table["flux"][-3:]).all()
+    good = table["flags"] != Flag.NO_DATA
+    assert good[:-3].all()
+    distance = np.hypot(table["x"].value - some["x"], table["y"].value - some["y"])[:-3]
+    assert np.median(distance) < 2
+    backwards = measure(scene.image, some[::-1], **settings)
+    np.testing.assert_array_equal(backwards["flux"][::-1], table["flux"])
+    as_array = np.column_stack([some["x"], some["y"]])
+    np.testing.assert_array_equal(measure(scene.image, as_array, **settings)["flux"], table["flux"])
+
+
+def test_positions_on_the_sky_and_of_other_programs_are_understood(scene, field_weights, tmp_path):
+    wcs = sky()
+    settings = {"rms": scene.rms, "n_samples": 1, "model": field_weights, "psf_fwhm": 1.7,
+                "background": "none"}  # fmt: skip
+    at = np.array([[40.0, 60.0], [120.5, 80.25]])  # x, y
+    wanted = measure(scene.image, at, **settings)["flux"]
+    coordinates = wcs.pixel_to_world(at[:, 0], at[:, 1])
+    tables = {
+        "sky.csv": Table({"ra": coordinates.ra.deg, "dec": coordinates.dec.deg}),
+        "photutils.ecsv": Table({"xcentroid": at[:, 0], "ycentroid": at[:, 1]}),
+        "sextractor.fits": Table({"X_IMAGE": at[:, 0] + 1, "Y_IMAGE": at[:, 1] + 1}),
+    }
+    for name, table in tables.items():
+        table.write(tmp_path / name)
+        found = measure(scene.image, read_positions(tmp_path / name), wcs=wcs, **settings)
+        np.testing.assert_allclose(found["flux"], wanted, rtol=1e-3, err_msg=name)
+    radians = QTable({"ra": SkyCoord(coordinates).ra.to(u.rad), "dec": coordinates.dec})
+    found = measure(scene.image, radians, wcs=wcs, **settings)
+    np.testing.assert_allclose(found["flux"], wanted, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        (Table({"a": [1.0]}), "needs columns x and y"),
+        (Table({"ra": [1.0], "dec": [1.0]}), "no WCS"),
+        (Table({"x": ["here"], "y": [1.0]}), "must be numbers"),
+        (np.zeros((2, 3)), "shape"),
+    ],
+)
+def test_positions_that_cannot_be_used_are_refused_in_words(scene, field_weights, table, said):
+    with pytest.raises(ValueError, match=said):
+        measure(scene.image, table, rms=scene.rms, model=field_weights)
+
+
+def test_a_model_of_pixels_cannot_measure(scene, small_weights):
+    with pytest.raises(ValueError, match="knows pixels only"):
+        measure(scene.image, np.zeros((1, 2)), rms=scene.rms, model=small_weights)
+    plain = run(scene, small_weights)
+    with pytest.raises(ValueError, match="knows pixels only"):
+        plain.write("nowhere", regions=True)
+
+
+def test_no_positions_are_an_empty_catalogue(scene, field_weights):
+    table = measure(
+        scene.image, np.zeros((0, 2)), rms=scene.rms, n_samples=1, model=field_weights,
+        psf_fwhm=1.7,
+    )  # fmt: skip
+    assert len(table) == 0
+    assert table.colnames == list(COLUMNS)
+
+
+def test_an_image_without_sources_has_an_empty_catalogue(field_weights, tmp_path):
+    image = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+    result = segment(image, rms=1.0, n_samples=1, model=field_weights, psf_fwhm=1.7,
+                     min_p_source=1.0)  # fmt: skip
+    assert len(result.catalog) == 0
+    result.write(tmp_path, regions=True, keep_posterior=2)

@@ -1,0 +1,98 @@
+import numpy as np
+import pytest
+import torch
+from scipy.stats import kstest
+from torch.autograd.functional import jacobian
+
+from probablend.models.source import (
+    PARAMETERS,
+    SourceFlow,
+    SourcePosterior,
+    _log_jacobian,
+    to_free,
+    to_physical,
+)
+
+
+def some_parameters(n, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    values = torch.rand(n, len(PARAMETERS), generator=g, dtype=torch.float64)
+    values[:, 0] *= 1e4
+    values[:, 1] = 0.1 + 10 * values[:, 1]
+    values[:, [2, 3, 7, 8]] = 1.3 * (values[:, [2, 3, 7, 8]] - 0.5)
+    values[:, 6] += 0.5
+    return values
+
+
+@pytest.fixture
+def posterior():
+    torch.manual_seed(1)
+    flow = SourceFlow(6, hidden=(16,))
+    for parameter in flow.parameters():
+        parameter.data += 0.15 * torch.randn_like(parameter)
+    context = torch.randn(3, 6)
+    y, x, unit = torch.tensor([5.0, 0.0, 99.0]), torch.tensor([7.0, 3.0, 1.0]), torch.rand(3) + 0.5
+    return SourcePosterior(flow=flow, context=context, y=y, x=x, unit=unit)
+
+
+def test_the_map_to_free_parameters_is_one_to_one():
+    values = some_parameters(200)
+    torch.testing.assert_close(to_physical(to_free(values)), values)
+
+
+def test_the_jacobian_is_that_of_automatic_differentiation():
+    for values in some_parameters(8, seed=3):
+        matrix = jacobian(to_free, values)
+        expected = torch.linalg.slogdet(matrix).logabsdet
+        torch.testing.assert_close(_log_jacobian(values), expected, rtol=1e-6, atol=1e-6)
+
+
+@torch.no_grad()
+def test_the_fast_inverse_is_the_inverse(posterior):
+    base = torch.randn(50, 3, len(PARAMETERS), generator=torch.Generator().manual_seed(0))
+    fast = posterior.flow.invert(posterior.context, base)
+    slow = posterior.flow(posterior.context).transform.inv(base)
+    torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-4)
+    back = posterior.flow(posterior.context).transform(fast)
+    torch.testing.assert_close(back, base, rtol=1e-3, atol=1e-3)
+
+
+@torch.no_grad()
+def test_samples_have_the_units_and_positions_asked_for(posterior):
+    draws = posterior.sample(500, generator=torch.Generator().manual_seed(0))
+    assert draws.shape == (500, 3, len(PARAMETERS))
+    assert (draws[..., 0] > 0).all()
+    assert (torch.hypot(draws[..., 2], draws[..., 3]) < 1).all()
+    middle = draws[..., [4, 5]].median(dim=0).values
+    expected = torch.stack([posterior.y, posterior.x], dim=1)
+    assert (middle - expected).abs().max() < 2.5
+    double = SourcePosterior(
+        flow=posterior.flow, context=posterior.context, y=posterior.y, x=posterior.x,
+        unit=2 * posterior.unit,
+    )  # fmt: skip
+    again = double.sample(500, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(again[..., 0], 2 * draws[..., 0])
+
+
+@torch.no_grad()
+def test_log_prob_is_the_density_of_the_samples(posterior):
+    """E_p[q/p] over draws from p is 1 for any density q that p covers: here q is p, moved."""
+    draws = posterior.sample(4000, generator=torch.Generator().manual_seed(2)).double()
+    log_p = posterior.log_prob(draws.float()).double()
+    moved = draws.clone()
+    moved[..., 4] += 0.02  # q(θ) = p(θ moved): a density of its own
+    log_q = posterior.log_prob(moved.float()).double()
+    ratio = (log_q - log_p).exp().mean(dim=0)
+    np.testing.assert_allclose(ratio, 1, atol=0.1)
+
+
+@torch.no_grad()
+def test_the_flux_of_samples_follows_the_density(posterior):
+    """The base numbers that belong to samples are standard normal, by the inverse."""
+    draws = posterior.sample(3000, generator=torch.Generator().manual_seed(4))
+    factor, offset = posterior._shift()
+    free = to_free((draws - offset) / factor)
+    base = posterior.flow(posterior.context).transform(free)
+    # Where nothing was clipped, each is normal.
+    for k in range(6):
+        assert kstest(base[:, 0, k].numpy(), "norm").pvalue > 1e-4
