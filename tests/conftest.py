@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from probablend.checkpoint import save_weights
-from probablend.emulate.blend import FieldConfig, draw_field
 from probablend.emulate.bank import draw_bank
+from probablend.emulate.blend import FieldConfig, draw_field
 from probablend.emulate.compose import SceneBatch, SceneConfig, Sources, draw_batch
 from probablend.emulate.parametric import ParametricGalaxies
 from probablend.models.field import FieldNetwork, FieldNetworkConfig

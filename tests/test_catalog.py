@@ -66,7 +66,9 @@ def test_an_object_of_one_level_is_centred_on_its_pixels(labels):
 
 def test_no_objects_are_an_empty_table_with_all_columns():
     empty = np.zeros((10, 12), dtype=np.int32)
-    table = catalog_of_labels(empty, empty, blended_pixels(np.zeros((2, 10, 12))), empty.astype(bool))
+    table = catalog_of_labels(
+        empty, empty, blended_pixels(np.zeros((2, 10, 12))), empty.astype(bool)
+    )
     assert len(table) == 0
     assert set(table.colnames) <= set(COLUMNS)
     assert {"id", "x", "y", "ra", "dec", "n_pixels", "p_blend", "flags"} <= set(table.colnames)

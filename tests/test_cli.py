@@ -179,3 +179,61 @@ def test_the_real_hubble_image_is_read():
     data = hubble_image().data
     assert data.shape == (872, 1000)
     assert data.std() > 10
+
+
+def test_measure_writes_a_row_per_position(run, image, field_weights, scene, tmp_path):
+    rows = scene.catalog["x", "y"][:7]
+    rows.add_row((-99.0, 3.0))
+    rows.write(tmp_path / "mine.csv")
+    out = tmp_path / "deep" / "measured.ecsv"
+    code, said, _ = run(
+        "measure", image, "--positions", tmp_path / "mine.csv", "--rms", scene.rms, "--samples", 1,
+        "--model", field_weights, "--psf-fwhm", 1.7, "--zeropoint", 25, "-o", out,
+    )  # fmt: skip
+    assert code == 0
+    table = Table.read(out)
+    assert len(table) == 8
+    n = int(np.isfinite(table["mag"]).sum())
+    assert f"measured {n} of 8" in " ".join(said.split())
+    assert n < 8
+    assert [p.name for p in out.parent.iterdir()] == ["measured.ecsv"]
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "sentence"),
+    [
+        (None, [], "does not exist"),
+        ("not a table at all\n\x00", [], "cannot be read|needs columns"),
+        ("a,b\n1,2\n", [], "needs columns x and y"),
+        ("ra,dec\n1,2\n", [], "no WCS"),
+        ("x,y\n1,2\n", ["-o", "m.hdf5"], "must be one of fits"),
+        ("x,y\n1,2\n", ["--psf-fwhm", "-1"], "psf_fwhm must be positive"),
+    ],
+)
+def test_measure_complains_in_one_sentence(
+    run, image, field_weights, tmp_path, monkeypatch, text, options, sentence
+):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "mine.csv"
+    if text is not None:
+        path.write_text(text)
+    code, _, said = run("measure", image, "--positions", path, "--model", field_weights, *options)
+    assert code == 1
+    assert re.search(sentence, said)
+    assert len(said.strip().splitlines()) == 1
+    assert {p.name for p in tmp_path.iterdir()} <= {"image.fits", "mine.csv"}
+
+
+def test_segment_writes_what_is_asked_for(run, image, field_weights, scene, tmp_path):
+    out = tmp_path / "out"
+    code, *_ = run(
+        "segment", image, "--rms", scene.rms, "--samples", 1, "--model", field_weights, "-o", out,
+        "--regions", "--keep-posterior", 4, "--catalog-format", "ecsv", "--psf-fwhm", 1.7,
+    )  # fmt: skip
+    assert code == 0
+    assert {p.name for p in out.iterdir()} == {
+        "maps.fits", "catalog.ecsv", "quicklook.png", "posterior.fits", "sources.reg",
+    }  # fmt: skip
+    code, _, said = run("segment", image, "--keep-posterior", 9999, "-o", tmp_path / "b")
+    assert code == 1
+    assert "draws can be kept" in said

@@ -2,13 +2,14 @@
 
 In the order of the pipeline: :func:`get_survey` describes a survey, :func:`draw_field` and
 :func:`draw_pair` emulate blends with their truth, :func:`segment` finds galaxies and their
-overlaps in an image and says how sure it is.
+overlaps in an image and says how sure it is, :func:`measure` does so at given positions.
 """
 
 from probablend._version import __version__
 from probablend.emulate.blend import FieldConfig, Scene, draw_field, draw_pair
 from probablend.emulate.sources import open_source
 from probablend.images import read_image
+from probablend.infer.measure import measure
 from probablend.infer.segment import Segmentation, segment
 from probablend.survey import Survey, available_surveys, get_survey
 
@@ -22,6 +23,7 @@ __all__ = [
     "draw_field",
     "draw_pair",
     "get_survey",
+    "measure",
     "open_source",
     "read_image",
     "segment",

@@ -84,9 +84,7 @@ def build_table(columns: Mapping[str, np.ndarray]) -> QTable:
     return table
 
 
-def write_catalog(
-    table: QTable, path: Path, header: fits.Header, name: str = "CATALOG"
-) -> None:
+def write_catalog(table: QTable, path: Path, header: fits.Header, name: str = "CATALOG") -> None:
     """Write a table in the format that its suffix names; provenance goes along."""
     if path.suffix == ".fits":
         hdu = fits.BinTableHDU(table, name=name)

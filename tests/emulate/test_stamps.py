@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import center_of_mass
 
-from probablend.emulate.stamps import turn_stamp, SPLITS, split_indices
+from probablend.emulate.stamps import SPLITS, split_indices, turn_stamp
 
 
 def brightest_round(galaxies):

@@ -13,8 +13,8 @@ from probablend.evaluate.samples import latent_diversity, no_overlap_share
 def test_an_evaluation_writes_numbers_a_table_and_figures(galaxies, small_weights, tmp_path):
     config = FieldConfig(size=128, mag_range=(20.5, 26))
     results = evaluate_field(
-        galaxies, config, tmp_path, n_fields=2, n_samples=2, seed=1, model=small_weights, n_stamps=2,
-        command="a command",
+        galaxies, config, tmp_path, n_fields=2, n_samples=2, seed=1, model=small_weights,
+        n_stamps=2, command="a command",
     )  # fmt: skip
     written = json.loads((tmp_path / "results.json").read_text())
     assert written == json.loads(json.dumps(results))

@@ -48,9 +48,7 @@ def test_the_catalogue_is_complete_finite_and_ordered(result):
     assert (np.diff(table["y"].value) > -6).all()  # lowest first, up to the posterior's shift
     for name in ("p_source", "p_star", "p_blend", "blendedness"):
         assert (table[name] >= 0).all() & (table[name] <= 1).all()
-    np.testing.assert_allclose(
-        table["mag"].value, 25 - 2.5 * np.log10(table["flux"]), rtol=1e-5
-    )
+    np.testing.assert_allclose(table["mag"].value, 25 - 2.5 * np.log10(table["flux"]), rtol=1e-5)
     np.testing.assert_allclose(table["hlr_arcsec"].value, 0.1 * table["hlr"].value, rtol=1e-4)
     assert result.labels.max() == len(table)
 

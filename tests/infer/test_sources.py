@@ -5,12 +5,14 @@ from probablend.infer.sources import Ellipses, blended_share, group_sources, lab
 
 
 def ellipses(*rows):
-    return Ellipses(**dict(zip(("y", "x", "radius", "e1", "e2"), np.array(rows, float).T, strict=True)))
+    return Ellipses(
+        **dict(zip(("y", "x", "radius", "e1", "e2"), np.array(rows, float).T, strict=True))
+    )
 
 
 def test_an_ellipse_has_the_area_and_the_moments_it_is_named_for():
     one = ellipses((60.3, 70.8, 22.0, 0.4, -0.5))
-    source, index, rho = one.pixels((128, 160))
+    _, index, rho = one.pixels((128, 160))
     y, x = np.divmod(index, 160)
     assert len(index) == pytest.approx(np.pi * 22**2, rel=0.01)
     yy, xx = ((y - 60.3) ** 2).mean(), ((x - 70.8) ** 2).mean()
@@ -45,8 +47,9 @@ def test_pixels_are_those_of_each_source_alone():
 
 def test_blending_counts_the_draws_with_an_overlap_inside():
     two = ellipses((10, 10, 4, 0, 0), (10, 30, 4, 0, 0))
+    nothing = np.zeros(0, int)
     draws = [(np.array([10]), np.array([12])), (np.array([10]), np.array([20])),
-             (np.array([9, 11]), np.array([10, 31])), (np.zeros(0, int), np.zeros(0, int))]  # fmt: skip
+             (np.array([9, 11]), np.array([10, 31])), (nothing, nothing)]  # fmt: skip
     np.testing.assert_allclose(blended_share(two, draws, (20, 40)), [0.5, 0.25])
     assert blended_share(ellipses((1, 1, 1, 0, 0)), draws, (20, 40)).tolist() == [0]
 

@@ -144,7 +144,9 @@ def draw_bank(
     table = table[order]
     sizes = np.array([images[k].size for k in order])
     names = ("group", "mag", "side", "peak", "y", "x", "hlr", "g1", "g2", "noise")
-    column = {name: torch.from_numpy(table[:, k].astype(np.float32)) for k, name in enumerate(names)}
+    column = {
+        name: torch.from_numpy(table[:, k].astype(np.float32)) for k, name in enumerate(names)
+    }
     return Bank(
         pixels=torch.from_numpy(np.concatenate([images[k] for k in order])),
         start=torch.from_numpy(np.cumsum(sizes) - sizes),

@@ -200,7 +200,9 @@ def draw_field(galaxies: Galaxies, config: FieldConfig, *, generator: np.random.
     area = (side * survey.scale / 60) ** 2  # arcmin²
     n_galaxies = int(generator.poisson(config.density * area))
     n_stars = int(generator.poisson(config.star_density * area)) if galaxies.n_stars else 0
-    centres = generator.uniform(-FIELD_MARGIN, config.size + FIELD_MARGIN, size=(n_galaxies + n_stars, 2))
+    centres = generator.uniform(
+        -FIELD_MARGIN, config.size + FIELD_MARGIN, size=(n_galaxies + n_stars, 2)
+    )
     is_companion = generator.uniform(size=n_galaxies) < config.companion_fraction
     for k in np.flatnonzero(is_companion) if n_galaxies > 1 else []:
         host = int(generator.integers(n_galaxies))

@@ -5,6 +5,7 @@ Fluxes are compared with the total flux of the drawn profile, in magnitudes:
 profile and position, where fluxes are linear: covariance (GᵀG/σ²)⁻¹.
 """
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -184,16 +185,16 @@ def _bins(table: Table) -> list[np.ndarray]:
     for key, edges in (("snr", SNR_BINS), ("separation", SEPARATION_BINS)):
         values = np.asarray(table[key], float)
         masks += [(values >= low) & (values < high)
-                  for low, high in zip(edges, edges[1:], strict=False)]  # fmt: skip
+                  for low, high in pairwise(edges)]  # fmt: skip
     return [m for m in masks if m.sum() >= _MIN_IN_BIN]
 
 
-def binned_scatter(table: Table) -> list[dict[str, float]]:
+def binned_scatter(table: Table) -> list[dict[str, Any]]:
     """Flux scores and scatter over the Fisher limit in bins of S/N and separation."""
     rows = []
     for key, edges in (("snr", SNR_BINS), ("separation", SEPARATION_BINS)):
         values = np.asarray(table[key], float)
-        for low, high in zip(edges, edges[1:], strict=False):
+        for low, high in pairwise(edges):
             some = table[(values >= low) & (values < high)]
             if len(some) < _MIN_IN_BIN:
                 continue

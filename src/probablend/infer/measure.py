@@ -143,7 +143,7 @@ def measure(
         if name not in result.catalog.colnames:
             continue
         empty = np.nan if np.issubdtype(dtype, np.floating) else 0
-        values = np.full(n, empty, dtype=dtype)
+        values: np.ndarray = np.full(n, empty, dtype=dtype)
         column = result.catalog[name]
         values[rows[seen]] = np.asarray(getattr(column, "value", column))[seen]
         columns[name] = values

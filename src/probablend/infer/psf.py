@@ -48,7 +48,9 @@ def estimate_psf_fwhm(signal: np.ndarray, mask: np.ndarray) -> float | None:
     box = (slice(top, top + _REGION), slice(left, left + _REGION))
     signal, mask = signal[box], mask[box]
     smooth = ndimage.gaussian_filter(signal, 1.0)
-    peaks = (smooth == ndimage.maximum_filter(smooth, size=2 * _FIT + 1)) & (smooth > _MIN_PEAK * _SMOOTH_RMS)
+    peaks = (smooth == ndimage.maximum_filter(smooth, size=2 * _FIT + 1)) & (
+        smooth > _MIN_PEAK * _SMOOTH_RMS
+    )
     margin = _FIT // 2 + 1
     inner = np.zeros_like(peaks)
     inner[margin:-margin, margin:-margin] = True

@@ -161,7 +161,7 @@ def scan_image(
         p_galaxy=np.clip(p_galaxy, 0, 1),
         p_blend=np.clip(p_blend, 0, 1),
         samples=samples,
-        draws=draws,  # type: ignore[arg-type]
+        draws=draws,
         found=_in_order(found) if found else None,
     )
 

@@ -111,7 +111,11 @@ class Ellipses:
         """Semi-axes a and b (pixels) and the angle of a from x towards y (radians)."""
         e = np.clip(np.hypot(self.e1, self.e2), 0, 0.999)
         q = np.sqrt((1 - e) / (1 + e))
-        return self.radius / np.sqrt(q), self.radius * np.sqrt(q), 0.5 * np.arctan2(self.e2, self.e1)
+        return (
+            self.radius / np.sqrt(q),
+            self.radius * np.sqrt(q),
+            0.5 * np.arctan2(self.e2, self.e1),
+        )
 
     def to_regions(self) -> str:
         """Region file for ds9, image coordinates (first pixel at 1), one ellipse per source."""
@@ -203,7 +207,9 @@ class Measured:
             table[name] = np.ascontiguousarray(self.draws[:n, :, k].T)
         return table
 
-    def footprint(self, k: int, shape_yx: tuple[int, int]) -> tuple[tuple[slice, slice], np.ndarray]:
+    def footprint(
+        self, k: int, shape_yx: tuple[int, int]
+    ) -> tuple[tuple[slice, slice], np.ndarray]:
         """Where source ``k`` may be: a box of the image, and per pixel the probability.
 
         The probability that a pixel belongs to the footprint is the share of the posterior
@@ -356,14 +362,15 @@ def label_sources(ellipses: Ellipses, p_galaxy: np.ndarray) -> np.ndarray:
         0 = none, 1…N: the source in whose ellipse the pixel lies deepest. A source keeps the
         pixel of its centre.
     """
-    labels = np.zeros(p_galaxy.shape, dtype=np.int32)
-    source, index, rho = ellipses.pixels(p_galaxy.shape, reach=_REACH)  # type: ignore[arg-type]
+    n_y, n_x = p_galaxy.shape
+    labels = np.zeros((n_y, n_x), dtype=np.int32)
+    source, index, rho = ellipses.pixels((n_y, n_x), reach=_REACH)
     order = np.argsort(-rho, kind="stable")  # the last to write is the deepest
     flat = labels.ravel()
     flat[index[order]] = source[order] + 1
     flat[~(p_galaxy.ravel() > 0.5)] = 0
-    rows = np.clip(np.floor(ellipses.y + 0.5).astype(int), 0, labels.shape[0] - 1)
-    columns = np.clip(np.floor(ellipses.x + 0.5).astype(int), 0, labels.shape[1] - 1)
+    rows = np.clip(np.floor(ellipses.y + 0.5).astype(int), 0, n_y - 1)
+    columns = np.clip(np.floor(ellipses.x + 0.5).astype(int), 0, n_x - 1)
     labels[rows, columns] = np.arange(1, len(ellipses) + 1)
     return labels
 

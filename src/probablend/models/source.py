@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 import zuko
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.distributions import AffineTransform, Transform
+from torch.nn import functional as F
 
 from probablend.emulate.compose import Sources
 
@@ -59,13 +59,11 @@ def to_physical(free: Tensor) -> Tensor:
     g1, g2 = _shrink(g1, g2)
     e1, e2 = _shrink(e1, e2)
     blended = ((1 + 2 * _FLOOR) * torch.sigmoid(logit) - _FLOOR).clamp(0, 1)
-    return torch.stack(
-        [flux.exp(), hlr.exp(), g1, g2, y, x, radius.exp(), e1, e2, blended], dim=-1
-    )
+    return torch.stack([flux.exp(), hlr.exp(), g1, g2, y, x, radius.exp(), e1, e2, blended], dim=-1)
 
 
 def _log_jacobian(values: Tensor) -> Tensor:
-    """log |∂ free / ∂ physical|, (...)."""
+    """Log |∂ free / ∂ physical|, (...)."""
     flux, hlr, g1, g2, _, _, radius, e1, e2, blended = values.unbind(-1)
 
     def disc(v1: Tensor, v2: Tensor) -> Tensor:
@@ -118,7 +116,7 @@ class _Standardize(zuko.lazy.LazyTransform):
             value = torch.tensor(start)
             layer.bias.data = value.log() if layer is self.log_scale else value
 
-    def forward(self, c: Tensor) -> Transform:  # type: ignore[override]
+    def forward(self, c: Tensor) -> Transform:
         scale = self.log_scale(c).clamp(*_LOG_SCALE).exp()
         return AffineTransform(self.location(c), scale).inv
 
