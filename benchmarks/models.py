@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from probablend import __version__
+from probablend.checkpoint import load_tensors
 from probablend.config import TrainConfig, read_train_config
 from probablend.emulate.bank import load_bank
 from probablend.emulate.blend import FieldConfig, draw_field
@@ -46,11 +47,14 @@ def main() -> None:
         folder = arguments.work / f"{kind}-{arguments.seconds:.0f}s"
         weights = folder / f"{kind}.safetensors"
         if not weights.exists():
-            seconds = step_seconds(config, folder.with_name("timing"))
-            n_steps = int(arguments.seconds / seconds)
-            optimizer = replace(config.optimizer, n_steps=n_steps)
-            config = replace(config, optimizer=optimizer)
-            train(config, folder, resume=(folder / "last.safetensors").exists())
+            started = folder / "last.safetensors"
+            if started.exists():
+                n_steps = load_tensors(started)[1]["config"]["optimizer"]["n_steps"]
+            else:
+                seconds = step_seconds(config, arguments.work / f"timing-{kind}")
+                n_steps = int(arguments.seconds / seconds)
+            config = replace(config, optimizer=replace(config.optimizer, n_steps=n_steps))
+            train(config, folder, resume=started.exists())
         rows[kind] = score(weights) | {"steps": read_steps(weights)}
         print(kind, rows[kind], flush=True)
     report = {

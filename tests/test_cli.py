@@ -234,6 +234,7 @@ def test_segment_writes_what_is_asked_for(run, image, field_weights, scene, tmp_
     assert {p.name for p in out.iterdir()} == {
         "maps.fits", "catalog.ecsv", "quicklook.png", "posterior.fits", "sources.reg",
     }  # fmt: skip
-    code, _, said = run("segment", image, "--keep-posterior", 9999, "-o", tmp_path / "b")
+    code, _, said = run("segment", image, "--keep-posterior", 9999, "--model", field_weights,
+                       "-o", tmp_path / "b")  # fmt: skip
     assert code == 1
     assert "draws can be kept" in said

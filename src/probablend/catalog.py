@@ -65,10 +65,24 @@ COLUMNS: dict[str, tuple[type, u.Unit | str | None, str]] = {
     "g2_err": (np.float32, None, "half the width of the 68 % interval of g2"),
     "n_pixels": (np.int32, u.pix, _EXTENT),
     "p_blend": (np.float32, None, "probability that the footprint overlaps another galaxy's"),
-    "blendedness": (np.float32, None, "1 − <g,g>/<g,sum of all> (Bosch et al. 2018), median"),
+    "blendedness": (np.float32, None, "1 - <g,g>/<g,sum of all> (Bosch et al. 2018), median"),
     "parent": (np.int32, None, "lowest id of the objects whose footprints touch"),
     "n_siblings": (np.int32, None, "other objects in that group"),
     "flags": (np.int32, None, "; ".join(f"{f.value} {f.name}" for f in Flag)),
+}
+
+
+# Where a result comes from: key of its ``meta`` → FITS keyword and comment.
+PROVENANCE = {
+    "version": ("PBVERS", "version of probablend"),
+    "model": ("PBMODEL", "weights"),
+    "weights_hash": ("PBHASH", "SHA-256 of the weight file, 16 digits"),
+    "psf_fwhm": ("PBFWHM", "FWHM of the PSF, pixels"),
+    "seed": ("PBSEED", "seed of the samples"),
+    "n_samples": ("PBNSAMP", "posterior samples"),
+    "rms": ("PBRMS", "median noise per pixel, image units"),
+    "background": ("PBBACK", "median background taken out"),
+    "input": ("PBINPUT", "image"),
 }
 
 
@@ -79,7 +93,7 @@ def build_table(columns: Mapping[str, np.ndarray]) -> QTable:
         if name not in columns:
             continue
         values: np.ndarray = np.asarray(columns[name], dtype=dtype)
-        table[name] = values if unit is None else values * unit
+        table[name] = values if unit is None else u.Quantity(values, unit, dtype=dtype)
         table[name].info.description = description
     return table
 
@@ -88,6 +102,9 @@ def write_catalog(table: QTable, path: Path, header: fits.Header, name: str = "C
     """Write a table in the format that its suffix names; provenance goes along."""
     if path.suffix == ".fits":
         hdu = fits.BinTableHDU(table, name=name)
+        for number, column in enumerate(table.itercols(), start=1):
+            said = (column.info.description or "").encode("ascii", "replace").decode()
+            hdu.header[f"TCOMM{number}"] = said
         fits.HDUList([fits.PrimaryHDU(header=header), hdu]).writeto(path)
         return
     table = table.copy()
@@ -101,6 +118,14 @@ def write_table(table: QTable, path: Path) -> None:
     work = Path(tempfile.mkdtemp(prefix=".probablend-", dir=path.parent))
     try:
         header = fits.Header([("ORIGIN", "probablend"), ("PBVERS", __version__)])
+        for key, (keyword, said) in PROVENANCE.items():
+            if key in table.meta:
+                value = table.meta[key]
+                if isinstance(value, str):  # FITS knows ASCII only
+                    value = value.encode("ascii", "replace").decode()[-60:]
+                header[keyword] = (value, said)
+        table = table.copy()
+        table.meta.clear()
         write_catalog(table, work / path.name, header)
         os.replace(work / path.name, path)
     finally:
@@ -144,7 +169,8 @@ def quantile_columns(draws: np.ndarray, zeropoint: float | None) -> dict[str, np
 def _quantiles(values: np.ndarray, levels: Sequence[float]) -> np.ndarray:
     if not values.shape[1]:
         return np.zeros((len(levels), 0))
-    return np.quantile(values, levels, axis=0)
+    # Among n draws the truth has n + 1 places: k / (n + 1) lie below the k-th.
+    return np.quantile(values, levels, axis=0, method="weibull")
 
 
 def catalog_of_labels(

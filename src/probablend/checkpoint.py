@@ -24,6 +24,7 @@ __all__ = [
     "available_models",
     "file_hash",
     "find_model",
+    "knows_sources",
     "load_model",
     "load_tensors",
     "save_tensors",
@@ -130,6 +131,13 @@ def load_model(name_or_path: str | Path) -> tuple[SegmentationNetwork, dict[str,
         raise ValueError(f"{path} holds weights that are not finite")
     model.load_state_dict(tensors)
     return model.float().eval(), meta
+
+
+def knows_sources(name_or_path: str | Path) -> bool:
+    """Whether a model has posteriors of sources, not of pixels only."""
+    _, meta = load_tensors(find_model(name_or_path))
+    model = meta.get("model")
+    return isinstance(model, dict) and model.get("kind") == "field"
 
 
 def available_models() -> list[str]:

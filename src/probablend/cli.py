@@ -106,12 +106,18 @@ def segment_command(
 
     Example: probablend segment image.fits --rms 0.01 -o out
     """
+    from probablend.checkpoint import knows_sources
     from probablend.images import read_image, read_rms
     from probablend.infer.segment import check_format, check_output, segment
     from probablend.infer.sources import N_DRAWS
 
     check_output(output, overwrite=overwrite)
     check_format(catalog_format)
+    if (regions or keep_posterior) and not knows_sources(model):
+        raise ValueError(
+            f"model {model} knows pixels only: no posterior of sources and no regions; "
+            "use the model 'field'"
+        )
     if keep_posterior > N_DRAWS:
         raise ValueError(f"at most {N_DRAWS} draws can be kept; got {keep_posterior}")
     data = read_image(image, ext=ext)
@@ -188,11 +194,14 @@ def measure_command(
     from probablend.catalog import write_table
     from probablend.images import read_image, read_rms
     from probablend.infer.measure import measure, read_positions
-    from probablend.infer.segment import check_format
+    from probablend.infer.segment import check_format, check_output
 
     check_format(output.suffix.removeprefix("."))
+    if output.is_dir():
+        raise FileExistsError(f"{output} is a folder; a file is wanted")
     if output.exists() and not overwrite:
         raise FileExistsError(f"{output} exists already: --overwrite replaces it")
+    check_output(output.parent, overwrite=True)
     table = read_positions(positions)
     data = read_image(image, ext=ext)
     noise = None if rms is None else read_rms(rms)

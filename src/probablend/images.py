@@ -134,15 +134,16 @@ def read_image(path: Path | str, *, ext: int | str | None = None) -> ImageData:
         wcs=wcs,
         name=str(path),
         zeropoint=_number(header, _ZEROPOINT_KEYS),
-        saturation=_number(header, ("SATURATE",)),
+        saturation=_number(header, ("SATURATE",), positive=True),
     )
 
 
-def _number(header: fits.Header, keys: tuple[str, ...]) -> float | None:
+def _number(header: fits.Header, keys: tuple[str, ...], *, positive: bool = False) -> float | None:
     """First of some keywords that holds a finite number."""
     for key in keys:
         value = header.get(key)
-        if isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if number and np.isfinite(value) and (value > 0 or not positive):
             return float(value)
     return None
 

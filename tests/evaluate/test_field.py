@@ -10,10 +10,12 @@ from probablend.evaluate.samples import latent_diversity, no_overlap_share
 
 
 @pytest.mark.slow
-def test_an_evaluation_writes_numbers_a_table_and_figures(galaxies, small_weights, tmp_path):
+@pytest.mark.parametrize("weights", ["small_weights", "field_weights"])
+def test_an_evaluation_writes_numbers_a_table_and_figures(weights, galaxies, request, tmp_path):
+    model = request.getfixturevalue(weights)
     config = FieldConfig(size=128, mag_range=(20.5, 26))
     results = evaluate_field(
-        galaxies, config, tmp_path, n_fields=2, n_samples=2, seed=1, model=small_weights,
+        galaxies, config, tmp_path, n_fields=2, n_samples=2, seed=1, model=model,
         n_stamps=2, command="a command",
     )  # fmt: skip
     written = json.loads((tmp_path / "results.json").read_text())
@@ -22,6 +24,8 @@ def test_an_evaluation_writes_numbers_a_table_and_figures(galaxies, small_weight
     table = (tmp_path / "results.md").read_text()
     assert "`a command`" in table
     assert f"{written['methods']['sep']['completeness']:.3f}" in table
+    knows_sources = weights == "field_weights"
+    assert (written["methods"]["ours"]["photometry"] is not None) == knows_sources
     for name in ("quicklook.png", "calibration.png"):
         assert (tmp_path / name).stat().st_size > 5_000
 

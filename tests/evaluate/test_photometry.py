@@ -92,7 +92,8 @@ def test_ranks_are_those_of_the_truth_among_the_draws(survey):
     draws[:, 1, 0] = flux * np.array([1.1, 1.2, 1.3, 1.5])
     table = matched_sources(scene, catalog, draws)
     by_flux = dict(zip(table["flux"], table["rank_flux"], strict=True))
-    assert by_flux == {1.0: 0.75, 2.0: 0.0}
+    assert 0.6 <= by_flux[1.0] <= 0.8  # the fourth of five places
+    assert 0.0 <= by_flux[2.0] <= 0.2
     np.testing.assert_allclose(table["separation"], np.hypot(30, 30))
 
 

@@ -5,9 +5,11 @@ A bank is a safetensors file of some tens of megabytes; it can be composed on an
 without GalSim (:mod:`probablend.emulate.compose`).
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -159,13 +161,21 @@ def draw_bank(
     )
 
 
-def save_bank(path: Path, bank: Bank) -> None:
-    """Write a bank as a safetensors file."""
-    save_tensors(path, bank.tensors(), {"surveys": list(bank.surveys)})
+def save_bank(path: Path, bank: Bank, *, origin: Mapping[str, Any] | None = None) -> None:
+    """Write a bank as a safetensors file, with what it was drawn for."""
+    meta = {"surveys": list(bank.surveys), "origin": dict(origin or {})}
+    save_tensors(path, bank.tensors(), meta)
 
 
-def load_bank(path: Path) -> Bank:
+def load_bank(path: Path, *, origin: Mapping[str, Any] | None = None) -> Bank:
     """Read what :func:`save_bank` wrote.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    origin : mapping, optional
+        What it must have been drawn for.
 
     Raises
     ------
@@ -178,4 +188,6 @@ def load_bank(path: Path) -> Bank:
     wanted = {f.name for f in fields(Bank)} - {"surveys"}
     if set(tensors) != wanted or "surveys" not in meta:
         raise ValueError(f"{path} holds no bank of stamps")
+    if origin is not None and meta.get("origin") != json.loads(json.dumps(dict(origin))):
+        raise ValueError(f"{path} was drawn for another configuration: remove it, or start anew")
     return Bank(surveys=tuple(meta["surveys"]), **tensors)

@@ -87,6 +87,8 @@ class SceneConfig:
             raise ValueError(
                 f"companion_range must lie between 0 and 1, ascending; got {self.companion_range}"
             )
+        if self.star_density < 0 or self.companion_distance < 0:
+            raise ValueError("star_density and companion_distance must not be negative")
         if not self.mag_range[0] < self.mag_range[1]:
             raise ValueError(f"mag_range must go from bright to faint; got {self.mag_range}")
 
@@ -140,6 +142,11 @@ class Sources:
     def __len__(self) -> int:
         return len(self.scene)
 
+    @property
+    def has_shape(self) -> Tensor:
+        """Whether size and shape are known; those of some real galaxies are not."""
+        return torch.isfinite(self.hlr + self.g1 + self.g2)
+
     def keep(self, which: Tensor) -> "Sources":
         """Those for which ``which`` is true."""
         return Sources(**{f.name: getattr(self, f.name)[which] for f in fields(self)})
@@ -189,7 +196,7 @@ def draw_batch(
         How far the training is, 0 to 1: the first scenes are crowded.
     """
     device = bank.pixels.device
-    generator = torch.Generator(device).manual_seed((seed * 1_000_003 + index) % 2**63)
+    generator = torch.Generator(device).manual_seed((seed * 9_999_991 + index + 1) % 2**63)
 
     def uniform(*shape: int) -> Tensor:
         return torch.rand(*shape, generator=generator, device=device)
@@ -223,18 +230,23 @@ def draw_batch(
     centre = uniform(len(scene), 2) * side - FIELD_MARGIN
     alone = isolated[scene]
     centre = torch.where(alone[:, None], uniform(len(scene), 2) * config.size, centre)
-    host = first[scene] + (uniform(len(scene)) * n_galaxies[scene]).long()
+    # The last galaxies of a scene are companions of the first ones.
+    n_beside = (companions * n_galaxies + uniform(n)).long()
+    n_beside = torch.minimum(n_beside, (n_galaxies - 1).clamp(min=0))
+    n_hosts = (n_galaxies - n_beside)[scene]
+    is_companion = (order >= n_hosts) & ~is_star
+    host = first[scene] + (uniform(len(scene)) * n_hosts).long()
     radius = uniform(len(scene)) * config.companion_distance / bank.scale[survey[scene]]
     angle = 2 * math.pi * uniform(len(scene))
-    beside = centre[host] + radius[:, None] * torch.stack([angle.sin(), angle.cos()], dim=1)
-    is_companion = ~is_star & ~alone & (uniform(len(scene)) < companions[scene])
+    beside = centre[host.clamp(max=max(len(scene) - 1, 0))]
+    beside = beside + radius[:, None] * torch.stack([angle.sin(), angle.cos()], dim=1)
     centre = torch.where(is_companion[:, None], beside, centre)
 
     slope = torch.where(crowded[scene], _CROWDED_SLOPE, COUNTS_SLOPE)
     slope = torch.where(is_star, STAR_COUNTS_SLOPE, slope)
     slope = torch.where(alone, 1e-3, slope)  # bright ones as common as faint
-    low, high = (10 ** (slope * m).double() for m in config.mag_range)
-    mag = ((low + uniform(len(scene)) * (high - low)).log10() / slope).float()
+    low, high = (10 ** (slope * m) for m in config.mag_range)
+    mag = (low + uniform(len(scene)) * (high - low)).log10() / slope
 
     which = _choose(bank, 2 * survey[scene] + is_star, mag, uniform(len(scene)))
     turns = (uniform(len(scene), 3) < 0.5).unbind(1)
@@ -244,19 +256,18 @@ def draw_batch(
 
 def _choose(bank: "Bank", group: Tensor, mag: Tensor, uniform: Tensor) -> Tensor:
     """Stamps of a group near a magnitude: within 0.1 mag, or the 16 nearest."""
-    step = 1000.0  # magnitudes never reach from one group into the next
-    keys = bank.group.double() * step + bank.mag
-    low_end = torch.searchsorted(keys, group.double() * step - step / 2)
-    high_end = torch.searchsorted(keys, group.double() * step + step / 2)
-    wanted = group.double() * step + mag
+    step = 100.0  # magnitudes never reach from one group into the next
+    keys = bank.group * step + bank.mag
+    wanted = group * step + mag
+    low_end = torch.searchsorted(keys, group * step - step / 2)
+    high_end = torch.searchsorted(keys, group * step + step / 2)
     low = torch.searchsorted(keys, wanted - 0.1)
     high = torch.searchsorted(keys, wanted + 0.1)
-    middle = torch.searchsorted(keys, wanted)
     few = high - low < 16
-    low = torch.where(few, torch.minimum(middle - 8, high_end - 16), low).clamp(min=0)
-    low = torch.maximum(low, low_end)
+    low = torch.where(few, torch.searchsorted(keys, wanted) - 8, low)
+    low = torch.maximum(torch.minimum(low, high_end - 16), low_end)
     high = torch.minimum(torch.where(few, low + 16, high), high_end)
-    return low + (uniform * (high - low)).long().clamp(max=len(keys))
+    return torch.minimum(low + (uniform * (high - low)).long(), high - 1)
 
 
 def compose(

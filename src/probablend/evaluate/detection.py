@@ -20,6 +20,7 @@ __all__ = [
     "DetectionScores",
     "RegionCurve",
     "blended_curve",
+    "completeness_at_purity",
     "detect_scores",
     "iou",
     "positions",
@@ -28,6 +29,7 @@ __all__ = [
 
 MIN_FOOTPRINT = 20
 _MIN_REGION = 5  # pixels
+DETECTION_THRESHOLDS = np.round(np.arange(0.2, 1.0, 0.02), 2)
 THRESHOLDS = np.round(np.concatenate([[0.01], np.arange(0.05, 1.0, 0.05)]), 2)
 
 
@@ -111,6 +113,32 @@ def detect_scores(
         n_objects=len(catalog),
         n_real=len(f),
     )
+
+
+def completeness_at_purity(
+    truths: list[Table], catalogs: list[Table], shape_yx: tuple[int, int], purity: float
+) -> dict[str, float] | None:
+    """Completeness at the lowest threshold on ``p_source`` that reaches a purity.
+
+    Returns
+    -------
+    dict or None
+        ``threshold, completeness, completeness_blended, purity``; None if none reaches it.
+    """
+    for threshold in DETECTION_THRESHOLDS:
+        total = None
+        for truth, catalog in zip(truths, catalogs, strict=True):
+            kept = catalog[np.asarray(catalog["p_source"]) >= threshold]
+            scores = detect_scores(truth, kept, shape_yx)
+            total = scores if total is None else total + scores
+        if total is not None and total.purity >= purity:
+            return {
+                "threshold": float(threshold),
+                "completeness": total.completeness,
+                "completeness_blended": total.completeness_blended,
+                "purity": total.purity,
+            }
+    return None
 
 
 @dataclass(frozen=True)

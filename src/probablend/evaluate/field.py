@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from astropy.table import Table
 from matplotlib.figure import Figure
+from scipy.stats import spearmanr
 
 from probablend.emulate.blend import FieldConfig, Scene, draw_field
 from probablend.emulate.stamps import Galaxies
@@ -20,6 +21,7 @@ from probablend.evaluate.detection import (
     DetectionScores,
     RegionCurve,
     blended_curve,
+    completeness_at_purity,
     detect_scores,
     iou,
     positions,
@@ -35,6 +37,9 @@ from probablend.evaluate.samples import (
 )
 from probablend.evaluate.sextractor import run_sep
 from probablend.infer.segment import segment
+from probablend.infer.sources import overlap_share
+
+MIN_PURITY = 0.95
 
 __all__ = ["FieldScores", "Prediction", "evaluate_field", "results_table", "score_scenes"]
 
@@ -59,6 +64,7 @@ class FieldScores:
     regions: RegionCurve | None
     values: dict[str, float]
     photometry: dict[str, Any] | None = None
+    at_purity: dict[str, float] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers for a JSON file."""
@@ -69,6 +75,7 @@ class FieldScores:
             "purity": self.detection.purity,
             **self.values,
             "photometry": self.photometry,
+            "at_purity": self.at_purity,
             "n_true": self.detection.n_true,
             "n_true_blended": self.detection.n_true_blended,
             "blended_flag": {
@@ -126,6 +133,14 @@ def score_scenes(scenes: list[Scene], predictions: list[Prediction]) -> FieldSco
         said, true = matched_flags(scenes, predictions)
         if len(said):
             values["ece_p_blend"] = reliability(said, true).ece
+    at_purity = None
+    if all("p_source" in p.catalog.colnames for p in predictions):
+        at_purity = completeness_at_purity(
+            [s.catalog for s in scenes],
+            [p.catalog for p in predictions],
+            scenes[0].image.shape,
+            MIN_PURITY,
+        )
     fluxes = None
     if all("flux" in p.catalog.colnames for p in predictions):
         fluxes = photometry(
@@ -137,6 +152,7 @@ def score_scenes(scenes: list[Scene], predictions: list[Prediction]) -> FieldSco
         regions=regions,
         values=values,
         photometry=fluxes,
+        at_purity=at_purity,
     )
 
 
@@ -204,6 +220,7 @@ def evaluate_field(
     """
     tell = progress or (lambda _: None)
     scenes, ours, sep_says, diversity, distances = [], [], [], [], []
+    agreement: list[tuple[np.ndarray, Table]] = []
     seconds = {"ours": 0.0, "sep": 0.0}
     for k in range(n_fields):
         scene = draw_field(galaxies, config, generator=np.random.default_rng([seed, k, 1]))
@@ -225,6 +242,8 @@ def evaluate_field(
         )
         distances.append(sample_distances(result.samples, scene.classes))
         diversity.append(sample_diversity(result))
+        if result.sources is not None:
+            agreement.append((overlap_share(result.sources, scene.image.shape), result.catalog))
         began = time.perf_counter()
         catalog, labels = run_sep(scene.image, scene.rms)
         seconds["sep"] += time.perf_counter() - began
@@ -258,6 +277,7 @@ def evaluate_field(
         "sample_diversity": float(np.mean(diversity)),
         "latent_diversity": latent_diversity(model, scenes[0], seed=seed),
         "no_overlap_share": clear,
+        "agreement": _agreement(agreement) if agreement else None,
         "megapixels_per_second": {k: n_pixels / 1e6 / s for k, s in seconds.items()},
     }
     directory.mkdir(parents=True, exist_ok=True)
@@ -265,6 +285,23 @@ def evaluate_field(
     (directory / "results.md").write_text(results_table(results))
     _figure(scenes, ours, scores).savefig(directory / "calibration.png", dpi=100)
     return results
+
+
+def _agreement(parts: list[tuple[np.ndarray, Table]]) -> dict[str, float | None]:
+    """How far three statements on blending agree, over all detections."""
+    by_footprints = np.concatenate([share for share, _ in parts])
+    p_blend = np.concatenate([np.asarray(t["p_blend"], float) for _, t in parts])
+    blendedness = np.concatenate([np.asarray(t["blendedness"], float) for _, t in parts])
+
+    def rank_correlation(values: np.ndarray) -> float | None:
+        constant = len(values) < 2 or np.ptp(values) == 0 or np.ptp(p_blend) == 0
+        return None if constant else float(spearmanr(p_blend, values).statistic)
+
+    return {
+        "same_verdict_as_footprints": float(((p_blend > 0.5) == (by_footprints > 0.5)).mean()),
+        "rank_correlation_with_footprints": rank_correlation(by_footprints),
+        "rank_correlation_with_blendedness": rank_correlation(blendedness),
+    }
 
 
 def completeness_at(curve: dict[str, list[float]], purity: float, prefix: str = "") -> float:
@@ -301,6 +338,13 @@ def results_table(results: dict[str, Any]) -> str:
     for text, key in rows:
         cells = [f"{s[key]:.3f}" if key in s else "–" for s in (ours, sep_says)]
         lines.append(f"| {text} | {cells[0]} | {cells[1]} |")
+    if ours["at_purity"]:
+        point = ours["at_purity"]
+        for text, key in (("all detectable", "completeness"), ("blended", "completeness_blended")):
+            lines.append(
+                f"| completeness, {text}, at purity ≥ {MIN_PURITY} "
+                f"(p_source ≥ {point['threshold']:.2f}) | {point[key]:.3f} | – |"
+            )
     for what, key, prefix in (
         ("overlap regions found", "regions", ""),
         ("blended galaxies announced", "blended_flag", ""),
@@ -313,6 +357,9 @@ def results_table(results: dict[str, Any]) -> str:
             ]
             lines.append(f"| {what}, at purity ≥ {purity:.2f} | {cells[0]} | {cells[1]} |")
     lines += _photometry_rows(ours["photometry"], sep_says["photometry"])
+    if results["agreement"]:
+        same = results["agreement"]["same_verdict_as_footprints"]
+        lines.append(f"| p_blend > 0.5 where most drawn footprints overlap | {same:.3f} | – |")
     share, speed = results["no_overlap_share"], results["megapixels_per_second"]
     lines += [
         f"| samples without overlap, empty stamps | {share['empty']:.3f} | – |",

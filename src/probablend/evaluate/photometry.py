@@ -95,7 +95,7 @@ def matched_sources(
     -------
     Table
         ``flux_true, flux, snr, fisher, separation, blended, is_star`` and, for each shape
-        parameter, ``rank_…``: the share of the draws below the truth.
+        parameter, ``rank_…``: the place of the truth among the draws, 0 to 1.
     """
     truth = scene.catalog
     at = positions(truth)
@@ -122,9 +122,12 @@ def matched_sources(
         }
     )
     if draws is not None:
+        generator = np.random.default_rng(len(t))
         for name in SHAPE_PARAMETERS:
             below = draws[:, f, PARAMETERS.index(name)] < np.asarray(truth[name], float)[t]
-            table[f"rank_{name}"] = below.mean(axis=0)
+            # Among n draws the truth has n + 1 places, all as probable if they are fair.
+            place = below.sum(axis=0) + generator.uniform(size=len(t))
+            table[f"rank_{name}"] = place / (len(draws) + 1)
     return table
 
 
@@ -202,7 +205,9 @@ def binned_scatter(table: Table) -> list[dict[str, Any]]:
             pull = error / np.asarray(some["fisher"], float)
             pull = pull[np.isfinite(pull)]
             over = 1.4826 * np.median(np.abs(pull - np.median(pull))) if len(pull) else np.nan
-            row = {"bin": key, "low": low, "high": high, **flux_scores(some)}
+            # JSON knows no infinity.
+            row = {"bin": key, "low": low, "high": high if np.isfinite(high) else None}
+            row |= flux_scores(some)
             rows.append(row | {"over_fisher": float(over)})
     return rows
 

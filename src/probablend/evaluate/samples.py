@@ -129,6 +129,7 @@ def sample_distances(
         Side of a patch, pixels.
     """
     scores = []
+    size = min(size, *truth.shape)
     for top in range(0, truth.shape[0] - size + 1, size):
         for left in range(0, truth.shape[1] - size + 1, size):
             box = (slice(top, top + size), slice(left, left + size))

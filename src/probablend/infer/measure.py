@@ -1,5 +1,6 @@
 """Forced photometry: the posterior of what is at positions that the user supplies."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from probablend.catalog import COLUMNS, build_table
 from probablend.flags import Flag
 from probablend.images import ImageData, read_image
 from probablend.infer.segment import segment
+
+log = logging.getLogger(__name__)
 
 __all__ = ["measure", "read_positions"]
 
@@ -50,24 +53,28 @@ def pixel_positions(table: Table, wcs: WCS | None) -> np.ndarray:
     Raises
     ------
     ValueError
-        If the catalogue has neither pixel nor sky positions, or these need a WCS.
+        If the catalogue has neither pixel nor sky positions, or these need a WCS. Sky
+        positions win if the image has one: pixels may be those of another image.
     """
     names = {name.lower(): name for name in table.colnames}
-    for x, y, first in _PIXELS:
-        if x in names and y in names:
-            values = [_plain(table[names[key]]) - first for key in (y, x)]
-            return np.stack(values, axis=1)
-    for ra, dec in _SKY:
-        if ra in names and dec in names:
-            if wcs is None:
-                raise ValueError("the positions are on the sky, and the image has no WCS")
-            longitude, latitude = (_plain(table[names[key]], u.deg) for key in (ra, dec))
-            good = np.isfinite(longitude) & (np.abs(latitude) <= 90)
+    on_sky = next(([names[k] for k in pair] for pair in _SKY if set(pair) <= set(names)), None)
+    if on_sky and wcs is not None:
+        longitude, latitude = (_plain(table[name], u.deg) for name in on_sky)
+        good = np.isfinite(longitude) & (np.abs(latitude) <= 90)
+        if good.any():  # a catalogue of an image without a WCS has them, all NaN
+            log.info("positions from the columns %s and %s", *on_sky)
             at = np.full((len(table), 2), np.nan)
             sky = SkyCoord(longitude[good] * u.deg, latitude[good] * u.deg)
             x_, y_ = wcs.celestial.world_to_pixel(sky)
             at[good] = np.stack([y_, x_], axis=1)
             return at
+    for x, y, first in _PIXELS:
+        if x in names and y in names:
+            log.info("positions from the columns %s and %s", names[x], names[y])
+            values = [_plain(table[names[key]]) - first for key in (y, x)]
+            return np.stack(values, axis=1)
+    if on_sky and wcs is None:
+        raise ValueError("the positions are on the sky, and the image has no WCS")
     raise ValueError(
         f"the catalogue needs columns x and y (pixels) or ra and dec (degrees); "
         f"it has {', '.join(table.colnames[:12]) or 'none'}"
@@ -117,7 +124,7 @@ def measure(
     """
     if isinstance(image, str | Path):
         image = read_image(image)
-    data = image if isinstance(image, ImageData) else ImageData(data=np.asarray(image))
+    data = image if isinstance(image, ImageData) else ImageData(data=image)
     if isinstance(positions, Table):
         at = pixel_positions(positions, settings.get("wcs") or data.wcs)
     else:
@@ -127,7 +134,7 @@ def measure(
         at = at[:, ::-1]
     if np.ndim(data.data) != 2:
         raise ValueError(f"image must have 2 dimensions; got {np.ndim(data.data)}")
-    n_y, n_x = data.data.shape
+    n_y, n_x = np.shape(data.data)
     with np.errstate(invalid="ignore"):
         inside = (at > -0.5).all(axis=1) & (at[:, 0] < n_y - 0.5) & (at[:, 1] < n_x - 0.5)
     rows = np.flatnonzero(inside)
@@ -151,7 +158,23 @@ def measure(
     lost = np.ones(n, dtype=bool)
     lost[rows[seen]] = False
     columns["flags"][lost] = Flag.NO_DATA
-    # Groups speak of rows of the result: now of those of the input.
-    of_row = np.concatenate([[0], rows + 1])
-    columns["parent"] = np.where(lost, 0, of_row[columns["parent"]])
-    return build_table(columns)
+    columns["parent"], columns["n_siblings"] = _groups(
+        result.catalog["parent"], rows, seen, columns["id"]
+    )
+    table = build_table(columns)
+    table.meta.update({key: value for key, value in result.meta.items() if value is not None})
+    return table
+
+
+def _groups(
+    parent: np.ndarray, rows: np.ndarray, seen: np.ndarray, ids: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Parents and siblings in rows of the input, among those that were measured."""
+    first, siblings = np.zeros(len(ids), dtype=int), np.zeros(len(ids), dtype=int)
+    group = np.asarray(parent)[seen]
+    kept = rows[seen]
+    for number in np.unique(group):
+        members = kept[group == number]
+        first[members] = ids[members].min()
+        siblings[members] = len(members) - 1
+    return first, siblings

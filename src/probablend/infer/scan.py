@@ -35,6 +35,8 @@ class Found:
         Probability that there is a source, and that a source is a star.
     context : Tensor, shape (source, channel)
         What the posterior of the source is conditioned on.
+    pixel : ndarray of int, shape (source, 2)
+        Row and column of the pixel that owns the source: orders sources and keys their draws.
     row : ndarray of int, shape (source,)
         Which of the positions asked about; counts up for detections.
     """
@@ -44,6 +46,7 @@ class Found:
     p_source: np.ndarray
     p_star: np.ndarray
     context: Tensor
+    pixel: np.ndarray
     row: np.ndarray
 
     def keep(self, which: np.ndarray) -> "Found":
@@ -52,7 +55,7 @@ class Found:
         return Found(
             y=self.y[index], x=self.x[index], p_source=self.p_source[index],
             p_star=self.p_star[index], context=self.context[torch.from_numpy(index)],
-            row=self.row[index],
+            pixel=self.pixel[index], row=self.row[index],
         )  # fmt: skip
 
     def __len__(self) -> int:
@@ -171,7 +174,7 @@ def _sources(said: FieldDistribution, tile: Tile, positions: np.ndarray | None) 
     top, left = tile.origin_yx
     if positions is None:
         peaks = said.candidates()
-        y, x = peaks.y.cpu().numpy() + top, peaks.x.cpu().numpy() + left
+        y, x = peaks.y.cpu().double().numpy() + top, peaks.x.cpu().double().numpy() + left
         pixel_y, pixel_x = peaks.row.cpu().numpy() + top, peaks.column.cpu().numpy() + left
     else:
         y, x = positions.T.astype(float)
@@ -184,12 +187,14 @@ def _sources(said: FieldDistribution, tile: Tile, positions: np.ndarray | None) 
     at_y, at_x = (torch.from_numpy((v[index] - o).astype(np.float32)).to(device)
                   for v, o in ((y, top), (x, left)))  # fmt: skip
     scene = torch.zeros(len(index), dtype=torch.long, device=device)
-    # Existence is learnt on peaks, kinds on positions from elsewhere.
-    peak, given = (said.context(scene, at_y, at_x, detected=d) for d in (True, False))
-    exists, _ = said.network.kind(peak).sigmoid().double().cpu().numpy().T
-    _, star = said.network.kind(given).sigmoid().double().cpu().numpy().T
-    return Found(y=y[index], x=x[index], p_source=exists, p_star=star,
-                 context=peak if positions is None else given, row=index)  # fmt: skip
+    context = said.context(scene, at_y, at_x, detected=positions is None)
+    # The kind of a source is learnt at positions from elsewhere.
+    given = said.context(scene, at_y, at_x, detected=False)
+    exists = said.network.kind(context)[:, 0].sigmoid().cpu().double().numpy()
+    star = said.network.kind(given)[:, 1].sigmoid().cpu().double().numpy()
+    pixel = np.stack([pixel_y, pixel_x], axis=1)[index]
+    return Found(y=y[index], x=x[index], p_source=exists, p_star=star, context=context,
+                 pixel=pixel, row=index)  # fmt: skip
 
 
 def _in_order(parts: list[Found]) -> Found:
@@ -200,6 +205,7 @@ def _in_order(parts: list[Found]) -> Found:
         p_source=np.concatenate([p.p_source for p in parts]),
         p_star=np.concatenate([p.p_star for p in parts]),
         context=torch.cat([p.context for p in parts]),
+        pixel=np.concatenate([p.pixel for p in parts]),
         row=np.concatenate([p.row for p in parts]),
     )
-    return whole.keep(np.lexsort((np.round(whole.x, 2), np.round(whole.y, 2))))
+    return whole.keep(np.lexsort((whole.pixel[:, 1], whole.pixel[:, 0])))

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from photutils.segmentation import SegmentationImage
 
 from probablend._version import __version__
-from probablend.catalog import catalog_of_labels, write_catalog
+from probablend.catalog import PROVENANCE, catalog_of_labels, write_catalog
 from probablend.checkpoint import file_hash, find_model, load_model
 from probablend.device import resolve_device
 from probablend.emulate.classes import N_CLASSES, class_entropy
@@ -193,16 +193,13 @@ class Segmentation:
         return fits.Header() if self.wcs is None else self.wcs.to_header(relax=True)
 
     def _provenance(self) -> fits.Header:
-        cards = {
-            "ORIGIN": ("probablend", "software"),
-            "PBVERS": (self.meta.get("version"), "version of probablend"),
-            "PBMODEL": (self.meta.get("model"), "weights"),
-            "PBHASH": (self.meta.get("weights_hash"), "SHA-256 of the weight file, 16 digits"),
-            "PBFWHM": (self.meta.get("psf_fwhm"), "FWHM of the PSF, pixels"),
-            "PBSEED": (self.meta.get("seed"), "seed of the samples"),
-            "PBNSAMP": (self.meta.get("n_samples"), "posterior samples"),
-            "PBRMS": (self.meta.get("rms"), "median noise per pixel, image units"),
-            "PBBACK": (self.meta.get("background"), "median background taken out"),
+        cards: dict[str, tuple[Any, str]] = {"ORIGIN": ("probablend", "software")}
+        cards |= {
+            keyword: (self.meta.get(key), said)
+            for key, (keyword, said) in PROVENANCE.items()
+            if key != "input"
+        }
+        cards |= {
             "PBNMASK": (int(self.mask.sum()), "masked pixels (NaN in the maps)"),
             "DATE": (datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S"), "UTC"),
         }
@@ -343,6 +340,15 @@ def segment(
         )
     if positions is not None and not isinstance(network, FieldNetwork):
         raise ValueError(f"model {model} knows pixels only; positions need the model 'field'")
+    if positions is not None:
+        positions = np.asarray(positions, dtype=float)
+        n_y, n_x = np.shape(data.data)[-2:] if np.ndim(data.data) >= 2 else (0, 0)
+        if positions.ndim != 2 or positions.shape[1] != 2:
+            raise ValueError(f"positions must have shape (n, 2); got {positions.shape}")
+        if not ((positions > -0.5) & (positions < (n_y - 0.5, n_x - 0.5))).all():
+            raise ValueError("positions must lie in the image; measure() takes any")
+    if zeropoint is not None and not np.isfinite(zeropoint):
+        raise ValueError(f"zeropoint must be finite; got {zeropoint}")
     prepared = prepare_image(data.data, rms=rms, mask=mask, background=background)
     if prepared.mask.any():
         n_masked = int(prepared.mask.sum())

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import astropy.units as u
 import numpy as np
 import torch
 from astropy.table import QTable
@@ -17,7 +18,7 @@ from probablend.images import PreparedImage
 from probablend.infer.scan import Found
 from probablend.models.field import FieldNetwork
 from probablend.models.fields import point_normals
-from probablend.models.source import PARAMETERS, SourcePosterior
+from probablend.models.source import DESCRIPTIONS, PARAMETERS, SourcePosterior
 
 __all__ = [
     "N_DRAWS",
@@ -28,10 +29,13 @@ __all__ = [
     "group_sources",
     "label_sources",
     "measure_sources",
+    "overlap_share",
 ]
 
 SOURCE_STREAM = 2  # of the random numbers; 0 and 1 are those of the class maps
 N_DRAWS = 128  # of each source; the catalogue's quantiles come from them
+_BOX_PIXELS = 4_000_000  # of boxes looked at together
+_MAX_RADIUS = 300.0  # pixels, of a footprint: what is larger was never learnt
 _CHUNK = 1024  # sources drawn at once
 _SLACK = 1.1  # how far beyond the range of the training is still within
 _REACH = 2.0  # a label reaches this many footprint radii
@@ -62,7 +66,7 @@ def draw_parameters(
         In the order of :data:`~probablend.models.source.PARAMETERS`.
     """
     draws = np.empty((n, len(found), len(PARAMETERS)), dtype=np.float32)
-    rows, columns = (np.floor(v + 0.5).astype(np.int64) for v in (found.y, found.x))
+    rows, columns = found.pixel.T
     for first in range(0, len(found), _CHUNK):
         part = np.arange(first, min(first + _CHUNK, len(found)))
         some = found.keep(part)
@@ -128,6 +132,15 @@ class Ellipses:
         ]
         return "\n".join(lines) + "\n"
 
+    def boxes(self, shape_yx: tuple[int, int], reach: float) -> tuple[np.ndarray, ...]:
+        """First and last-plus-one row and column that each ellipse can touch."""
+        half = np.ceil(np.maximum(self.axes[0] * reach, 0)).astype(np.int64)
+        rows, columns = (np.floor(v + 0.5).astype(np.int64) for v in (self.y, self.x))
+        edges = []
+        for middle, n in ((rows, shape_yx[0]), (columns, shape_yx[1])):
+            edges += [np.maximum(middle - half, 0), np.minimum(middle + half + 1, n)]
+        return tuple(edges)
+
     def pixels(
         self, shape_yx: tuple[int, int], *, reach: float = 1.0
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -149,15 +162,30 @@ class Ellipses:
         rho : ndarray, shape (pixel,)
             Elliptical radius, 1 on the ellipse.
         """
-        n_y, n_x = shape_yx
-        half = np.ceil(np.maximum(self.axes[0] * reach, 0)).astype(np.int64)
-        row_0 = np.floor(self.y + 0.5).astype(np.int64)
-        column_0 = np.floor(self.x + 0.5).astype(np.int64)
-        low_y, high_y = np.maximum(row_0 - half, 0), np.minimum(row_0 + half + 1, n_y)
-        low_x, high_x = np.maximum(column_0 - half, 0), np.minimum(column_0 + half + 1, n_x)
+        low_y, high_y, low_x, high_x = self.boxes(shape_yx, reach)
         wide = np.maximum(high_x - low_x, 0)
         n_each = np.maximum(high_y - low_y, 0) * wide
-        source = np.repeat(np.arange(len(self)), n_each)
+        # A few sources at a time: the boxes of all of a large image would not fit in memory.
+        part = np.cumsum(n_each) // _BOX_PIXELS
+        ends = [*np.flatnonzero(np.diff(part)) + 1, len(self)]
+        found = []
+        for first, last in zip([0, *ends], ends, strict=False):
+            some = np.arange(first, last)
+            found.append(self._pixels(some, n_each, wide, low_y, low_x, shape_yx[1], reach))
+        return tuple(np.concatenate(parts) for parts in zip(*found, strict=True))  # type: ignore[return-value]
+
+    def _pixels(
+        self,
+        some: np.ndarray,
+        n_each: np.ndarray,
+        wide: np.ndarray,
+        low_y: np.ndarray,
+        low_x: np.ndarray,
+        n_x: int,
+        reach: float,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        n_each = n_each[some]
+        source = np.repeat(some, n_each)
         local = np.arange(len(source)) - np.repeat(np.cumsum(n_each) - n_each, n_each)
         row = local // wide[source] + low_y[source]
         column = local % wide[source] + low_x[source]
@@ -167,7 +195,8 @@ class Ellipses:
         rest = np.sqrt(np.clip(1 - e1**2 - e2**2, 1e-6, None))
         square = ((1 - e1) * dx**2 + (1 + e1) * dy**2 - 2 * e2 * dx * dy) / rest
         rho = np.sqrt(square) / np.maximum(self.radius[source], 1e-3)
-        centre = (row == row_0[source]) & (column == column_0[source])
+        centre = row == np.floor(self.y + 0.5).astype(np.int64)[source]
+        centre &= column == np.floor(self.x + 0.5).astype(np.int64)[source]
         keep = (rho <= reach) | centre
         return source[keep], (row * n_x + column)[keep], rho[keep]
 
@@ -180,17 +209,25 @@ class Measured:
     ----------
     catalog : QTable
         One row per source.
-    draws : ndarray, shape (draw, source, parameter)
+    draws : ndarray, shape (draw, source, parameter), float32
         Joint posterior draws, in the order of
-        :data:`~probablend.models.source.PARAMETERS`; image units and pixels, positions in
-        the image.
+        :data:`~probablend.models.source.PARAMETERS`; image units and pixels, ``y`` and ``x``
+        counted from ``origin``.
+    origin : ndarray, shape (source, 2)
+        Where each source was looked at, (y, x).
     ellipses : Ellipses
         Median footprints.
     """
 
     catalog: QTable
     draws: np.ndarray
+    origin: np.ndarray
     ellipses: Ellipses
+
+    def parameter(self, name: str) -> np.ndarray:
+        """Draws of one parameter, (draw, source), positions in the image."""
+        values = self.draws[..., PARAMETERS.index(name)].astype(float)
+        return values + self.origin[:, "yx".index(name)] if name in ("y", "x") else values
 
     def posterior_table(self, n: int) -> QTable:
         """Joint draws, one row per source, each column of shape (n,).
@@ -203,8 +240,10 @@ class Measured:
         if not 1 <= n <= len(self.draws):
             raise ValueError(f"between 1 and {len(self.draws)} draws can be kept; got {n}")
         table = QTable({"id": self.catalog["id"]})
-        for k, name in enumerate(PARAMETERS):
-            table[name] = np.ascontiguousarray(self.draws[:n, :, k].T)
+        for name in PARAMETERS:
+            values = np.ascontiguousarray(self.parameter(name)[:n].T)
+            table[name] = values * u.pix if name in ("y", "x", "hlr", "radius") else values
+            table[name].info.description = DESCRIPTIONS[name]
         return table
 
     def footprint(
@@ -216,17 +255,18 @@ class Measured:
         draws whose ellipse holds it. Footprints of different sources may overlap.
         """
         one = self.draws[:, k].astype(float)
+        one[:, [PARAMETERS.index("y"), PARAMETERS.index("x")]] += self.origin[k]
         drawn = Ellipses(**{name: one[:, PARAMETERS.index(name)]
                             for name in ("y", "x", "radius", "e1", "e2")})  # fmt: skip
         _, index, _ = drawn.pixels(shape_yx)
-        share = np.bincount(index) / len(one)
-        inside = np.flatnonzero(share)
+        inside, counts = np.unique(index, return_counts=True)
+        share = counts / len(one)
         if not len(inside):
             return (slice(0, 0), slice(0, 0)), np.zeros((0, 0))
         rows, columns = np.divmod(inside, shape_yx[1])
         box = (slice(rows.min(), rows.max() + 1), slice(columns.min(), columns.max() + 1))
         values = np.zeros((box[0].stop - box[0].start, box[1].stop - box[1].start))
-        values[rows - box[0].start, columns - box[1].start] = share[inside]
+        values[rows - box[0].start, columns - box[1].start] = share
         return box, values
 
 
@@ -276,11 +316,17 @@ def measure_sources(
     columns = np.clip(np.floor(found.x + 0.5).astype(int), 0, shape_yx[1] - 1)
     noise = np.broadcast_to(np.asarray(prepared.rms), shape_yx)[rows, columns]
     noise = np.where(np.isfinite(noise) & (noise > 0), noise, 1.0)
-    draws = draw_parameters(network, found, noise, N_DRAWS, seed=seed).astype(np.float64)
-    for name, origin in (("y", found.y), ("x", found.x)):
-        draws[..., PARAMETERS.index(name)] += origin
+    draws = draw_parameters(network, found, noise, N_DRAWS, seed=seed)
+    radius = draws[..., PARAMETERS.index("radius")]
+    np.minimum(radius, _MAX_RADIUS, out=radius)
     columns_ = quantile_columns(draws, zeropoint)
-    middle = np.median(draws, axis=0) if len(found) else np.zeros((0, len(PARAMETERS)))
+    middle = np.zeros((len(found), len(PARAMETERS)))
+    for k in range(len(PARAMETERS) if len(found) else 0):
+        middle[:, k] = np.median(draws[..., k], axis=0)
+    # Single precision holds offsets, not positions in a large image.
+    for name, origin in (("y", found.y), ("x", found.x)):
+        columns_[name] = columns_[name] + origin
+        middle[:, PARAMETERS.index(name)] += origin
     ellipses = Ellipses(**{name: middle[:, PARAMETERS.index(name)]
                            for name in ("y", "x", "radius", "e1", "e2")})  # fmt: skip
     ra, dec = sky_positions(columns_["x"], columns_["y"], wcs)
@@ -301,7 +347,8 @@ def measure_sources(
             "flags": _flags(ellipses, middle, noise, prepared, image, saturation, psf_fwhm, meta),
         }
     )
-    return Measured(catalog=catalog, draws=draws, ellipses=ellipses)
+    origin = np.stack([found.y, found.x], axis=1)
+    return Measured(catalog=catalog, draws=draws, origin=origin, ellipses=ellipses)
 
 
 def _pixel_degrees(wcs: WCS) -> np.ndarray:
@@ -405,6 +452,32 @@ def blended_share(
         n_blended += np.bincount(source[blended[index]], minlength=len(ellipses)) > 0
         blended[at] = False
     return n_blended / len(draws)
+
+
+def overlap_share(measured: Measured, shape_yx: tuple[int, int], *, n: int = 16) -> np.ndarray:
+    """Share of the draws of all sources in which a source's ellipse overlaps another's.
+
+    What the footprints alone say of blending, beside ``p_blend``, which counts blended pixels
+    of the class maps inside the footprint and so knows of companions that are no source of
+    their own.
+
+    Parameters
+    ----------
+    measured : Measured
+        The sources.
+    shape_yx : tuple of int
+        Shape of the image.
+    n : int
+        Draws to count.
+    """
+    drawn = {name: measured.parameter(name)[:n] for name in ("y", "x", "radius", "e1", "e2")}
+    share = np.zeros(len(measured.ellipses))
+    for k in range(len(drawn["y"])):
+        one = Ellipses(**{name: values[k] for name, values in drawn.items()})
+        source, index, _ = one.pixels(shape_yx)
+        count = np.bincount(index, minlength=1)
+        share += np.bincount(source[count[index] > 1], minlength=len(share)) > 0
+    return share / max(1, len(drawn["y"]))
 
 
 def group_sources(ellipses: Ellipses, shape_yx: tuple[int, int]) -> np.ndarray:

@@ -353,8 +353,8 @@ class FieldNetwork(SegmentationNetwork):
         }
         for key, value in self._peak_loss(said, kept, generator).items():
             terms[key] = value / n
-        flow, star = self._source_loss(said, kept.keep(inside), generator)
-        terms |= {"flow": flow / n, "star": star / n}
+        for key, value in self._source_loss(said, kept, inside, generator).items():
+            terms[key] = value / n
         loss = torch.stack(list(terms.values())).sum()
         return {"loss": loss} | terms
 
@@ -374,7 +374,7 @@ class FieldNetwork(SegmentationNetwork):
             by_class = logits.unflatten(-1, (config.n_classes, -1)).movedim(-2, 1)
             return F.cross_entropy(by_class, wanted, reduction="none", ignore_index=-100).sum(-1)
 
-        drawn = self.uncertain(cells) | (target > 0).any(dim=-1)
+        drawn = self.uncertain(cells)
         certain = nats(cells[~drawn], target[~drawn]).sum()
         b, y, x = drawn.nonzero(as_tuple=True)
         fields = self._training_fields(n, n_y, n_x, generator).to(cells)
@@ -407,7 +407,7 @@ class FieldNetwork(SegmentationNetwork):
     ) -> dict[str, Tensor]:
         """What the network's own peaks are: nothing, or which true source."""
         with torch.no_grad():
-            found = said.candidates(limit=64)
+            found = said.candidates(limit=128)
             partner = _partner(found, kept)
             n_y, n_x = said.shape_yx
             edge = MATCH_RADIUS  # partners may lie outside
@@ -424,6 +424,7 @@ class FieldNetwork(SegmentationNetwork):
         )
         if not bool(real.any()):
             return {"existence": existence, "flow_peaks": zero}
+        real = real & kept.has_shape[partner.clamp(min=0)]
         own = kept.keep(partner[real])
         noise = torch.randn(len(own), 5, generator=generator).to(context)
         fwhm = said.log_fwhm[own.scene].exp()
@@ -432,26 +433,42 @@ class FieldNetwork(SegmentationNetwork):
         return {"existence": existence, "flow_peaks": nats.clamp(max=_WORST).sum()}
 
     def _source_loss(
-        self, said: FieldDistribution, sources: Sources, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """Flow and star terms at jittered true positions: users' positions are not exact."""
+        self, said: FieldDistribution, kept: Sources, inside: Tensor, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """What is at positions from elsewhere: jittered true ones, and blank ones."""
+        sources = kept.keep(inside)
         n = len(sources)
+        zero = said.heat_logits.new_zeros(())
         if n == 0:
-            zero = said.heat_logits.new_zeros(())
-            return zero, zero
+            return {"flow": zero, "star": zero, "existence_given": zero}
         noise = torch.randn(n, 7, generator=generator).to(said.heat_logits)
         spread = 0.7 * torch.rand(n, generator=generator).to(noise)
         y = sources.y + spread * noise[:, 5]
         x = sources.x + spread * noise[:, 6]
         context = said.context(sources.scene, y, x, detected=False)
         fwhm = said.log_fwhm[sources.scene].exp()
-        wanted = truth(sources, y, x, fwhm, noise[:, :5])
-        nats = -self.flow(context).log_prob(wanted)
-        flow = nats.clamp(max=_WORST).sum()
+        known = sources.has_shape  # real galaxies may have none
+        wanted = truth(sources, y, x, fwhm, noise[:, :5])[known]
+        nats = -self.flow(context[known]).log_prob(wanted)
+        kind = self.kind(context)
         star = F.binary_cross_entropy_with_logits(
-            self.kind(context)[:, 1], sources.is_star.to(nats), reduction="sum"
+            kind[:, 1], sources.is_star.to(nats), reduction="sum"
         )
-        return flow, star
+        # As many positions at random, of which those near no source are blank.
+        at = torch.rand(n, 2, generator=generator).to(noise)
+        at = at * torch.tensor(said.shape_yx, device=at.device) - 0.5
+        blank = _distances(sources.scene, at[:, 0], at[:, 1], kept).amin(dim=1) > MATCH_RADIUS
+        empty = said.context(sources.scene[blank], at[blank, 0], at[blank, 1], detected=False)
+        logits = torch.cat([kind[:, 0], self.kind(empty)[:, 0]])
+        there = torch.cat([torch.ones(n), torch.zeros(len(empty))]).to(logits)
+        existence = F.binary_cross_entropy_with_logits(logits, there, reduction="sum")
+        return {"flow": nats.clamp(max=_WORST).sum(), "star": star, "existence_given": existence}
+
+
+def _distances(scene: Tensor, y: Tensor, x: Tensor, kept: Sources) -> Tensor:
+    """Distances from positions to true sources, (position, source); far if scenes differ."""
+    distance = torch.hypot(y[:, None] - kept.y, x[:, None] - kept.x)
+    return torch.where(scene[:, None] == kept.scene, distance, 1e6)
 
 
 def _heat_loss(logits: Tensor, kept: Sources) -> Tensor:
@@ -477,10 +494,7 @@ def _partner(found: Candidates, kept: Sources) -> Tensor:
     """True source of each peak, −1 for none: each other's nearest, within the radius."""
     if not len(found) or not len(kept):
         return torch.full_like(found.scene, -1)
-    far = 1e4  # pixels between scenes
-    ours = torch.stack([found.y, found.x + far * found.scene], dim=1)
-    true = torch.stack([kept.y, kept.x + far * kept.scene], dim=1)
-    distance = torch.cdist(ours, true, compute_mode="donot_use_mm_for_euclid_dist")
+    distance = _distances(found.scene, found.y, found.x, kept)
     least, nearest = distance.min(dim=1)
-    mutual = distance.argmin(dim=0)[nearest] == torch.arange(len(ours), device=ours.device)
+    mutual = distance.argmin(dim=0)[nearest] == torch.arange(len(least), device=least.device)
     return torch.where(mutual & (least < MATCH_RADIUS), nearest, -1)

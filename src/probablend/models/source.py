@@ -18,11 +18,29 @@ from torch.nn import functional as F
 
 from probablend.emulate.compose import Sources
 
-__all__ = ["PARAMETERS", "SourceFlow", "SourcePosterior", "to_free", "to_physical", "truth"]
+__all__ = [
+    "DESCRIPTIONS",
+    "PARAMETERS",
+    "SourceFlow",
+    "SourcePosterior",
+    "to_free",
+    "to_physical",
+    "truth",
+]
 
-# flux: image units · hlr: pixels · y, x: offset from the position asked about, pixels ·
-# radius: √(pixels of the footprint / π) · e1, e2: of the footprint · blendedness.
-PARAMETERS = ("flux", "hlr", "g1", "g2", "y", "x", "radius", "e1", "e2", "blendedness")
+DESCRIPTIONS = {
+    "flux": "total flux, image units",
+    "hlr": "circularised half-light radius before the PSF",
+    "g1": "reduced shear along x, before the PSF",
+    "g2": "reduced shear along the diagonal, before the PSF",
+    "y": "row of the centre",
+    "x": "column of the centre",
+    "radius": "of the circle that is as large as the footprint",
+    "e1": "ellipticity of the footprint, (a^2 - b^2)/(a^2 + b^2), along x",
+    "e2": "the same along the diagonal",
+    "blendedness": "1 - <g,g>/<g,sum of all>",
+}
+PARAMETERS = tuple(DESCRIPTIONS)
 # Where the flow starts: typical value and spread of each free parameter.
 _MEAN = (5.0, 0.9, 0.0, 0.0, 0.0, 0.0, 1.6, 0.0, 0.0, -4.5)
 _SPREAD = (1.5, 0.6, 0.6, 0.6, 0.5, 0.5, 0.5, 0.6, 0.6, 2.0)
