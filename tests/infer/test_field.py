@@ -3,6 +3,7 @@
 import astropy.units as u
 import numpy as np
 import pytest
+import torch
 from astropy.coordinates import SkyCoord
 from astropy.io import fits
 from astropy.table import QTable, Table
@@ -93,6 +94,23 @@ def test_footprints_are_probabilities_and_may_overlap(result):
         if not result.catalog["flags"][k] & Flag.TRUNCATED and radius.max() < 15:
             assert p.sum() == pytest.approx(np.pi * (radius**2).mean(), rel=0.15)
     assert total.max() > 0.5
+
+
+def test_the_posterior_of_the_catalogue_is_a_density(result):
+    """Draws have a finite density that falls away from them, and a gradient to follow."""
+    sources = result.sources
+    draws = sources.draws.copy()
+    for name, column in (("y", 0), ("x", 1)):
+        draws[..., PARAMETERS.index(name)] += sources.origin[:, column].astype(np.float32)
+    values = torch.from_numpy(draws).requires_grad_()
+    density = sources.posterior.log_prob(values)
+    assert density.shape == draws.shape[:2]
+    assert torch.isfinite(density).all()
+    (gradient,) = torch.autograd.grad(density.sum(), values)
+    assert torch.isfinite(gradient).all()
+    far = draws.copy()
+    far[..., PARAMETERS.index("flux")] *= 1000
+    assert (sources.posterior.log_prob(torch.from_numpy(far)) < density - 1).float().mean() > 0.99
 
 
 def test_products_are_written_in_every_format(result, tmp_path):

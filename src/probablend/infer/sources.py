@@ -217,12 +217,15 @@ class Measured:
         Where each source was looked at, (y, x).
     ellipses : Ellipses
         Median footprints.
+    posterior : SourcePosterior
+        The density behind the draws, with ``sample`` and ``log_prob``; single precision.
     """
 
     catalog: QTable
     draws: np.ndarray
     origin: np.ndarray
     ellipses: Ellipses
+    posterior: SourcePosterior
 
     def parameter(self, name: str) -> np.ndarray:
         """Draws of one parameter, (draw, source), positions in the image."""
@@ -348,7 +351,14 @@ def measure_sources(
         }
     )
     origin = np.stack([found.y, found.x], axis=1)
-    return Measured(catalog=catalog, draws=draws, origin=origin, ellipses=ellipses)
+    context = found.context.clone()  # a plain tensor: log_prob can be differentiated
+    y, x, unit = (
+        torch.from_numpy(v.astype(np.float32)).to(context) for v in (found.y, found.x, noise)
+    )
+    posterior = SourcePosterior(flow=network.flow, context=context, y=y, x=x, unit=unit)
+    return Measured(
+        catalog=catalog, draws=draws, origin=origin, ellipses=ellipses, posterior=posterior
+    )
 
 
 def _pixel_degrees(wcs: WCS) -> np.ndarray:

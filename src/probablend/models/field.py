@@ -377,7 +377,7 @@ class FieldNetwork(SegmentationNetwork):
         drawn = self.uncertain(cells)
         certain = nats(cells[~drawn], target[~drawn]).sum()
         b, y, x = drawn.nonzero(as_tuple=True)
-        fields = self._training_fields(n, n_y, n_x, generator).to(cells)
+        fields = self._training_fields(n, n_y, n_x, generator, cells.device)
         projected, wanted = said.projected[b, y, x], target[b, y, x]
         rows, columns = -(-n_y // config.window), -(-n_x // config.window)
         window = (b * rows + y // config.window) * columns + x // config.window
@@ -389,17 +389,19 @@ class FieldNetwork(SegmentationNetwork):
         likelihood = torch.logsumexp(-torch.stack(totals), dim=0) - math.log(config.n_draws)
         return certain - likelihood.sum()
 
-    def _training_fields(self, n: int, n_y: int, n_x: int, generator: torch.Generator) -> Tensor:
+    def _training_fields(
+        self, n: int, n_y: int, n_x: int, generator: torch.Generator, device: torch.device
+    ) -> Tensor:
         """Unit Gaussian fields, (draw, batch, latent, y', x'), as inference draws them."""
         config = self.config
         levels = []
         for spacing in config.latent_spacings:
-            along_y, along_x = (spline_matrix(m, spacing) for m in (n_y, n_x))
+            along_y, along_x = (spline_matrix(m, spacing).to(device) for m in (n_y, n_x))
             noise = torch.randn(
                 config.n_draws, n, config.latent_channels, along_y.shape[1], along_x.shape[1],
                 generator=generator,
             )  # fmt: skip
-            levels.append(along_y @ noise @ along_x.T)
+            levels.append(along_y @ noise.to(device) @ along_x.T)
         return torch.cat(levels, dim=2)
 
     def _peak_loss(
