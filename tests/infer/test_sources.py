@@ -1,7 +1,13 @@
 import numpy as np
 import pytest
 
-from probablend.infer.sources import Ellipses, blended_share, group_sources, label_sources
+from probablend.infer.sources import (
+    Ellipses,
+    blended_share,
+    group_sources,
+    label_sources,
+    overlap_share,
+)
 
 
 def ellipses(*rows):
@@ -84,3 +90,11 @@ def test_regions_are_ellipses_counted_from_one():
     text = ellipses((9.0, 19.0, 3.0, 0.6, 0.0)).to_regions().splitlines()
     assert text[-1].startswith("ellipse(20.00,10.00,4.24,2.12,0.0)")
     assert "image" in text
+
+
+def test_footprints_overlap_in_the_draws_in_which_they_share_a_pixel():
+    draws = [
+        ellipses((10, 10, r, 0, 0), (10, 20, 4, 0, 0), (30, 30, 3, 0, 0)) for r in (3, 5, 7, 8)
+    ]
+    np.testing.assert_allclose(overlap_share(draws, (40, 40)), [0.75, 0.75, 0.0])
+    assert overlap_share([ellipses((1, 1, 1, 0, 0))], (3, 3)).tolist() == [0]

@@ -37,7 +37,7 @@ from probablend.evaluate.samples import (
 )
 from probablend.evaluate.sextractor import run_sep
 from probablend.infer.segment import segment
-from probablend.infer.sources import overlap_share
+from probablend.infer.sources import Measured
 
 MIN_PURITY = 0.95
 
@@ -220,7 +220,7 @@ def evaluate_field(
     """
     tell = progress or (lambda _: None)
     scenes, ours, sep_says, diversity, distances = [], [], [], [], []
-    agreement: list[tuple[np.ndarray, Table]] = []
+    agreement: list[Measured] = []
     seconds = {"ours": 0.0, "sep": 0.0}
     for k in range(n_fields):
         scene = draw_field(galaxies, config, generator=np.random.default_rng([seed, k, 1]))
@@ -243,7 +243,7 @@ def evaluate_field(
         distances.append(sample_distances(result.samples, scene.classes))
         diversity.append(sample_diversity(result))
         if result.sources is not None:
-            agreement.append((overlap_share(result.sources, scene.image.shape), result.catalog))
+            agreement.append(result.sources)
         began = time.perf_counter()
         catalog, labels = run_sep(scene.image, scene.rms)
         seconds["sep"] += time.perf_counter() - began
@@ -287,20 +287,22 @@ def evaluate_field(
     return results
 
 
-def _agreement(parts: list[tuple[np.ndarray, Table]]) -> dict[str, float | None]:
-    """How far three statements on blending agree, over all detections."""
-    by_footprints = np.concatenate([share for share, _ in parts])
-    p_blend = np.concatenate([np.asarray(t["p_blend"], float) for _, t in parts])
-    blendedness = np.concatenate([np.asarray(t["blendedness"], float) for _, t in parts])
+def _agreement(parts: list[Measured]) -> dict[str, float | None]:
+    """How far the statements on blending agree, over all detections."""
+    by_pixels = np.concatenate([m.by_pixels for m in parts])
+    by_footprints = np.concatenate([m.by_footprints for m in parts])
+    p_blend = np.concatenate([np.asarray(m.catalog["p_blend"], float) for m in parts])
+    blendedness = np.concatenate([np.asarray(m.catalog["blendedness"], float) for m in parts])
 
-    def rank_correlation(values: np.ndarray) -> float | None:
-        constant = len(values) < 2 or np.ptp(values) == 0 or np.ptp(p_blend) == 0
-        return None if constant else float(spearmanr(p_blend, values).statistic)
+    def correlation(a: np.ndarray, b: np.ndarray) -> float | None:
+        constant = len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0
+        return None if constant else float(spearmanr(a, b).statistic)
 
     return {
-        "same_verdict_as_footprints": float(((p_blend > 0.5) == (by_footprints > 0.5)).mean()),
-        "rank_correlation_with_footprints": rank_correlation(by_footprints),
-        "rank_correlation_with_blendedness": rank_correlation(blendedness),
+        "same_verdict": float(((by_pixels > 0.5) == (by_footprints > 0.5)).mean()),
+        "mean_difference": float((by_pixels - by_footprints).mean()),
+        "rank_correlation": correlation(by_pixels, by_footprints),
+        "rank_correlation_with_blendedness": correlation(p_blend, blendedness),
     }
 
 
@@ -358,8 +360,8 @@ def results_table(results: dict[str, Any]) -> str:
             lines.append(f"| {what}, at purity ≥ {purity:.2f} | {cells[0]} | {cells[1]} |")
     lines += _photometry_rows(ours["photometry"], sep_says["photometry"])
     if results["agreement"]:
-        same = results["agreement"]["same_verdict_as_footprints"]
-        lines.append(f"| p_blend > 0.5 where most drawn footprints overlap | {same:.3f} | – |")
+        same = results["agreement"]["same_verdict"]
+        lines.append(f"| class maps and footprints agree on who is blended | {same:.3f} | – |")
     share, speed = results["no_overlap_share"], results["megapixels_per_second"]
     lines += [
         f"| samples without overlap, empty stamps | {share['empty']:.3f} | – |",

@@ -1,7 +1,7 @@
 """From positions to measured sources: parameters, footprints, labels, parents, blending."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import astropy.units as u
@@ -38,6 +38,9 @@ _BOX_PIXELS = 4_000_000  # of boxes looked at together
 _MAX_RADIUS = 300.0  # pixels, of a footprint: what is larger was never learnt
 _CHUNK = 1024  # sources drawn at once
 _SLACK = 1.1  # how far beyond the range of the training is still within
+_TOUCH = 1.15  # blended pixels this far out, in footprint radii, still are the source's
+N_OVERLAP = 32  # joint draws in which overlaps are counted
+_ELLIPSE = ("y", "x", "radius", "e1", "e2")
 _REACH = 2.0  # a label reaches this many footprint radii
 
 
@@ -194,7 +197,7 @@ class Ellipses:
         e1, e2 = self.e1[source], self.e2[source]
         rest = np.sqrt(np.clip(1 - e1**2 - e2**2, 1e-6, None))
         square = ((1 - e1) * dx**2 + (1 + e1) * dy**2 - 2 * e2 * dx * dy) / rest
-        rho = np.sqrt(square) / np.maximum(self.radius[source], 1e-3)
+        rho = np.sqrt(np.maximum(square, 0)) / np.maximum(self.radius[source], 1e-3)
         centre = row == np.floor(self.y + 0.5).astype(np.int64)[source]
         centre &= column == np.floor(self.x + 0.5).astype(np.int64)[source]
         keep = (rho <= reach) | centre
@@ -219,6 +222,9 @@ class Measured:
         Median footprints.
     posterior : SourcePosterior
         The density behind the draws, with ``sample`` and ``log_prob``; single precision.
+    by_pixels, by_footprints : ndarray, shape (source,)
+        The two halves of ``p_blend``: share of the class maps with a blended pixel in the
+        footprint, and share of the joint draws in which the footprint overlaps another.
     """
 
     catalog: QTable
@@ -226,6 +232,8 @@ class Measured:
     origin: np.ndarray
     ellipses: Ellipses
     posterior: SourcePosterior
+    by_pixels: np.ndarray
+    by_footprints: np.ndarray
 
     def parameter(self, name: str) -> np.ndarray:
         """Draws of one parameter, (draw, source), positions in the image."""
@@ -260,7 +268,7 @@ class Measured:
         one = self.draws[:, k].astype(float)
         one[:, [PARAMETERS.index("y"), PARAMETERS.index("x")]] += self.origin[k]
         drawn = Ellipses(**{name: one[:, PARAMETERS.index(name)]
-                            for name in ("y", "x", "radius", "e1", "e2")})  # fmt: skip
+                            for name in _ELLIPSE})  # fmt: skip
         _, index, _ = drawn.pixels(shape_yx)
         inside, counts = np.unique(index, return_counts=True)
         share = counts / len(one)
@@ -331,7 +339,14 @@ def measure_sources(
         columns_[name] = columns_[name] + origin
         middle[:, PARAMETERS.index(name)] += origin
     ellipses = Ellipses(**{name: middle[:, PARAMETERS.index(name)]
-                           for name in ("y", "x", "radius", "e1", "e2")})  # fmt: skip
+                           for name in _ELLIPSE})  # fmt: skip
+    # Two views of one event. Class maps know of companions that are no source of their own,
+    # footprints know which light is whose: each errs where the other does not.
+    wide = replace(ellipses, radius=_TOUCH * ellipses.radius)
+    by_pixels = blended_share(wide, blends, shape_yx)
+    by_footprints = overlap_share(
+        [_drawn(draws[k], found) for k in range(min(N_OVERLAP, N_DRAWS))], shape_yx
+    )
     ra, dec = sky_positions(columns_["x"], columns_["y"], wcs)
     group = group_sources(ellipses, shape_yx)
     scale = np.nan if wcs is None else 3600 * float(np.mean(_pixel_degrees(wcs)))
@@ -344,7 +359,7 @@ def measure_sources(
             "p_source": found.p_source,
             "p_star": found.p_star,
             "hlr_arcsec": columns_["hlr"] * scale,
-            "p_blend": blended_share(ellipses, blends, shape_yx),
+            "p_blend": 0.5 * (by_pixels + by_footprints),
             "parent": group + 1,
             "n_siblings": np.bincount(group, minlength=len(found))[group] - 1,
             "flags": _flags(ellipses, middle, noise, prepared, image, saturation, psf_fwhm, meta),
@@ -357,8 +372,20 @@ def measure_sources(
     )
     posterior = SourcePosterior(flow=network.flow, context=context, y=y, x=x, unit=unit)
     return Measured(
-        catalog=catalog, draws=draws, origin=origin, ellipses=ellipses, posterior=posterior
+        catalog=catalog,
+        draws=draws,
+        origin=origin,
+        ellipses=ellipses,
+        posterior=posterior,
+        by_pixels=by_pixels,
+        by_footprints=by_footprints,
     )
+
+
+def _drawn(values: np.ndarray, found: Found) -> Ellipses:
+    """Footprints of one joint draw, (source, parameter)."""
+    shape = {name: values[:, PARAMETERS.index(name)].astype(float) for name in _ELLIPSE}
+    return Ellipses(**(shape | {"y": shape["y"] + found.y, "x": shape["x"] + found.x}))
 
 
 def _pixel_degrees(wcs: WCS) -> np.ndarray:
@@ -464,30 +491,28 @@ def blended_share(
     return n_blended / len(draws)
 
 
-def overlap_share(measured: Measured, shape_yx: tuple[int, int], *, n: int = 16) -> np.ndarray:
-    """Share of the draws of all sources in which a source's ellipse overlaps another's.
-
-    What the footprints alone say of blending, beside ``p_blend``, which counts blended pixels
-    of the class maps inside the footprint and so knows of companions that are no source of
-    their own.
+def overlap_share(drawn: Sequence[Ellipses], shape_yx: tuple[int, int]) -> np.ndarray:
+    """Share of the joint draws of all sources in which a source's footprint overlaps another's.
 
     Parameters
     ----------
-    measured : Measured
-        The sources.
+    drawn : sequence of Ellipses
+        Footprints of all sources, draw by draw.
     shape_yx : tuple of int
         Shape of the image.
-    n : int
-        Draws to count.
+
+    Returns
+    -------
+    ndarray, shape (source,)
     """
-    drawn = {name: measured.parameter(name)[:n] for name in ("y", "x", "radius", "e1", "e2")}
-    share = np.zeros(len(measured.ellipses))
-    for k in range(len(drawn["y"])):
-        one = Ellipses(**{name: values[k] for name, values in drawn.items()})
+    share = np.zeros(len(drawn[0]))
+    if not len(share):
+        return share
+    for one in drawn:
         source, index, _ = one.pixels(shape_yx)
         count = np.bincount(index, minlength=1)
         share += np.bincount(source[count[index] > 1], minlength=len(share)) > 0
-    return share / max(1, len(drawn["y"]))
+    return share / len(drawn)
 
 
 def group_sources(ellipses: Ellipses, shape_yx: tuple[int, int]) -> np.ndarray:
