@@ -96,5 +96,5 @@ def test_footprints_overlap_in_the_draws_in_which_they_share_a_pixel():
     draws = [
         ellipses((10, 10, r, 0, 0), (10, 20, 4, 0, 0), (30, 30, 3, 0, 0)) for r in (3, 5, 7, 8)
     ]
-    np.testing.assert_allclose(overlap_share(draws, (40, 40)), [0.75, 0.75, 0.0])
+    np.testing.assert_allclose(overlap_share(draws, (40, 40)), [0.5, 0.5, 0.0])
     assert overlap_share([ellipses((1, 1, 1, 0, 0))], (3, 3)).tolist() == [0]
