@@ -57,6 +57,10 @@ class FieldNetworkConfig(UNetConfig):
         Fields per scale.
     head_width : int
         Channels of the pointwise head.
+    latent_scale : float
+        Width of the fields at inference, relative to training. A likelihood averaged over a
+        few draws rewards draws that are too wide: one good among them is enough. What is
+        right is found on held-out scenes, after training.
     n_draws : int
         Draws of the fields in the training likelihood.
     window : int
@@ -69,6 +73,7 @@ class FieldNetworkConfig(UNetConfig):
 
     latent_spacings: tuple[int, ...] = (4, 12)
     latent_channels: int = 4
+    latent_scale: float = 1.0
     head_width: int = 24
     n_draws: int = 6
     window: int = 8
@@ -174,7 +179,7 @@ class FieldDistribution(SegmentationDistribution):
                     for k in range(config.latent_channels)
                 ], dim=1)
             )  # fmt: skip
-        latent = torch.cat(columns).to(self.projected)
+        latent = config.latent_scale * torch.cat(columns).to(self.projected)
         cells = cells.clone()
         cells[b, y, x] = head(self.projected[b, y, x], latent)
         return self._to_map(cells)
