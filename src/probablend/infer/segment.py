@@ -51,7 +51,7 @@ PRODUCTS = (
     "posterior.fits",
     "sources.reg",
 )
-_TILE = 768  # side of a tile's core, pixels: about 1 GB at work with the shipped network
+_TILE = 512  # side of a tile's core, pixels
 
 
 @dataclass(frozen=True, kw_only=True)

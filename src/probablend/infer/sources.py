@@ -34,9 +34,9 @@ __all__ = [
 
 SOURCE_STREAM = 2  # of the random numbers; 0 and 1 are those of the class maps
 N_DRAWS = 128  # of each source; the catalogue's quantiles come from them
-_BOX_PIXELS = 4_000_000  # of boxes looked at together
+_BOX_PIXELS = 1_000_000  # of boxes looked at together
 _MAX_RADIUS = 300.0  # pixels, of a footprint: what is larger was never learnt
-_CHUNK = 1024  # sources drawn at once
+_CHUNK = 256  # sources drawn at once
 _SLACK = 1.1  # how far beyond the range of the training is still within
 _TOUCH = 1.15  # blended pixels this far out, in footprint radii, still are the source's
 N_OVERLAP = 32  # joint draws in which overlaps are counted
@@ -201,7 +201,7 @@ class Ellipses:
         centre = row == np.floor(self.y + 0.5).astype(np.int64)[source]
         centre &= column == np.floor(self.x + 0.5).astype(np.int64)[source]
         keep = (rho <= reach) | centre
-        return source[keep], (row * n_x + column)[keep], rho[keep]
+        return source[keep], (row * n_x + column)[keep], rho[keep].astype(np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
