@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import astropy.units as u
 import numpy as np
@@ -17,7 +18,6 @@ from astropy.table import QTable
 from astropy.wcs import WCS, NoConvergence
 from scipy import ndimage
 
-from probablend._version import __version__
 from probablend.flags import Flag
 from probablend.models.source import PARAMETERS
 
@@ -30,6 +30,7 @@ __all__ = [
     "blend_probability",
     "build_table",
     "catalog_of_labels",
+    "provenance_header",
     "quantile_columns",
     "sky_positions",
     "write_catalog",
@@ -98,6 +99,17 @@ def build_table(columns: Mapping[str, np.ndarray]) -> QTable:
     return table
 
 
+def provenance_header(meta: Mapping[str, Any]) -> fits.Header:
+    """FITS cards that say where a result comes from."""
+    header = fits.Header([("ORIGIN", "probablend", "software")])
+    for key, (keyword, said) in PROVENANCE.items():
+        value = meta.get(key)
+        if isinstance(value, str):  # FITS knows ASCII only, and a card holds 68 characters
+            value = value.encode("ascii", "replace").decode()[-60:]
+        header[keyword] = (value, said)
+    return header
+
+
 def write_catalog(table: QTable, path: Path, header: fits.Header, name: str = "CATALOG") -> None:
     """Write a table in the format that its suffix names; provenance goes along."""
     if path.suffix == ".fits":
@@ -117,13 +129,7 @@ def write_table(table: QTable, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=".probablend-", dir=path.parent))
     try:
-        header = fits.Header([("ORIGIN", "probablend"), ("PBVERS", __version__)])
-        for key, (keyword, said) in PROVENANCE.items():
-            if key in table.meta:
-                value = table.meta[key]
-                if isinstance(value, str):  # FITS knows ASCII only
-                    value = value.encode("ascii", "replace").decode()[-60:]
-                header[keyword] = (value, said)
+        header = provenance_header(table.meta)
         table = table.copy()
         table.meta.clear()
         write_catalog(table, work / path.name, header)

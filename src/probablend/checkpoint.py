@@ -27,6 +27,7 @@ __all__ = [
     "knows_sources",
     "load_model",
     "load_tensors",
+    "pixels_only",
     "save_tensors",
     "save_weights",
 ]
@@ -138,6 +139,14 @@ def knows_sources(name_or_path: str | Path) -> bool:
     _, meta = load_tensors(find_model(name_or_path))
     model = meta.get("model")
     return isinstance(model, dict) and model.get("kind") == "field"
+
+
+def pixels_only(model: str | Path) -> ValueError:
+    """What to raise when sources are asked of a model that knows none."""
+    return ValueError(
+        f"model {model} knows pixels only: no posterior of sources, no regions, no forced "
+        "positions; use the model 'field'"
+    )
 
 
 def available_models() -> list[str]:

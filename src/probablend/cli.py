@@ -38,6 +38,10 @@ MagRange = Annotated[tuple[float, float], typer.Option(help="Brightest and faint
 Samples = Annotated[int, typer.Option("--samples", help="Posterior samples.")]
 Model = Annotated[str, typer.Option(help="Name of shipped weights or a .safetensors file.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+Extension = Annotated[str | None, typer.Option(help="FITS extension, number or name.")]
+Rms = Annotated[str | None, typer.Option(help="Noise per pixel: a number, FILE or FILE[EXT].")]
+Mask = Annotated[str | None, typer.Option(help="FILE or FILE[EXT], non-zero = do not use.")]
+Background = Annotated[str, typer.Option(help="auto, subtract or none.")]
 PsfFwhm = Annotated[
     float | None, typer.Option(help="FWHM of the PSF, pixels; else from the image's stars.")
 ]
@@ -69,18 +73,26 @@ def _main(
     out.quiet = quiet
 
 
+def _read_inputs(
+    image: Path, ext: str | None, rms: str | None, mask: str | None
+) -> tuple[Any, Any, np.ndarray | None]:
+    """Image, noise and mask, as a user names them."""
+    from probablend.images import read_image, read_rms
+
+    data = read_image(image, ext=ext)
+    noise = None if rms is None else read_rms(rms)
+    bad = None if mask is None else np.nan_to_num(read_image(mask).data, nan=1.0) != 0
+    return data, noise, bad
+
+
 @app.command("segment")
 def segment_command(
     image: Annotated[Path, typer.Argument(help="FITS (or PNG, JPEG) image.")],
     output: OutputDir = Path("probablend-out"),
-    ext: Annotated[str | None, typer.Option(help="FITS extension, number or name.")] = None,
-    rms: Annotated[
-        str | None, typer.Option(help="Noise per pixel: a number, FILE or FILE[EXT].")
-    ] = None,
-    mask: Annotated[
-        str | None, typer.Option(help="FILE or FILE[EXT], non-zero = do not use.")
-    ] = None,
-    background: Annotated[str, typer.Option(help="auto, subtract or none.")] = "auto",
+    ext: Extension = None,
+    rms: Rms = None,
+    mask: Mask = None,
+    background: Background = "auto",
     samples: Samples = 16,
     seed: Seed = 0,
     model: Model = "field",
@@ -106,23 +118,17 @@ def segment_command(
 
     Example: probablend segment image.fits --rms 0.01 -o out
     """
-    from probablend.checkpoint import knows_sources
-    from probablend.images import read_image, read_rms
+    from probablend.checkpoint import knows_sources, pixels_only
     from probablend.infer.segment import check_format, check_output, segment
     from probablend.infer.sources import N_DRAWS
 
     check_output(output, overwrite=overwrite)
     check_format(catalog_format)
     if (regions or keep_posterior) and not knows_sources(model):
-        raise ValueError(
-            f"model {model} knows pixels only: no posterior of sources and no regions; "
-            "use the model 'field'"
-        )
+        raise pixels_only(model)
     if keep_posterior > N_DRAWS:
         raise ValueError(f"at most {N_DRAWS} draws can be kept; got {keep_posterior}")
-    data = read_image(image, ext=ext)
-    noise = None if rms is None else read_rms(rms)
-    bad = None if mask is None else np.nan_to_num(read_image(mask).data, nan=1.0) != 0
+    data, noise, bad = _read_inputs(image, ext, rms, mask)
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -171,14 +177,10 @@ def measure_command(
     output: Annotated[
         Path, typer.Option("-o", "--output", help="Catalogue: .fits, .ecsv or .parquet.")
     ] = Path("measured.fits"),
-    ext: Annotated[str | None, typer.Option(help="FITS extension, number or name.")] = None,
-    rms: Annotated[
-        str | None, typer.Option(help="Noise per pixel: a number, FILE or FILE[EXT].")
-    ] = None,
-    mask: Annotated[
-        str | None, typer.Option(help="FILE or FILE[EXT], non-zero = do not use.")
-    ] = None,
-    background: Annotated[str, typer.Option(help="auto, subtract or none.")] = "auto",
+    ext: Extension = None,
+    rms: Rms = None,
+    mask: Mask = None,
+    background: Background = "auto",
     samples: Samples = 16,
     seed: Seed = 0,
     model: Model = "field",
@@ -192,7 +194,6 @@ def measure_command(
     Example: probablend measure image.fits --positions mine.csv -o measured.fits
     """
     from probablend.catalog import write_table
-    from probablend.images import read_image, read_rms
     from probablend.infer.measure import measure, read_positions
     from probablend.infer.segment import check_format, check_output
 
@@ -203,9 +204,7 @@ def measure_command(
         raise FileExistsError(f"{output} exists already: --overwrite replaces it")
     check_output(output.parent, overwrite=True)
     table = read_positions(positions)
-    data = read_image(image, ext=ext)
-    noise = None if rms is None else read_rms(rms)
-    bad = None if mask is None else np.nan_to_num(read_image(mask).data, nan=1.0) != 0
+    data, noise, bad = _read_inputs(image, ext, rms, mask)
     result = measure(
         data, table, rms=noise, mask=bad, background=background, n_samples=samples, seed=seed,
         model=model, device=device, psf_fwhm=psf_fwhm, zeropoint=zeropoint,

@@ -19,15 +19,16 @@ from matplotlib.figure import Figure
 from photutils.segmentation import SegmentationImage
 
 from probablend._version import __version__
-from probablend.catalog import PROVENANCE, catalog_of_labels, write_catalog
-from probablend.checkpoint import file_hash, find_model, load_model
+from probablend.catalog import catalog_of_labels, provenance_header, write_catalog
+from probablend.checkpoint import file_hash, find_model, load_model, pixels_only
 from probablend.device import resolve_device
 from probablend.emulate.classes import N_CLASSES, class_entropy
 from probablend.images import ImageData, PreparedImage, prepare_image, read_image
+from probablend.infer.footprints import label_sources
 from probablend.infer.objects import find_objects
 from probablend.infer.psf import estimate_psf_fwhm
 from probablend.infer.scan import Found, scan_image
-from probablend.infer.sources import Measured, label_sources, measure_sources
+from probablend.infer.sources import Measured, measure_sources
 from probablend.models.field import FieldNetwork
 
 __all__ = [
@@ -147,10 +148,7 @@ class Segmentation:
         check_format(catalog_format)
         check_output(directory, overwrite=overwrite)
         if self.sources is None and (keep_posterior or regions):
-            raise ValueError(
-                f"model {self.meta.get('model')} knows pixels only: no posterior of sources and "
-                "no regions; use the model 'field'"
-            )
+            raise pixels_only(str(self.meta.get("model")))
         directory.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=".probablend-", dir=directory))
         try:
@@ -193,19 +191,9 @@ class Segmentation:
         return fits.Header() if self.wcs is None else self.wcs.to_header(relax=True)
 
     def _provenance(self) -> fits.Header:
-        cards: dict[str, tuple[Any, str]] = {"ORIGIN": ("probablend", "software")}
-        cards |= {
-            keyword: (self.meta.get(key), said)
-            for key, (keyword, said) in PROVENANCE.items()
-            if key != "input"
-        }
-        cards |= {
-            "PBNMASK": (int(self.mask.sum()), "masked pixels (NaN in the maps)"),
-            "DATE": (datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S"), "UTC"),
-        }
-        header = fits.Header([(key, *card) for key, card in cards.items()])
-        # FITS knows ASCII only, and a card holds 68 characters.
-        header["PBINPUT"] = str(self.meta.get("input")).encode("ascii", "replace").decode()[-60:]
+        header = provenance_header(self.meta)
+        header["PBNMASK"] = (int(self.mask.sum()), "masked pixels (NaN in the maps)")
+        header["DATE"] = (datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S"), "UTC")
         return header
 
 
@@ -339,7 +327,7 @@ def segment(
             f"{network.config.n_classes} classes; one band and {N_CLASSES} classes are wanted"
         )
     if positions is not None and not isinstance(network, FieldNetwork):
-        raise ValueError(f"model {model} knows pixels only; positions need the model 'field'")
+        raise pixels_only(model)
     if positions is not None:
         positions = np.asarray(positions, dtype=float)
         n_y, n_x = np.shape(data.data)[-2:] if np.ndim(data.data) >= 2 else (0, 0)
@@ -433,7 +421,4 @@ def _psf_fwhm(prepared: PreparedImage, trained: np.ndarray) -> float:
 
 def _detections(found: Found, prepared: PreparedImage, min_p_source: float) -> np.ndarray:
     """Peaks that are probable enough and do not lie on a masked pixel."""
-    n_y, n_x = prepared.mask.shape
-    rows = np.clip(np.floor(found.y + 0.5).astype(int), 0, n_y - 1)
-    columns = np.clip(np.floor(found.x + 0.5).astype(int), 0, n_x - 1)
-    return (found.p_source >= min_p_source) & ~prepared.mask[rows, columns]
+    return (found.p_source >= min_p_source) & ~prepared.mask[tuple(found.pixel.T)]

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from probablend.infer.sources import (
+from probablend.infer.footprints import (
     Ellipses,
     blended_share,
     group_sources,

@@ -1,0 +1,245 @@
+"""Elliptical footprints on the pixels of an image: labels, groups, overlaps, regions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from probablend.models.source import PARAMETERS
+
+__all__ = ["Ellipses", "blended_share", "group_sources", "label_sources", "overlap_share"]
+
+_BOX_PIXELS = 1_000_000  # of boxes looked at together
+_REACH = 2.0  # a label reaches this many footprint radii
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ellipses:
+    """Elliptical footprints.
+
+    Parameters
+    ----------
+    y, x : ndarray, shape (source,)
+        Centres, pixels.
+    radius : ndarray, shape (source,)
+        Of the circle of the same area, pixels.
+    e1, e2 : ndarray, shape (source,)
+        Ellipticity, (a² − b²)/(a² + b²), along x and along the diagonal.
+    """
+
+    y: np.ndarray
+    x: np.ndarray
+    radius: np.ndarray
+    e1: np.ndarray
+    e2: np.ndarray
+
+    @classmethod
+    def of(cls, parameters: np.ndarray, origin_yx: np.ndarray) -> "Ellipses":
+        """Footprints of parameters, (source, parameter), positions counted from an origin.
+
+        Parameters
+        ----------
+        parameters : ndarray, shape (source, parameter)
+            In the order of :data:`~probablend.models.source.PARAMETERS`.
+        origin_yx : ndarray, shape (2,) or (source, 2)
+            Where positions are counted from, (y, x). Single precision holds offsets, not
+            positions in a large image.
+        """
+        names = ("y", "x", "radius", "e1", "e2")
+        shape = {name: parameters[:, PARAMETERS.index(name)].astype(float) for name in names}
+        origin_y, origin_x = np.asarray(origin_yx, dtype=float).T
+        return cls(**(shape | {"y": shape["y"] + origin_y, "x": shape["x"] + origin_x}))
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    @property
+    def axes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Semi-axes a and b (pixels) and the angle of a from x towards y (radians)."""
+        e = np.clip(np.hypot(self.e1, self.e2), 0, 0.999)
+        q = np.sqrt((1 - e) / (1 + e))
+        return (
+            self.radius / np.sqrt(q),
+            self.radius * np.sqrt(q),
+            0.5 * np.arctan2(self.e2, self.e1),
+        )
+
+    def to_regions(self) -> str:
+        """Region file for ds9, image coordinates (first pixel at 1), one ellipse per source."""
+        a, b, angle = self.axes
+        lines = ["# Region file format: DS9 version 4.1", "global color=cyan", "image"]
+        rows = zip(self.x + 1, self.y + 1, a, b, np.degrees(angle), strict=True)
+        lines += [
+            f"ellipse({x:.2f},{y:.2f},{a:.2f},{b:.2f},{t:.1f}) # text={{{k}}}"
+            for k, (x, y, a, b, t) in enumerate(rows, start=1)
+        ]
+        return "\n".join(lines) + "\n"
+
+    def boxes(self, shape_yx: tuple[int, int], reach: float) -> tuple[np.ndarray, ...]:
+        """First and last-plus-one row and column that each ellipse can touch."""
+        half = np.ceil(np.maximum(self.axes[0] * reach, 0)).astype(np.int64)
+        rows, columns = (np.floor(v + 0.5).astype(np.int64) for v in (self.y, self.x))
+        edges = []
+        for middle, n in ((rows, shape_yx[0]), (columns, shape_yx[1])):
+            edges += [np.maximum(middle - half, 0), np.minimum(middle + half + 1, n)]
+        return tuple(edges)
+
+    def pixels(
+        self, shape_yx: tuple[int, int], *, reach: float = 1.0
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Pixels inside ``reach`` times each ellipse; that of the centre always is.
+
+        Parameters
+        ----------
+        shape_yx : tuple of int
+            Shape of the image.
+        reach : float
+            In units of the ellipse.
+
+        Returns
+        -------
+        source : ndarray of int, shape (pixel,)
+            Ascending.
+        index : ndarray of int, shape (pixel,)
+            Flat index into the image.
+        rho : ndarray, shape (pixel,)
+            Elliptical radius, 1 on the ellipse.
+        """
+        low_y, high_y, low_x, high_x = self.boxes(shape_yx, reach)
+        wide = np.maximum(high_x - low_x, 0)
+        n_each = np.maximum(high_y - low_y, 0) * wide
+        # A few sources at a time: the boxes of all of a large image would not fit in memory.
+        part = np.cumsum(n_each) // _BOX_PIXELS
+        ends = [*np.flatnonzero(np.diff(part)) + 1, len(self)]
+        found = []
+        for first, last in zip([0, *ends], ends, strict=False):
+            some = np.arange(first, last)
+            found.append(self._pixels(some, n_each, wide, low_y, low_x, shape_yx[1], reach))
+        return tuple(np.concatenate(parts) for parts in zip(*found, strict=True))  # type: ignore[return-value]
+
+    def _pixels(
+        self,
+        some: np.ndarray,
+        n_each: np.ndarray,
+        wide: np.ndarray,
+        low_y: np.ndarray,
+        low_x: np.ndarray,
+        n_x: int,
+        reach: float,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        n_each = n_each[some]
+        source = np.repeat(some, n_each)
+        local = np.arange(len(source)) - np.repeat(np.cumsum(n_each) - n_each, n_each)
+        row = local // wide[source] + low_y[source]
+        column = local % wide[source] + low_x[source]
+        dy, dx = row - self.y[source], column - self.x[source]
+        # dᵀ M⁻¹ d with M = r² / √(1 − e²) · [[1 + e1, e2], [e2, 1 − e1]] over (x, y).
+        e1, e2 = self.e1[source], self.e2[source]
+        rest = np.sqrt(np.clip(1 - e1**2 - e2**2, 1e-6, None))
+        square = ((1 - e1) * dx**2 + (1 + e1) * dy**2 - 2 * e2 * dx * dy) / rest
+        rho = np.sqrt(np.maximum(square, 0)) / np.maximum(self.radius[source], 1e-3)
+        centre = row == np.floor(self.y + 0.5).astype(np.int64)[source]
+        centre &= column == np.floor(self.x + 0.5).astype(np.int64)[source]
+        keep = (rho <= reach) | centre
+        return source[keep], (row * n_x + column)[keep], rho[keep].astype(np.float32)
+
+
+def label_sources(ellipses: Ellipses, p_galaxy: np.ndarray) -> np.ndarray:
+    """Label image: each pixel that is more likely in a galaxy than not goes to one source.
+
+    Parameters
+    ----------
+    ellipses : Ellipses
+        Footprints.
+    p_galaxy : ndarray, shape (y, x)
+        Probability that a pixel is in a galaxy; NaN where masked.
+
+    Returns
+    -------
+    ndarray of int32, shape (y, x)
+        0 = none, 1…N: the source in whose ellipse the pixel lies deepest. A source keeps the
+        pixel of its centre.
+    """
+    n_y, n_x = p_galaxy.shape
+    labels = np.zeros((n_y, n_x), dtype=np.int32)
+    source, index, rho = ellipses.pixels((n_y, n_x), reach=_REACH)
+    order = np.argsort(-rho, kind="stable")  # the last to write is the deepest
+    flat = labels.ravel()
+    flat[index[order]] = source[order] + 1
+    flat[~(p_galaxy.ravel() > 0.5)] = 0
+    rows = np.clip(np.floor(ellipses.y + 0.5).astype(int), 0, n_y - 1)
+    columns = np.clip(np.floor(ellipses.x + 0.5).astype(int), 0, n_x - 1)
+    labels[rows, columns] = np.arange(1, len(ellipses) + 1)
+    return labels
+
+
+def blended_share(
+    ellipses: Ellipses, draws: Sequence[tuple[np.ndarray, np.ndarray]], shape_yx: tuple[int, int]
+) -> np.ndarray:
+    """Share of the posterior draws in which a source's footprint holds a blended pixel.
+
+    Parameters
+    ----------
+    ellipses : Ellipses
+        Footprints.
+    draws : sequence of (y, x)
+        Blended pixels of each class map that was drawn.
+    shape_yx : tuple of int
+        Shape of the image.
+
+    Returns
+    -------
+    ndarray, shape (source,)
+        1 − this is the probability that there is no overlap.
+    """
+    if not len(ellipses):
+        return np.zeros(0)
+    source, index, _ = ellipses.pixels(shape_yx)
+    blended = np.zeros(shape_yx[0] * shape_yx[1], dtype=bool)
+    n_blended = np.zeros(len(ellipses))
+    for y, x in draws:
+        at = y * shape_yx[1] + x
+        blended[at] = True
+        n_blended += np.bincount(source[blended[index]], minlength=len(ellipses)) > 0
+        blended[at] = False
+    return n_blended / len(draws)
+
+
+def overlap_share(drawn: Sequence[Ellipses], shape_yx: tuple[int, int]) -> np.ndarray:
+    """Share of the joint draws of all sources in which a source's footprint overlaps another's.
+
+    Parameters
+    ----------
+    drawn : sequence of Ellipses
+        Footprints of all sources, draw by draw.
+    shape_yx : tuple of int
+        Shape of the image.
+
+    Returns
+    -------
+    ndarray, shape (source,)
+    """
+    share = np.zeros(len(drawn[0]))
+    if not len(share):
+        return share
+    for one in drawn:
+        source, index, _ = one.pixels(shape_yx)
+        count = np.bincount(index, minlength=1)
+        share += np.bincount(source[count[index] > 1], minlength=len(share)) > 0
+    return share / len(drawn)
+
+
+def group_sources(ellipses: Ellipses, shape_yx: tuple[int, int]) -> np.ndarray:
+    """Sources whose footprints touch: the number, from 0, of the first source of each group."""
+    if not len(ellipses):
+        return np.zeros(0, dtype=np.int64)
+    source, index, _ = ellipses.pixels(shape_yx)
+    covered = np.zeros(shape_yx, dtype=bool)
+    covered.ravel()[index] = True
+    regions, n_regions = ndimage.label(covered, structure=np.ones((3, 3)))
+    group = np.zeros(len(ellipses), dtype=np.int64)
+    group[source] = regions.ravel()[index]
+    first = np.full(n_regions + 1, len(ellipses), dtype=np.int64)
+    np.minimum.at(first, group, np.arange(len(ellipses)))
+    return np.where(group > 0, first[group], np.arange(len(ellipses)))
