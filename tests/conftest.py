@@ -102,13 +102,13 @@ def field_weights(tmp_path_factory):
     )
     network = FieldNetwork(config)
     network.train()
-    optimizer = torch.optim.Adam(network.parameters(), lr=2e-2)
+    optimizer = torch.optim.Adam(network.parameters(), lr=5e-3)
     survey = get_survey("euclid-vis")
     stamps = draw_bank(
         "parametric", [survey], "train", n_galaxies=60, n_stars=6, mag_range=(19.5, 25.0), seed=1
     )
     scenes = SceneConfig(size=32, mag_range=(20.0, 25.0))
-    for k in range(60):
+    for k in range(100):
         batch = draw_batch(stamps, scenes, n=8, seed=3, index=k, progress=0.0)
         generator = torch.Generator().manual_seed(k)
         loss = network.training_loss(batch, generator=generator, beta=1.0)["loss"]

@@ -19,6 +19,7 @@ def small(kind="punet", n_steps=6):
         "punet": {"latent_dim": 2},
         "hpunet": {"n_latent_levels": 1},
         "ssn": {"rank": 2, "n_samples": 3},
+        "pairs": {"flux_channels": [4, 6], "dense": 8},
     }
     model = {"kind": kind, "channels": [4, 6], "n_convs": 1, "patch_size": 32, **own[kind]}
     return TrainConfig(
@@ -26,7 +27,7 @@ def small(kind="punet", n_steps=6):
         seed=4,
         model=model,
         bank=BankConfig(n_galaxies=40, n_stars=4),
-        scenes=SceneConfig(size=32, mag_range=(21.0, 26.0)),
+        scenes=SceneConfig(size=32, mag_range=(21.0, 26.0), pair_fraction=float(kind == "pairs")),
         optimizer=OptimizerConfig(n_steps=n_steps, batch_size=4),
         n_validation=8,
         validate_every=3,
@@ -67,8 +68,13 @@ def test_training_lowers_the_loss_and_exports_weights(tmp_path, kind):
     assert meta["config"]["seed"] == 4
     assert meta["model"]["kind"] == kind
     assert meta["metrics"]["loss"] == pytest.approx(min(float(r["loss"]) for r in rows), rel=1e-4)
-    assert {"iou_galaxy", "diversity"} <= set(meta["metrics"])
-    assert network(torch.zeros(1, 1, 32, 32)).mean(2).shape == (1, 3, 32, 32)
+    said = network(torch.zeros(1, 1, 32, 32))
+    if kind == "pairs":
+        assert {"iou_overlap", "flux_mean_relative"} <= set(meta["metrics"])
+        assert said.mask_logits.shape == (1, 3, 32, 32)
+    else:
+        assert {"iou_galaxy", "diversity"} <= set(meta["metrics"])
+        assert said.mean(2).shape == (1, 3, 32, 32)
     assert list((tmp_path / "tensorboard").glob("events*"))
     assert (tmp_path / "small.json").is_file()
 

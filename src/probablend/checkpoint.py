@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from probablend.models import build_model
-from probablend.models.distribution import SegmentationNetwork
+from probablend.models.network import Network
 
 __all__ = [
     "available_models",
@@ -100,7 +100,7 @@ def save_weights(path: Path, model: nn.Module, meta: Mapping[str, Any], *, half:
     os.replace(part, beside)
 
 
-def load_model(name_or_path: str | Path) -> tuple[SegmentationNetwork, dict[str, Any]]:
+def load_model(name_or_path: str | Path) -> tuple[Network, dict[str, Any]]:
     """Trained network, ready to use, and its metadata.
 
     Parameters

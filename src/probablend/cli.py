@@ -11,7 +11,13 @@ import numpy as np
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from probablend._version import __version__
@@ -428,6 +434,63 @@ def evaluate_field_command(
         command="probablend " + shlex.join(sys.argv[1:]),
         progress=lambda text: err.print(f"… {text}") if not out.quiet else None,
     )
+    out.print(results_table(results), markup=False, highlight=False)
+
+
+@evaluate_app.command("pairs")
+def evaluate_pairs_command(
+    output: OutputDir = Path("evaluation-pairs"),
+    methods: Annotated[
+        str | None, typer.Option(help="Names with commas between; all that can run here.")
+    ] = None,
+    survey: SurveyName = "candels-f160w",
+    source: SourceName = "parametric",
+    n: Annotated[int, typer.Option("-n", help="How many pairs.", min=1)] = 1000,
+    mag_range: MagRange = (18.0, 23.0),
+    samples: Samples = 4,
+    seed: Seed = 3000,
+    from_: Annotated[
+        Path | None, typer.Option("--from", help="Score and plot this folder again; run nothing.")
+    ] = None,
+) -> None:
+    """Score methods on blends of two galaxies (protocol of arXiv:1905.01324).
+
+    A run that was stopped goes on where it was: what each method says is kept.
+
+    Example: probablend evaluate pairs -n 1000 --methods field,sep -o evaluation-pairs
+    """
+    from probablend.evaluate.methods import default_methods
+    from probablend.evaluate.pairs import PairsConfig, evaluate_pairs, read_results, results_table
+
+    if from_ is not None:
+        results = read_results(from_)
+    else:
+        config = PairsConfig(
+            survey=survey, source=source, n=n, mag_range=mag_range, n_samples=samples, seed=seed
+        )
+        with Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=err,
+            disable=out.quiet or not err.is_terminal,
+        ) as progress:
+            tasks: dict[str, Any] = {}
+
+            def show(method: str, done: int, total: int) -> None:
+                if method not in tasks:
+                    tasks[method] = progress.add_task(method, total=total)
+                progress.update(tasks[method], completed=done)
+
+            results = evaluate_pairs(
+                _open_source(source, survey, "test", seed, mag_range),
+                config,
+                [m.strip() for m in methods.split(",")] if methods else default_methods(),
+                output,
+                command="probablend " + shlex.join(sys.argv[1:]),
+                progress=show,
+            )
     out.print(results_table(results), markup=False, highlight=False)
 
 

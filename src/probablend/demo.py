@@ -10,9 +10,10 @@ import skimage.data
 from probablend.emulate.blend import FieldConfig, draw_field
 from probablend.emulate.products import write_scene
 from probablend.emulate.sources import open_source
-from probablend.evaluate.field import Prediction, score_scenes
+from probablend.evaluate.classical import run_sep
+from probablend.evaluate.field import score_scenes
+from probablend.evaluate.methods import Prediction
 from probablend.evaluate.samples import sample_diversity
-from probablend.evaluate.sextractor import run_sep
 from probablend.images import ImageData
 from probablend.infer.segment import DEFAULT_MODEL, Segmentation, check_output, segment
 from probablend.survey import get_survey

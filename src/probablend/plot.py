@@ -20,7 +20,9 @@ __all__ = [
     "plot_class_probabilities",
     "plot_classes",
     "plot_image",
+    "plot_pit",
     "plot_probability",
+    "plot_running_scatter",
     "quicklook",
 ]
 
@@ -181,4 +183,58 @@ def plot_completeness_purity(
     ax.plot(purity, completeness, "o-", label=label)
     ax.set(xlabel="purity", ylabel="completeness", xlim=(0, 1), ylim=(0, 1))
     ax.legend()
+    return ax
+
+
+def plot_pit(ranks: np.ndarray, ax: Axes, *, n_bins: int = 20) -> Axes:
+    """Histogram of the places of true values in their posteriors; flat if these are right.
+
+    Parameters
+    ----------
+    ranks : ndarray, shape (n,)
+        0 to 1.
+    ax : Axes
+        Where to draw. The band holds 95 % of the bars of a flat histogram.
+    n_bins : int
+        Number of bars.
+    """
+    mean = 1 / n_bins
+    spread = 1.96 * np.sqrt(mean * (1 - mean) / max(1, len(ranks))) * n_bins
+    ax.axhspan(1 - spread, 1 + spread, color="0.85")
+    ax.hist(ranks, bins=n_bins, range=(0, 1), density=True, histtype="step",
+            color=CLASS_COLORS[1], lw=1.5)  # fmt: skip
+    ax.set(xlabel="place of the truth", ylabel="density", xlim=(0, 1), ylim=(0, None))
+    return ax
+
+
+def plot_running_scatter(
+    x: np.ndarray, error: np.ndarray, ax: Axes, *, label: str, n_bins: int = 8
+) -> Axes:
+    """Median (dashed) and NMAD (full line) of an error in bins of equal number.
+
+    Parameters
+    ----------
+    x, error : ndarray, shape (n,)
+        NaN is left out.
+    ax : Axes
+        Where to draw.
+    label : str
+        Name of the method.
+    n_bins : int
+        Number of bins.
+    """
+    ok = np.isfinite(x) & np.isfinite(error)
+    order = np.argsort(x[ok], kind="stable")
+    bins = [b for b in np.array_split(order, n_bins) if len(b)]
+    if not bins:
+        return ax
+    centre = [np.median(x[ok][b]) for b in bins]
+    median = np.array([np.median(error[ok][b]) for b in bins])
+    spread = [
+        1.4826 * np.median(np.abs(error[ok][b] - m)) for b, m in zip(bins, median, strict=True)
+    ]
+    (line,) = ax.plot(centre, spread, "o-", ms=3, label=label)
+    ax.plot(centre, median, "--", color=line.get_color(), lw=1)
+    ax.axhline(0, color="0.7", lw=0.8)
+    ax.legend(fontsize="small")
     return ax

@@ -32,6 +32,8 @@ from probablend.emulate.stamps import Split
 from probablend.models import build_model
 from probablend.models.distribution import SegmentationNetwork
 from probablend.models.field import FieldNetwork
+from probablend.models.network import Network
+from probablend.models.pairs import MASKS, PairNetwork, true_masks
 from probablend.survey import get_survey
 
 __all__ = ["train", "validate"]
@@ -166,9 +168,7 @@ def train(
 
 
 @torch.inference_mode()
-def validate(
-    model: SegmentationNetwork, batches: Sequence[SceneBatch], *, seed: int
-) -> dict[str, float]:
+def validate(model: Network, batches: Sequence[SceneBatch], *, seed: int) -> dict[str, float]:
     """Score a network on held-out scenes.
 
     Parameters
@@ -183,21 +183,38 @@ def validate(
     Returns
     -------
     dict of float
-        The terms of the loss with the KL term at full weight (nats per scene), the
-        intersection over union of "one or more" and of "blend", and ``diversity``: the share
-        of active pixels in which two samples differ on average. A posterior that has
-        collapsed shows as ``kl`` near 0. For the field model also what it says of fluxes.
+        The terms of the loss with the KL term at full weight (nats per scene), and what
+        the kind of network can be scored by.
     """
     model.eval()
     sums: dict[str, float] = {}
-    overlap, union = np.zeros(2), np.zeros(2)
-    n_differ = n_active = 0.0
-    n_scenes = sum(len(batch.image) for batch in batches)
     for index, batch in enumerate(batches):
         generator = torch.Generator().manual_seed(seed + index)
         terms = model.training_loss(batch, generator=generator, beta=1.0)
         for key, value in terms.items():
             sums[key] = sums.get(key, 0.0) + float(value) * len(batch.image)
+    n_scenes = sum(len(batch.image) for batch in batches)
+    scores = {key: value / n_scenes for key, value in sums.items()}
+    if isinstance(model, SegmentationNetwork):
+        scores |= _class_scores(model, batches, seed)
+    if isinstance(model, FieldNetwork):
+        scores |= _flux_scores(model, batches)
+    if isinstance(model, PairNetwork):
+        scores |= _pair_scores(model, batches)
+    return scores
+
+
+def _class_scores(
+    model: SegmentationNetwork, batches: Sequence[SceneBatch], seed: int
+) -> dict[str, float]:
+    """Intersection over union of "one or more" and of "blend", and how samples differ.
+
+    ``diversity`` is the share of active pixels in which two samples differ on average: a
+    posterior that has collapsed shows as ``kl`` near 0 and as a small diversity.
+    """
+    overlap, union = np.zeros(2), np.zeros(2)
+    n_differ = n_active = 0.0
+    for batch in batches:
         classes = batch.classes
         # (sample, batch, class, y, x)
         said = model(batch.image, psf_fwhm=batch.psf_fwhm)
@@ -210,14 +227,34 @@ def validate(
         best = draws.argmax(dim=2)
         n_differ += float(((best[1:] != best[:-1]) & active).sum()) / max(1, len(best) - 1)
         n_active += float(active.sum())
-    scores = {key: value / n_scenes for key, value in sums.items()}
-    scores |= {
+    scores = {
         f"iou_{name}": float(o / u) if u else 1.0
         for name, o, u in zip(("galaxy", "blend"), overlap, union, strict=True)
     }
-    if isinstance(model, FieldNetwork):
-        scores |= _flux_scores(model, batches)
     return scores | {"diversity": n_differ / max(1.0, n_active)}
+
+
+def _pair_scores(model: PairNetwork, batches: Sequence[SceneBatch]) -> dict[str, float]:
+    """Intersection over union of the masks, and errors of the fluxes."""
+    overlap, union, errors = np.zeros(3), np.zeros(3), []
+    for batch in batches:
+        said = model(batch.image)
+        if said.mask_logits is not None:
+            mask, truth = said.mask_logits > 0, true_masks(batch)
+            overlap += (mask & truth).sum(dim=(0, 2, 3)).cpu().numpy()
+            union += (mask | truth).sum(dim=(0, 2, 3)).cpu().numpy()
+        if said.log_flux is not None:
+            errors.append((said.log_flux - batch.sources.flux.reshape(-1, 2).log()).cpu())
+    scores = {}
+    if union.any():
+        for name, o, u in zip(MASKS, overlap, union, strict=True):
+            scores[f"iou_{name}"] = float(o / u) if u else 1.0
+    if errors:
+        error = torch.cat(errors)
+        scores["flux_mean_relative"] = float(torch.expm1(error).abs().mean())
+        middle = error.median()
+        scores["flux_nmad"] = float(1.0857 * 1.4826 * (error - middle).abs().median())
+    return scores
 
 
 def _flux_scores(model: FieldNetwork, batches: Sequence[SceneBatch]) -> dict[str, float]:
@@ -283,7 +320,7 @@ def _validation(config: TrainConfig, directory: Path, device: torch.device) -> l
     return [draw_batch(bank, config.scenes, n=size, seed=config.seed + 1, index=k) for k in numbers]
 
 
-def _start_from(model: SegmentationNetwork, name: str) -> None:
+def _start_from(model: Network, name: str) -> None:
     earlier, _ = load_model(name)
     shapes = {key: value.shape for key, value in earlier.state_dict().items()}
     if shapes != {key: value.shape for key, value in model.state_dict().items()}:

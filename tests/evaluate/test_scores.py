@@ -4,6 +4,7 @@ from astropy.table import Table
 from scipy.optimize import linear_sum_assignment
 
 from probablend.evaluate.calibration import active_pixels, brier_score, reliability
+from probablend.evaluate.classical import run_sep
 from probablend.evaluate.detection import (
     THRESHOLDS,
     blended_curve,
@@ -11,9 +12,9 @@ from probablend.evaluate.detection import (
     iou,
     region_curve,
 )
-from probablend.evaluate.field import Prediction, score_scenes
+from probablend.evaluate.field import score_scenes
 from probablend.evaluate.match import match_positions
-from probablend.evaluate.sextractor import run_sep
+from probablend.evaluate.methods import Prediction
 
 
 def test_intersection_over_union_at_its_ends():

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from probablend.models import MODELS, build_model
+from probablend.models.distribution import SegmentationNetwork
 
 SMALL = {
     "field": {"context": 12, "flow_hidden": [16], "head_width": 6, "n_draws": 2},
@@ -15,7 +16,10 @@ SMALL = {
 }
 
 
-@pytest.fixture(params=list(MODELS))
+SEGMENTERS = [kind for kind, (_, m) in MODELS.items() if issubclass(m, SegmentationNetwork)]
+
+
+@pytest.fixture(params=SEGMENTERS)
 def network(request, batch_of):
     torch.manual_seed(3)
     settings = {"kind": request.param, "channels": [4, 6, 8], "n_convs": 1, "patch_size": 32}

@@ -6,7 +6,7 @@ resumed run sees the same scenes.
 """
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
 import torch
@@ -47,6 +47,11 @@ class SceneConfig:
         By how much the density of a sparse scene is lower.
     isolated_fraction : float
         Share of scenes with a single galaxy and nothing else, bright ones as common as faint.
+    pair_fraction : float
+        Share of scenes that are blends of two galaxies, as
+        :func:`~probablend.emulate.blend.draw_pair` makes them. The central galaxy comes first.
+    pair_mag_range : tuple of float
+        Brightest and faintest AB magnitude of their galaxies.
     crowded_share : float
         Share of crowded scenes when training starts; it falls linearly to zero. Blends are a
         hundredth of the pixels of a real field: a network that sees them often at first
@@ -66,6 +71,8 @@ class SceneConfig:
     sparse_fraction: float = 0.1
     sparse_factor: float = 15.0
     isolated_fraction: float = 0.0
+    pair_fraction: float = 0.0
+    pair_mag_range: tuple[float, float] = (18.5, 23.0)
     crowded_share: float = 1.0
     crowded_until: float = 0.6
     star_density: float = 5.0
@@ -76,7 +83,7 @@ class SceneConfig:
             raise ValueError(f"size must be at least 1 pixel; got {self.size}")
         if not self.sparse_factor > 0:
             raise ValueError(f"sparse_factor must be positive; got {self.sparse_factor}")
-        for key in ("sparse_fraction", "isolated_fraction", "crowded_share"):
+        for key in ("sparse_fraction", "isolated_fraction", "pair_fraction", "crowded_share"):
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(f"{key} must lie between 0 and 1; got {getattr(self, key)}")
         if not 0 < self.density_range[0] <= self.density_range[1]:
@@ -89,8 +96,10 @@ class SceneConfig:
             )
         if self.star_density < 0 or self.companion_distance < 0:
             raise ValueError("star_density and companion_distance must not be negative")
-        if not self.mag_range[0] < self.mag_range[1]:
-            raise ValueError(f"mag_range must go from bright to faint; got {self.mag_range}")
+        for key in ("mag_range", "pair_mag_range"):
+            bright, faint = getattr(self, key)
+            if not bright < faint:
+                raise ValueError(f"{key} must go from bright to faint; got {(bright, faint)}")
 
     def crowded_share_at(self, progress: float) -> float:
         """Share of crowded scenes at a point of the training, 0 to 1."""
@@ -168,6 +177,8 @@ class SceneBatch:
         Pixels.
     sources : Sources
         Every one that throws light into a scene.
+    footprints : Tensor of int64, shape (2, pixel)
+        Every pixel of every footprint: the source, and the flat index into ``classes``.
     """
 
     image: Tensor
@@ -175,6 +186,7 @@ class SceneBatch:
     classes: Tensor
     psf_fwhm: Tensor
     sources: Sources
+    footprints: Tensor = field(default_factory=lambda: torch.empty(2, 0, dtype=torch.int64))
 
 
 def draw_batch(
@@ -204,8 +216,12 @@ def draw_batch(
     # Kind of each scene.
     survey = (uniform(n) * len(bank.surveys)).long().clamp(max=len(bank.surveys) - 1)
     isolated = uniform(n) < config.isolated_fraction
-    crowded = ~isolated & (uniform(n) < config.crowded_share_at(progress))
-    sparse = ~isolated & ~crowded & (uniform(n) < config.sparse_fraction)
+    paired = torch.zeros_like(isolated)
+    if config.pair_fraction:
+        paired = ~isolated & (uniform(n) < config.pair_fraction)
+    single = isolated | paired  # neither density nor stars
+    crowded = ~single & (uniform(n) < config.crowded_share_at(progress))
+    sparse = ~single & ~crowded & (uniform(n) < config.sparse_fraction)
 
     def between(low_high: tuple[float, float], crowd: tuple[float, float]) -> Tensor:
         low = torch.where(crowded, crowd[0], low_high[0])
@@ -220,8 +236,8 @@ def draw_batch(
     side = config.size + 2 * FIELD_MARGIN
     area = (side * bank.scale[survey] / 60) ** 2
     n_galaxies = torch.poisson(density * area, generator=generator).long()
-    n_galaxies = torch.where(isolated, 1, n_galaxies)
-    star_density = torch.where(isolated, 0.0, config.star_density if bank.has_stars else 0.0)
+    n_galaxies = torch.where(isolated, 1, torch.where(paired, 2, n_galaxies))
+    star_density = torch.where(single, 0.0, config.star_density if bank.has_stars else 0.0)
     n_stars = torch.poisson(star_density * area, generator=generator).long()
     scene = torch.repeat_interleave(torch.arange(n, device=device), n_galaxies + n_stars)
     first = (n_galaxies + n_stars).cumsum(0) - (n_galaxies + n_stars)
@@ -231,7 +247,7 @@ def draw_batch(
     alone = isolated[scene]
     centre = torch.where(alone[:, None], uniform(len(scene), 2) * config.size, centre)
     # The last galaxies of a scene are companions of the first ones.
-    n_beside = (companions * n_galaxies + uniform(n)).long()
+    n_beside = (companions * n_galaxies + uniform(n)).long() * ~paired
     n_beside = torch.minimum(n_beside, (n_galaxies - 1).clamp(min=0))
     n_hosts = (n_galaxies - n_beside)[scene]
     is_companion = (order >= n_hosts) & ~is_star
@@ -248,10 +264,50 @@ def draw_batch(
     low, high = (10 ** (slope * m) for m in config.mag_range)
     mag = (low + uniform(len(scene)) * (high - low)).log10() / slope
 
+    central, beside = (paired[scene] & (order == k) for k in (0, 1))
+    if config.pair_fraction:
+        mag = _pair_mags(mag, central, beside, config.pair_mag_range, uniform(len(scene)))
     which = _choose(bank, 2 * survey[scene] + is_star, mag, uniform(len(scene)))
+    if config.pair_fraction:
+        polar = uniform(2, int(beside.sum()))
+        centre = _pair_centres(centre, bank.hlr[which], central, beside, config.size, polar)
     turns = (uniform(len(scene), 3) < 0.5).unbind(1)
     noise = torch.randn(n, config.size, config.size, generator=generator, device=device)
     return compose(bank, survey, scene, which, centre, mag, turns, noise)
+
+
+def _pair_mags(
+    mag: Tensor,
+    central: Tensor,
+    beside: Tensor,
+    mag_range: tuple[float, float],
+    uniform: Tensor,
+) -> Tensor:
+    """Magnitudes of pairs: number counts, and within 2 mag of that."""
+    bright, faint = mag_range
+    low, high = (10 ** (COUNTS_SLOPE * m) for m in mag_range)
+    first = (low + uniform[central] * (high - low)).log10() / COUNTS_SLOPE
+    brightest, faintest = (first - 2).clamp(min=bright), (first + 2).clamp(max=faint)
+    mag = mag.clone()
+    mag[central] = first
+    mag[beside] = brightest + uniform[beside] * (faintest - brightest)
+    return mag
+
+
+def _pair_centres(
+    centre: Tensor, hlr: Tensor, central: Tensor, beside: Tensor, size: int, uniform: Tensor
+) -> Tensor:
+    """Places of pairs: the middle, and a shift between one and four radii from it."""
+    first, second = hlr[central], hlr[beside]
+    r_max = (4 * torch.minimum(first, second)).clamp(max=size / 2)
+    r_min = torch.maximum(first, second)
+    r_min = torch.where(r_min > r_max, 0.8 * r_max, r_min)
+    radius, angle = r_min + uniform[0] * (r_max - r_min), 2 * math.pi * uniform[1]
+    middle = torch.full_like(centre[central], (size - 1) / 2)
+    centre = centre.clone()
+    centre[central] = middle
+    centre[beside] = middle + radius[:, None] * torch.stack([angle.sin(), angle.cos()], dim=1)
+    return centre
 
 
 def _choose(bank: "Bank", group: Tensor, mag: Tensor, uniform: Tensor) -> Tensor:
@@ -389,6 +445,7 @@ def compose(
         classes=count.reshape(n, size, size).long().clamp(max=2),
         psf_fwhm=bank.psf_fwhm[survey],
         sources=sources,
+        footprints=torch.stack([here, at])[:, footprint[inside]],
     )
 
 

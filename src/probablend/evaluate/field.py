@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from astropy.table import Table
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
 from probablend.emulate.blend import FieldConfig, Scene, draw_field
 from probablend.emulate.stamps import Galaxies
 from probablend.evaluate.calibration import active_pixels, brier_score, reliability
+from probablend.evaluate.classical import run_sep
 from probablend.evaluate.detection import (
     THRESHOLDS,
     BlendedCurve,
@@ -28,6 +28,7 @@ from probablend.evaluate.detection import (
     region_curve,
 )
 from probablend.evaluate.match import match_positions
+from probablend.evaluate.methods import Prediction
 from probablend.evaluate.photometry import photometry
 from probablend.evaluate.samples import (
     latent_diversity,
@@ -35,24 +36,12 @@ from probablend.evaluate.samples import (
     sample_distances,
     sample_diversity,
 )
-from probablend.evaluate.sextractor import run_sep
 from probablend.infer.segment import segment
 from probablend.infer.sources import Measured
 
 MIN_PURITY = 0.95
 
-__all__ = ["FieldScores", "Prediction", "evaluate_field", "results_table", "score_scenes"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """What any method says of a scene."""
-
-    catalog: Table
-    labels: np.ndarray
-    p_galaxy: np.ndarray
-    p_blend: np.ndarray | None = None  # not every method has one
-    draws: np.ndarray | None = None  # posterior of every row, (draw, row, parameter)
+__all__ = ["FieldScores", "evaluate_field", "results_table", "score_scenes"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,8 @@ __all__ = [
     "flux_scores",
     "matched_sources",
     "photometry",
+    "signal_to_noise",
+    "truth_ranks",
     "unrecognised_blends",
 ]
 
@@ -122,13 +124,24 @@ def matched_sources(
         }
     )
     if draws is not None:
-        generator = np.random.default_rng(len(t))
-        for name in SHAPE_PARAMETERS:
-            below = draws[:, f, PARAMETERS.index(name)] < np.asarray(truth[name], float)[t]
-            # Among n draws the truth has n + 1 places, all as probable if they are fair.
-            place = below.sum(axis=0) + generator.uniform(size=len(t))
-            table[f"rank_{name}"] = place / (len(draws) + 1)
+        for name, rank in truth_ranks(truth[t], draws[:, f]).items():
+            table[f"rank_{name}"] = rank
     return table
+
+
+def truth_ranks(truth: Table, draws: np.ndarray) -> dict[str, np.ndarray]:
+    """Places of true parameters among posterior draws of the same sources, 0 to 1.
+
+    Among n draws the truth has n + 1 places, all as probable if they are fair; within its
+    place it lies anywhere.
+    """
+    generator = np.random.default_rng(len(truth))
+    ranks = {}
+    for name in SHAPE_PARAMETERS:
+        below = draws[:, :, PARAMETERS.index(name)] < np.asarray(truth[name], float)
+        place = below.sum(axis=0) + generator.uniform(size=len(truth))
+        ranks[name] = place / (len(draws) + 1)
+    return ranks
 
 
 def flux_scores(table: Table) -> dict[str, float]:

@@ -29,6 +29,7 @@ from probablend.infer.objects import find_objects
 from probablend.infer.psf import estimate_psf_fwhm
 from probablend.infer.scan import Found, scan_image
 from probablend.infer.sources import Measured, measure_sources
+from probablend.models.distribution import SegmentationNetwork
 from probablend.models.field import FieldNetwork
 
 __all__ = [
@@ -321,6 +322,8 @@ def segment(
     zeropoint = data.zeropoint if zeropoint is None else zeropoint
     where = resolve_device(device)
     network, meta = load_model(model)
+    if not isinstance(network, SegmentationNetwork):
+        raise ValueError(f"model {model} looks at stamps of two galaxies only; use 'field'")
     if network.config.n_bands != 1 or network.config.n_classes != N_CLASSES:
         raise ValueError(
             f"model {model} takes {network.config.n_bands} bands and knows "

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from probablend.config import from_mapping
-from probablend.models.distribution import SegmentationNetwork
 from probablend.models.field import FieldNetwork, FieldNetworkConfig
 from probablend.models.hprob_unet import HierarchicalProbUNet, HierarchicalProbUNetConfig
+from probablend.models.network import Network
+from probablend.models.pairs import PairNetwork, PairNetworkConfig
 from probablend.models.prob_unet import ProbabilisticUNet, ProbabilisticUNetConfig
 from probablend.models.ssn import StochasticSegmentationNetwork, StochasticUNetConfig
 from probablend.models.unet import UNet, UNetConfig
@@ -15,22 +16,25 @@ __all__ = [
     "MODELS",
     "FieldNetwork",
     "HierarchicalProbUNet",
+    "Network",
+    "PairNetwork",
     "ProbabilisticUNet",
     "StochasticSegmentationNetwork",
     "UNet",
     "build_model",
 ]
 
-MODELS: dict[str, tuple[type, type[SegmentationNetwork]]] = {
+MODELS: dict[str, tuple[type, type[Network]]] = {
     "field": (FieldNetworkConfig, FieldNetwork),
     "unet": (UNetConfig, UNet),
     "punet": (ProbabilisticUNetConfig, ProbabilisticUNet),
     "hpunet": (HierarchicalProbUNetConfig, HierarchicalProbUNet),
+    "pairs": (PairNetworkConfig, PairNetwork),
     "ssn": (StochasticUNetConfig, StochasticSegmentationNetwork),
 }
 
 
-def build_model(settings: Mapping[str, Any]) -> SegmentationNetwork:
+def build_model(settings: Mapping[str, Any]) -> Network:
     """Network from its settings, untrained.
 
     Parameters

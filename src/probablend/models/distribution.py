@@ -3,18 +3,15 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import numpy as np
 import torch
 from scipy.special import ndtr
-from torch import Tensor, nn
+from torch import Tensor
 
 from probablend.models.fields import gaussian_field, gaussian_points
-
-if TYPE_CHECKING:
-    from probablend.emulate.compose import SceneBatch
-    from probablend.models.unet import UNetConfig
+from probablend.models.network import Network
 
 __all__ = ["SegmentationDistribution", "SegmentationNetwork"]
 
@@ -139,10 +136,8 @@ class SegmentationDistribution(ABC):
         return self.class_probabilities(n, seed=seed).mean(dim=0)
 
 
-class SegmentationNetwork(nn.Module, ABC):
-    """A network that can be trained by ``probablend train`` and used by ``segment``."""
-
-    config: "UNetConfig"
+class SegmentationNetwork(Network):
+    """A network that ``segment`` can use."""
 
     @property
     @abstractmethod
@@ -154,9 +149,3 @@ class SegmentationNetwork(nn.Module, ABC):
         self, image: Tensor, *, sliding: bool | None = None, psf_fwhm: Tensor | None = None
     ) -> SegmentationDistribution:
         """Distribution over the class maps of images (batch, band, y, x), in units of noise."""
-
-    @abstractmethod
-    def training_loss(
-        self, batch: "SceneBatch", *, generator: torch.Generator, beta: float
-    ) -> dict[str, Tensor]:
-        """Loss and its terms, nats per image, for scenes with their truth."""

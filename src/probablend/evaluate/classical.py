@@ -1,0 +1,282 @@
+"""The classical makers of catalogues: SExtractor, ``sep`` and photutils.
+
+Each takes an image, sky subtracted, with its noise, and returns a catalogue ``x, y`` (pixels,
+first at 0), ``p_blend`` (1 where an object came out of deblending), ``flux`` (Kron, as
+FLUX_AUTO) and ``flux_iso`` (isophotal), and its segmentation map.
+"""
+
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import sep
+from astropy.convolution import convolve
+from astropy.io import fits
+from astropy.stats import gaussian_fwhm_to_sigma
+from astropy.table import Table, vstack
+from photutils.segmentation import SourceCatalog, deblend_sources, detect_sources
+
+__all__ = [
+    "COLD",
+    "HOT",
+    "SURVEY",
+    "Extraction",
+    "find_sextractor",
+    "run_photutils",
+    "run_sep",
+    "run_sextractor",
+]
+
+_MERGED = 1  # sep.OBJ_MERGED: came out of deblending, as SExtractor's FLAGS & 2 says
+_DEBLENDED = 2
+_PROGRAMS = ("source-extractor", "sex", "sextractor")
+_COLUMNS = ("X_IMAGE", "Y_IMAGE", "FLAGS", "FLUX_AUTO", "FLUX_ISO", "A_IMAGE", "B_IMAGE",
+            "THETA_IMAGE", "KRON_RADIUS", "NUMBER")  # fmt: skip
+
+
+def _tophat(diameter: float, side: int) -> np.ndarray:
+    offset = np.arange(side) - side // 2
+    inside = np.hypot(offset[:, None], offset) <= diameter / 2
+    return inside / inside.sum()
+
+
+def _gaussian(fwhm: float, side: int) -> np.ndarray:
+    offset = np.arange(side) - side // 2
+    kernel = np.exp(
+        -0.5 * (offset[:, None] ** 2 + offset**2) / (fwhm * gaussian_fwhm_to_sigma) ** 2
+    )
+    return kernel / kernel.sum()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Extraction:
+    """Settings under SExtractor's names.
+
+    Parameters
+    ----------
+    detect_thresh : float
+        In units of the noise per pixel.
+    detect_minarea : int
+        Least number of connected pixels.
+    deblend_nthresh, deblend_mincont : int, float
+        Levels and least contrast of deblending.
+    kernel : ndarray
+        The image is convolved with it for detection.
+    """
+
+    detect_thresh: float
+    detect_minarea: int
+    deblend_nthresh: int
+    deblend_mincont: float
+    kernel: np.ndarray
+
+
+# The kernel is the 3 × 3 pyramid that SExtractor ships as default.conv.
+SURVEY = Extraction(
+    detect_thresh=1.5,
+    detect_minarea=5,
+    deblend_nthresh=32,
+    deblend_mincont=0.005,
+    kernel=np.array([[1, 2, 1], [2, 4, 2], [1, 2, 1]]) / 16,
+)
+# The two modes of the CANDELS catalogues (Galametz et al. 2013, ApJS 206, 10), as in
+# arXiv:1905.01324.
+COLD = Extraction(
+    detect_thresh=0.75,
+    detect_minarea=5,
+    deblend_nthresh=16,
+    deblend_mincont=1e-4,
+    kernel=_tophat(9.0, 9),
+)
+HOT = Extraction(
+    detect_thresh=0.7,
+    detect_minarea=10,
+    deblend_nthresh=64,
+    deblend_mincont=1e-3,
+    kernel=_gaussian(4.0, 7),
+)
+
+
+def run_sep(image: np.ndarray, rms: float, *settings: Extraction) -> tuple[Table, np.ndarray]:
+    """SExtractor's algorithm through ``sep``.
+
+    Parameters
+    ----------
+    image : ndarray, shape (y, x)
+        Sky subtracted.
+    rms : float
+        Noise per pixel.
+    *settings : Extraction
+        One or more runs, :data:`SURVEY` if none is given. Of the objects of a later run those
+        are added that lie outside the Kron ellipses of the earlier ones (cold and hot mode).
+
+    Returns
+    -------
+    catalog : Table
+        See the module.
+    labels : ndarray of int32, shape (y, x)
+        0 = sky, 1…N the rows of the catalogue.
+    """
+    data = np.ascontiguousarray(image, dtype=np.float32)
+    sep.set_extract_pixstack(max(sep.get_extract_pixstack(), data.size))
+    sep.set_sub_object_limit(max(sep.get_sub_object_limit(), 100_000))
+    return _merge([_one_sep_run(data, rms, one) for one in settings or (SURVEY,)])
+
+
+def _one_sep_run(data: np.ndarray, rms: float, setting: Extraction) -> tuple[Table, np.ndarray]:
+    objects, labels = sep.extract(
+        data,
+        setting.detect_thresh,
+        err=rms,
+        minarea=setting.detect_minarea,
+        filter_kernel=setting.kernel.astype(np.float32),
+        deblend_nthresh=setting.deblend_nthresh,
+        deblend_cont=setting.deblend_mincont,
+        segmentation_map=True,
+    )
+    merged = (objects["flag"] & _MERGED) > 0
+    catalog = Table({"x": objects["x"], "y": objects["y"], "p_blend": merged.astype(float)})
+    catalog["flux"], radius = _kron_flux(data, objects, labels)
+    catalog["flux_iso"] = objects["flux"].astype(float)
+    for key in ("a", "b"):
+        catalog[key] = 2.5 * radius * objects[key]
+    catalog["theta"] = objects["theta"]
+    return catalog, labels
+
+
+def _kron_flux(
+    data: np.ndarray, objects: np.ndarray, labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """FLUX_AUTO (Kron factor 2.5, radius at least 3.5, neighbours masked), and the radius."""
+    ids = np.arange(1, len(objects) + 1, dtype=np.int32)
+    shape = [objects[key].astype(float) for key in ("x", "y", "a", "b", "theta")]
+    shape[4] = np.clip(shape[4], -np.pi / 2, np.pi / 2)
+    radius, _ = sep.kron_radius(data, *shape, 6.0, segmap=labels, seg_id=ids)
+    small = ~(radius * np.sqrt(shape[2] * shape[3]) >= 1.75)
+    flux, _, _ = sep.sum_ellipse(
+        data, *shape, 2.5 * np.where(small, 1.0, radius), subpix=1, segmap=labels, seg_id=ids
+    )
+    circle, _, _ = sep.sum_circle(data, shape[0], shape[1], 1.75, subpix=1)
+    return np.where(small, circle, flux), np.where(small, 1.0, radius)
+
+
+def _merge(runs: list[tuple[Table, np.ndarray]]) -> tuple[Table, np.ndarray]:
+    """Add what a later run finds outside the ellipses ``a, b, theta`` of the earlier ones."""
+    catalog, labels = runs[0]
+    for later, later_labels in runs[1:]:
+        dx = np.asarray(later["x"])[:, None] - np.asarray(catalog["x"])
+        dy = np.asarray(later["y"])[:, None] - np.asarray(catalog["y"])
+        cos, sin = np.cos(catalog["theta"]), np.sin(catalog["theta"])
+        u = (dx * cos + dy * sin) / np.asarray(catalog["a"])
+        v = (dy * cos - dx * sin) / np.asarray(catalog["b"])
+        rows = np.flatnonzero(~(u**2 + v**2 <= 1).any(axis=1))
+        number = np.zeros(len(later) + 1, dtype=labels.dtype)
+        number[rows + 1] = len(catalog) + 1 + np.arange(len(rows))
+        labels = np.where(labels > 0, labels, number[later_labels])
+        catalog = vstack([catalog, later[rows]]) if len(rows) else catalog
+    return catalog["x", "y", "p_blend", "flux", "flux_iso"], labels
+
+
+def find_sextractor() -> str | None:
+    """The SExtractor program on the PATH; None if there is none."""
+    return next((found for name in _PROGRAMS if (found := shutil.which(name))), None)
+
+
+def run_sextractor(
+    image: np.ndarray, rms: float, *settings: Extraction
+) -> tuple[Table, np.ndarray]:
+    """The SExtractor program, as a user would run it; see :func:`run_sep`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If it is not installed.
+    ValueError
+        If it fails.
+    """
+    program = find_sextractor()
+    if program is None:
+        raise FileNotFoundError(
+            "SExtractor is not on the PATH: install it (Debian: source-extractor) or leave it out"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        fits.writeto(place / "image.fits", np.asarray(image, np.float32))
+        fits.writeto(place / "rms.fits", np.full(image.shape, rms, np.float32))
+        (place / "columns.param").write_text("\n".join(_COLUMNS) + "\n")
+        return _merge([_one_sextractor_run(program, place, one) for one in settings or (SURVEY,)])
+
+
+def _one_sextractor_run(program: str, place: Path, setting: Extraction) -> tuple[Table, np.ndarray]:
+    lines = [" ".join(f"{v:.6f}" for v in row) for row in setting.kernel]
+    (place / "kernel.conv").write_text("\n".join(["CONV NORM", *lines]) + "\n")
+    options = {
+        "CATALOG_NAME": "catalog.fits",
+        "CATALOG_TYPE": "FITS_1.0",
+        "PARAMETERS_NAME": "columns.param",
+        "FILTER_NAME": "kernel.conv",
+        "DETECT_THRESH": f"{setting.detect_thresh:g}",
+        "ANALYSIS_THRESH": f"{setting.detect_thresh:g}",
+        "DETECT_MINAREA": f"{setting.detect_minarea}",
+        "DEBLEND_NTHRESH": f"{setting.deblend_nthresh}",
+        "DEBLEND_MINCONT": f"{setting.deblend_mincont:g}",
+        "BACK_TYPE": "MANUAL",  # the sky is subtracted
+        "BACK_VALUE": "0.0",
+        "WEIGHT_TYPE": "MAP_RMS",
+        "WEIGHT_IMAGE": "rms.fits",
+        "CHECKIMAGE_TYPE": "SEGMENTATION",
+        "CHECKIMAGE_NAME": "labels.fits",
+        "MEMORY_OBJSTACK": "20000",
+        "MEMORY_PIXSTACK": "3000000",
+        "VERBOSE_TYPE": "QUIET",
+        "WRITE_XML": "N",
+    }
+    command = [program, "image.fits"]
+    for key, value in options.items():
+        command += [f"-{key}", value]
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = " ".join(done.stderr.split())[-300:]
+        raise ValueError(f"SExtractor failed with status {done.returncode}: {said}")
+    with fits.open(place / "catalog.fits") as hdus:
+        found = Table(hdus[1].data)
+    labels = fits.getdata(place / "labels.fits").astype(np.int32)
+    kron = np.asarray(found["KRON_RADIUS"], float)
+    column = {name: np.asarray(found[name], float) for name in _COLUMNS}
+    catalog = Table(
+        {
+            "x": column["X_IMAGE"] - 1,
+            "y": column["Y_IMAGE"] - 1,
+            "p_blend": ((np.asarray(found["FLAGS"]) & _DEBLENDED) > 0).astype(float),
+            "flux": column["FLUX_AUTO"],
+            "flux_iso": column["FLUX_ISO"],
+            "a": kron * column["A_IMAGE"],  # KRON_RADIUS has the factor 2.5 in it
+            "b": kron * column["B_IMAGE"],
+            "theta": np.radians(column["THETA_IMAGE"]),
+        }
+    )
+    return catalog, labels
+
+
+def run_photutils(image: np.ndarray, rms: float) -> tuple[Table, np.ndarray]:
+    """Segmentation and deblending with photutils, 1.5σ and its own defaults."""
+    smooth = convolve(image, SURVEY.kernel)
+    found = detect_sources(smooth, SURVEY.detect_thresh * rms, SURVEY.detect_minarea)
+    if found is None:
+        empty = Table({key: np.zeros(0) for key in ("x", "y", "p_blend", "flux", "flux_iso")})
+        return empty, np.zeros(image.shape, np.int32)
+    split = deblend_sources(smooth, found, SURVEY.detect_minarea, progress_bar=False)
+    measured = SourceCatalog(image, split, convolved_data=smooth)
+    catalog = Table(
+        {
+            "x": measured.x_centroid,
+            "y": measured.y_centroid,
+            "p_blend": np.isin(measured.labels, split.deblended_labels).astype(float),
+            "flux": measured.kron_flux,
+            "flux_iso": measured.segment_flux,
+        }
+    )
+    return catalog, np.asarray(split.data, np.int32)

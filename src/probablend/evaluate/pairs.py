@@ -1,0 +1,470 @@
+"""Scores on blends of two galaxies, the protocol of arXiv:1905.01324.
+
+Any number of methods see the same pairs. What each says is kept in a table of its own, so
+that a run that stops goes on, and so that scores and figures can be made again without it.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from astropy.table import Table, vstack
+from matplotlib.figure import Figure
+
+from probablend._version import __version__
+from probablend.checkpoint import available_models, file_hash, find_model
+from probablend.emulate.blend import PAIR_SIZE, Scene, draw_pair
+from probablend.emulate.stamps import Galaxies
+from probablend.evaluate.detection import iou, positions
+from probablend.evaluate.match import match_positions
+from probablend.evaluate.methods import FORCED, Method, Prediction, open_method
+from probablend.evaluate.photometry import (
+    SHAPE_PARAMETERS,
+    coverage_scores,
+    fisher_limit,
+    flux_scores,
+    signal_to_noise,
+    truth_ranks,
+)
+from probablend.models.pairs import MASKS
+
+__all__ = ["PairsConfig", "evaluate_pairs", "pair_scores", "read_results", "results_table"]
+
+SEPARATION_BINS = (0.0, 5.0, 10.0, 15.0, np.inf)  # pixels, as in the paper
+RELATIVE_BINS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, np.inf)  # separation / larger radius
+_MIN_IN_BIN = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairsConfig:
+    """Which pairs.
+
+    Parameters
+    ----------
+    survey, source : str
+        What they are drawn for, and from.
+    n : int
+        How many.
+    mag_range : tuple of float
+        Brightest and faintest AB magnitude.
+    size : int
+        Side of a stamp, pixels.
+    n_samples : int
+        Posterior samples of class maps.
+    seed : int
+        Seeds pairs and samples.
+    """
+
+    survey: str = "candels-f160w"
+    source: str = "parametric"
+    n: int = 1000
+    mag_range: tuple[float, float] = (18.0, 23.0)
+    size: int = PAIR_SIZE
+    n_samples: int = 4
+    seed: int = 3000
+
+    def scene(self, galaxies: Galaxies, k: int) -> Scene:
+        """Pair number ``k``."""
+        return draw_pair(
+            galaxies, generator=np.random.default_rng([self.seed, k, 1]),
+            mag_range=self.mag_range, size=self.size,
+        )  # fmt: skip
+
+
+def score_pair(scene: Scene, said: Prediction) -> Table:
+    """Two rows, central galaxy first: the truth, and what a method says of each.
+
+    Returns
+    -------
+    Table
+        Truth: ``galaxy`` (0 or 1), ``flux_true, hlr_true, g1_true, g2_true, snr, fisher``
+        (least relative scatter), ``separation`` (pixels), ``relative`` (separation in units of
+        the larger half-light radius), ``delta_mag`` (own magnitude − that of the other),
+        ``blended``. Said: ``flux, flux_iso, hlr, g1, g2, p_blend``, NaN where nothing was
+        found; ``found, n_objects, forced``; ``rank_…``, the place of the truth in the
+        posterior; ``iou_…`` of the masks of overlap, central galaxy and companion.
+    """
+    truth = scene.catalog
+    source, row = match_positions(positions(truth), positions(said.catalog))
+    table = Table({"galaxy": [0, 1]})
+    for name in ("flux", "hlr", "g1", "g2"):
+        table[f"{name}_true"] = np.asarray(truth[name], float)
+    y, x, hlr, mag = (np.asarray(truth[k], float) for k in ("y", "x", "hlr", "mag"))
+    separation = float(np.hypot(y[1] - y[0], x[1] - x[0]))
+    table["separation"] = separation
+    table["relative"] = separation / hlr.max()
+    table["delta_mag"] = mag - mag[::-1]
+    table["blended"] = np.asarray(truth["blended"], bool)
+    table["snr"] = signal_to_noise(scene)
+    table["fisher"] = fisher_limit(scene)
+    for name in ("flux", "flux_iso", "hlr", "g1", "g2", "p_blend"):
+        values = np.full(2, np.nan)
+        if name in said.catalog.colnames:
+            column = said.catalog[name]
+            plain = np.asarray(getattr(column, "value", column), float)
+            values[source] = plain[row]
+        table[name] = values
+    ranks = {} if said.draws is None else truth_ranks(truth[source], said.draws[:, row])
+    for name in SHAPE_PARAMETERS:
+        values = np.full(2, np.nan)
+        values[source] = ranks.get(name, np.nan)
+        table[f"rank_{name}"] = values
+    table["found"] = np.isin([0, 1], source)
+    table["n_objects"] = len(said.catalog)
+    table["forced"] = said.forced
+    for name, overlap in zip(MASKS, _mask_overlaps(scene, said), strict=True):
+        table[f"iou_{name}"] = overlap
+    return table
+
+
+def _mask_overlaps(scene: Scene, said: Prediction) -> list[float]:
+    """Intersection over union of overlap, central galaxy and companion; NaN where not said."""
+    overlaps = [np.nan] * len(MASKS)
+    if said.masks is not None:
+        true = [scene.classes == 2, scene.footprint(0), scene.footprint(1)]
+        overlaps = [iou(mask, t) for mask, t in zip(said.masks, true, strict=True)]
+    elif said.p_blend is not None:
+        overlaps[0] = iou(said.p_blend > 0.5, scene.classes == 2)
+    return overlaps
+
+
+def run_method(
+    method: Method,
+    galaxies: Galaxies,
+    config: PairsConfig,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> Table:
+    """What a method says of all pairs, with the seconds it took in ``meta``."""
+    tables, seconds = [], 0.0
+    for k in range(config.n):
+        scene = config.scene(galaxies, k)
+        began = time.perf_counter()
+        said = method(scene, config.seed + k)
+        seconds += time.perf_counter() - began
+        one = score_pair(scene, said)
+        one.add_column(np.full(2, k), name="pair", index=0)
+        tables.append(one)
+        if progress:
+            progress(k + 1, config.n)
+    table = vstack(tables)
+    table.meta["SECONDS"] = seconds
+    return table
+
+
+def pair_scores(table: Table, *, flux: str = "flux") -> dict[str, Any]:
+    """Scores of one method from its table.
+
+    Parameters
+    ----------
+    table : Table
+        Rows of :func:`score_pair`, pair after pair.
+    flux : str
+        Which flux: ``flux`` or ``flux_iso``.
+
+    Returns
+    -------
+    dict
+        ``both_found`` (share of the pairs), in all and by separation; ``third_source``, the
+        share of pairs with an object too many; flux scores of central and companion galaxies,
+        of all, by separation and by separation over radius; ``over_fisher`` where S/N > 20 and
+        the separation > 1.5 radii; coverage; what was announced of the pairs seen as one.
+    """
+    found = np.asarray(table["found"], bool)
+    both = np.all(found.reshape(-1, 2), axis=1)
+    one = np.sum(found.reshape(-1, 2), axis=1) == 1
+    first = table[::2]
+    separation = np.asarray(first["separation"], float)
+    n_objects = np.asarray(first["n_objects"])
+    n_matched = np.sum(found.reshape(-1, 2), axis=1)
+    seen = table[np.isfinite(np.asarray(table[flux], float))].copy()
+    seen["flux"] = seen[flux]
+    scores: dict[str, Any] = {
+        "n": len(first),
+        "forced": bool(first["forced"][0]),
+        "both_found": float(both.mean()),
+        "both_found_by_separation": [
+            {"low": low, "high": _finite(high), "n": int(some.sum()),
+             "both_found": float(both[some].mean())}
+            for low, high, some in _in_bins(separation, SEPARATION_BINS)
+        ],
+        "third_source": float((n_objects > n_matched).mean()),
+        "flux_all": _fluxes(seen),
+        "flux_central": _fluxes(seen[np.asarray(seen["galaxy"]) == 0]),
+        "flux_companion": _fluxes(seen[np.asarray(seen["galaxy"]) == 1]),
+    }  # fmt: skip
+    for name, key, edges in (
+        ("by_separation", "separation", SEPARATION_BINS),
+        ("by_relative_separation", "relative", RELATIVE_BINS),
+    ):
+        values = np.asarray(seen[key], float)
+        scores[name] = [
+            {"low": low, "high": _finite(high), **_fluxes(seen[some]),
+             "over_fisher": over_fisher(seen[some])}
+            for low, high, some in _in_bins(values, edges)
+        ]  # fmt: skip
+    clear = (np.asarray(seen["snr"]) > 20) & (np.asarray(seen["relative"]) > 1.5)
+    scores["over_fisher"] = over_fisher(seen[clear])
+    announced = np.asarray(table["p_blend"], float).reshape(-1, 2)[one]
+    scores["iou"] = {
+        name: float(np.nanmean(np.asarray(first[f"iou_{name}"], float)))
+        if np.isfinite(np.asarray(first[f"iou_{name}"], float)).any()
+        else None
+        for name in MASKS
+    }
+    scores["seen_as_one"] = int(one.sum())
+    scores["announced"] = int((np.nan_to_num(announced) > 0.5).any(axis=1).sum())
+    if np.isfinite(np.asarray(seen["rank_flux"], float)).any():
+        seen["is_star"] = False
+        scores["coverage"] = coverage_scores(seen)
+        scores["shape"] = _shapes(seen)
+    return scores
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None  # JSON knows no infinity
+
+
+def _in_bins(values: np.ndarray, edges: Sequence[float]) -> list[tuple[float, float, np.ndarray]]:
+    masks = [(low, high, (values >= low) & (values < high)) for low, high in pairwise(edges)]
+    return [m for m in masks if m[2].sum() >= _MIN_IN_BIN]
+
+
+def _fluxes(table: Table) -> dict[str, float]:
+    scores = flux_scores(table)
+    if scores["n"]:
+        error = magnitude_error(table)
+        scores["sigma"] = float(np.std(error[np.isfinite(error)]))
+    return scores
+
+
+def magnitude_error(table: Table) -> np.ndarray:
+    """2.5 log10(measured / true) of every row; NaN where the flux is not positive."""
+    ratio = np.asarray(table["flux"], float) / np.asarray(table["flux_true"], float)
+    return 2.5 * np.log10(np.where(ratio > 0, ratio, np.nan))
+
+
+def over_fisher(table: Table) -> float | None:
+    """Scatter (NMAD) of the relative flux error in units of its least possible value."""
+    pull = np.asarray(table["flux"], float) / np.asarray(table["flux_true"], float) - 1
+    pull = pull / np.asarray(table["fisher"], float)
+    pull = pull[np.isfinite(pull)]
+    if len(pull) < _MIN_IN_BIN:
+        return None
+    return float(1.4826 * np.median(np.abs(pull - np.median(pull))))
+
+
+def _shapes(table: Table) -> dict[str, float]:
+    """Scatter of size and shape, and the multiplicative bias of the shape."""
+    scores = {}
+    ratio = np.log(np.asarray(table["hlr"], float) / np.asarray(table["hlr_true"], float))
+    scores["ln_hlr_bias"] = float(np.nanmedian(ratio))
+    scores["ln_hlr_nmad"] = float(1.4826 * np.nanmedian(np.abs(ratio - np.nanmedian(ratio))))
+    for name in ("g1", "g2"):
+        said, true = (np.asarray(table[k], float) for k in (name, f"{name}_true"))
+        ok = np.isfinite(said)
+        error = said[ok] - true[ok]
+        scores[f"{name}_nmad"] = float(1.4826 * np.median(np.abs(error - np.median(error))))
+        slope, offset = np.polyfit(true[ok], said[ok], 1)
+        scores[f"{name}_multiplicative_bias"] = float(slope - 1)
+        scores[f"{name}_additive_bias"] = float(offset)
+    return scores
+
+
+def evaluate_pairs(
+    galaxies: Galaxies,
+    config: PairsConfig,
+    methods: Sequence[str],
+    directory: Path,
+    *,
+    command: str = "",
+    progress: Callable[[str, int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Let every method look at the same pairs and score what it says.
+
+    Parameters
+    ----------
+    galaxies : Galaxies
+        The test split.
+    config : PairsConfig
+        Which pairs.
+    methods : sequence of str
+        See :func:`~probablend.evaluate.methods.open_method`.
+    directory : Path
+        Gets ``pairs/METHOD.fits`` (what each said), ``results.json``, ``results.md`` and
+        figures. A method whose table is there, of the same pairs and weights, is not run again.
+    command : str
+        The command line, to be repeated in the results.
+    progress : callable, optional
+        Told the method, how many pairs are done, and of how many.
+
+    Returns
+    -------
+    dict
+        What ``results.json`` holds.
+
+    Raises
+    ------
+    ValueError
+        If a method is unknown, or a table belongs to other pairs.
+    """
+    opened = {name: open_method(name, n_samples=config.n_samples) for name in methods}
+    (directory / "pairs").mkdir(parents=True, exist_ok=True)
+    for name, method in opened.items():
+        path = table_path(directory, name)
+        origin = _origin(config, name)
+        if path.exists():
+            if json.loads(Table.read(path).meta.get("ORIGIN", "{}")) != origin:
+                raise ValueError(
+                    f"{path} was made of other pairs or weights: name another folder, or remove it"
+                )
+            continue
+        tell = None if progress is None else partial(progress, name)
+        table = run_method(method, galaxies, config, progress=tell)
+        table.meta["METHOD"] = name
+        table.meta["ORIGIN"] = json.dumps(origin)
+        part = path.with_suffix(".part")
+        table.write(part, format="fits", overwrite=True)
+        os.replace(part, path)
+    report = {"command": command, "version": __version__, "config": asdict(config)}
+    (directory / "pairs" / "run.json").write_text(json.dumps(report, indent=2) + "\n")
+    return read_results(directory)
+
+
+def table_path(directory: Path, method: str) -> Path:
+    """Where what a method says is kept."""
+    return directory / "pairs" / f"{Path(method).stem.replace(FORCED, '-at-truth')}.fits"
+
+
+def _origin(config: PairsConfig, method: str) -> dict[str, Any]:
+    origin = json.loads(json.dumps(asdict(config))) | {"method": method}
+    model = method.removesuffix(FORCED)
+    if model in available_models() or Path(model).is_file():
+        origin["weights"] = file_hash(find_model(model))
+    return origin
+
+
+def read_results(directory: Path) -> dict[str, Any]:
+    """Score the tables of a folder again, and write results and figures.
+
+    Raises
+    ------
+    FileNotFoundError
+        If it holds no tables.
+    """
+    run = directory / "pairs" / "run.json"
+    if not run.is_file():
+        raise FileNotFoundError(f"{directory} holds no evaluation of pairs")
+    results = json.loads(run.read_text())
+    tables = {}
+    for path in sorted((directory / "pairs").glob("*.fits")):
+        table = Table.read(path)
+        tables[str(table.meta["METHOD"])] = table
+    results["methods"] = {}
+    for name, table in tables.items():
+        scores = {"seconds": float(table.meta["SECONDS"]), **pair_scores(table)}
+        results["methods"][name] = scores
+        if np.isfinite(np.asarray(table["flux_iso"], float)).any():
+            results["methods"][name + " (isophotal)"] = scores | pair_scores(table, flux="flux_iso")
+    (directory / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    (directory / "results.md").write_text(results_table(results))
+    for name, figure in _figures(tables).items():
+        figure.savefig(directory / f"{name}.png", dpi=100)
+    return results
+
+
+def results_table(results: dict[str, Any]) -> str:
+    """The numbers of ``results.json`` as Markdown."""
+    config = results["config"]
+    lines = [
+        f"`{results['command']}`",
+        "",
+        f"probablend {results['version']}, {config['n']} pairs of held-out galaxies, "
+        f"`{config['survey']}`, {config['mag_range'][0]:g} to {config['mag_range'][1]:g} mag, "
+        f"source `{config['source']}`, seed {config['seed']}.",
+        "",
+        "| | both found | below 5 px | a third source | IoU overlap / central / companion "
+        "| mean abs. flux error | median | NMAD, mag | beyond 0.75 mag | bias, mag "
+        "| scatter / Fisher limit | s |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+
+    def number(value: float | None, form: str) -> str:
+        return "–" if value is None else format(value, form)
+
+    for name, m in results["methods"].items():
+        close = [b["both_found"] for b in m["both_found_by_separation"] if b["low"] == 0]
+        f = m["flux_all"]
+        cells = [
+            number(None if m["forced"] else m["both_found"], ".1%"),
+            number(close[0] if close and not m["forced"] else None, ".1%"),
+            number(None if m["forced"] else m["third_source"], ".1%"),
+            " / ".join(number(v, ".2f") for v in m["iou"].values()),
+            *(number(f.get(k), form) for k, form in (
+                ("mean_relative", ".1%"), ("median_relative", ".1%"), ("nmad", ".3f"),
+                ("outliers", ".1%"), ("bias", "+.3f"))),
+            number(m["over_fisher"], ".1f"),
+            number(m["seconds"], ".0f"),
+        ]  # fmt: skip
+        lines.append("| " + " | ".join([name, *cells]) + " |")
+    lines += ["", *_coverage_lines(results["methods"])]
+    return "\n".join(lines) + "\n"
+
+
+def _coverage_lines(methods: dict[str, Any]) -> list[str]:
+    rows = [(name, m["coverage"]) for name, m in methods.items() if "coverage" in m]
+    if not rows:
+        return []
+    lines = [
+        "Share of the truths in the central 68 and 95 % intervals; in brackets the worst bin of "
+        "S/N or separation.",
+        "",
+        "| | " + " | ".join(SHAPE_PARAMETERS) + " |",
+        "|---" * (1 + len(SHAPE_PARAMETERS)) + "|",
+    ]
+    for name, coverage in rows:
+        cells = [
+            f"{c['68']:.3f} / {c['95']:.3f} ({c['68_worst_bin']:+.3f}, {c['95_worst_bin']:+.3f})"
+            for c in (coverage[key] for key in SHAPE_PARAMETERS)
+        ]
+        lines.append("| " + " | ".join([name, *cells]) + " |")
+    return lines
+
+
+def _figures(tables: dict[str, Table]) -> dict[str, Figure]:
+    """Magnitude errors against separation and Δmag, and the ranks of the truth."""
+    from probablend.plot import plot_pit, plot_running_scatter
+
+    figure = Figure(figsize=(12, 4.6), layout="constrained")
+    axes = figure.subplots(1, 2)
+    for name, table in tables.items():
+        seen = table[np.isfinite(np.asarray(table["flux"], float))]
+        error = magnitude_error(seen)
+        for ax, key, text in (
+            (axes[0], "relative", "separation / larger half-light radius"),
+            (axes[1], "delta_mag", "own magnitude − that of the other"),
+        ):
+            plot_running_scatter(np.asarray(seen[key], float), error, ax, label=name)
+            ax.set(xlabel=text, ylabel="median and NMAD of the magnitude error")
+    figures = {"magnitude-error": figure}
+    ranked = {
+        name: table
+        for name, table in tables.items()
+        if np.isfinite(np.asarray(table["rank_flux"], float)).any()
+    }
+    if ranked:
+        figure = Figure(figsize=(13, 3.2 * len(ranked)), layout="constrained")
+        grid = figure.subplots(len(ranked), len(SHAPE_PARAMETERS), squeeze=False)
+        for row, (name, table) in zip(grid, ranked.items(), strict=True):
+            for ax, key in zip(row, SHAPE_PARAMETERS, strict=True):
+                rank = np.asarray(table[f"rank_{key}"], float)
+                plot_pit(rank[np.isfinite(rank)], ax).set_title(f"{name}: {key}")
+        figures["pit"] = figure
+    return figures

@@ -1,0 +1,25 @@
+"""What every network can do: be trained on scenes with their truth."""
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from probablend.emulate.compose import SceneBatch
+    from probablend.models.unet import UNetConfig
+
+__all__ = ["Network"]
+
+
+class Network(nn.Module, ABC):
+    """A network that can be trained by ``probablend train``."""
+
+    config: "UNetConfig"
+
+    @abstractmethod
+    def training_loss(
+        self, batch: "SceneBatch", *, generator: torch.Generator, beta: float
+    ) -> dict[str, Tensor]:
+        """Loss and its terms, nats per image, for scenes with their truth."""
