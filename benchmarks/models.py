@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=900.0)
     parser.add_argument("--work", type=Path, default=Path("runs/models"), help="checkpoints")
     arguments = parser.parse_args()
-    base = read_train_config(Path(str(files("probablend") / "configs" / "field.toml")))
+    base = read_train_config(Path(str(files("probablend") / "configs" / "field-base.toml")))
     base = replace(base, surveys=("euclid-vis",), validate_every=10**6, n_validation=64)
     base = replace(base, bank=replace(base.bank, refresh_every=0))
     rows = {}

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ from astropy.io import fits
 from astropy.table import Table
 
 from probablend import cli
+from probablend.checkpoint import save_weights
+from probablend.models.pairs import PairNetwork, PairNetworkConfig
 
 
 @pytest.fixture
@@ -151,6 +154,8 @@ def test_emulate_writes_images_with_their_truth(run, tmp_path):
         (["emulate", "field", "--split", "all"], "split must be one of"),
         (["train", "none.toml"], "does not exist"),
         (["data", "get", "sdss"], "unknown set 'sdss'"),
+        (["evaluate", "pairs", "--methods", "daophot"], "unknown method 'daophot'"),
+        (["evaluate", "pairs", "--from", "nowhere"], "holds no evaluation of pairs"),
     ],
 )
 def test_other_commands_complain_in_one_sentence(run, arguments, sentence, tmp_path, monkeypatch):
@@ -161,13 +166,38 @@ def test_other_commands_complain_in_one_sentence(run, arguments, sentence, tmp_p
     assert complaint.count("\n") == 1
 
 
+def test_pairs_are_scored_and_scored_again(run, tmp_path):
+    folder = tmp_path / "pairs"
+    code, said, _ = run("evaluate", "pairs", "-n", 2, "--methods", "sep, photutils", "-o", folder)
+    assert code == 0
+    assert "| photutils |" in said
+    table = (folder / "results.md").read_text()
+    (folder / "results.md").unlink()
+    assert run("evaluate", "pairs", "--from", folder)[0] == 0
+    assert (folder / "results.md").read_text() == table
+    code, _, complaint = run("evaluate", "pairs", "-n", 3, "--methods", "sep", "-o", folder)
+    assert code == 1
+    assert "other pairs" in complaint
+
+
+def test_networks_for_pairs_do_not_segment(run, image, tmp_path):
+    network = PairNetwork(PairNetworkConfig(channels=(4,), flux_channels=(4,), dense=8))
+    settings = {"kind": "pairs", **asdict(network.config)}
+    weights = tmp_path / "pairs.safetensors"
+    save_weights(weights, network, {"name": "pairs", "model": settings}, half=False)
+    code, _, complaint = run("segment", image, "--model", weights, "-o", tmp_path / "out")
+    assert code == 1
+    assert "stamps of two galaxies only" in complaint
+
+
 def test_lists(run, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert "euclid-vis" in run("surveys")[1]
     assert "candels" in run("data", "list")[1]
     assert run("models")[0] == 0
     assert run("--version")[1].startswith("probablend ")
-    for command in ([], ["segment"], ["emulate", "field"], ["evaluate", "field"], ["train"]):
+    for command in ([], ["segment"], ["emulate", "field"], ["evaluate", "field"], ["evaluate", "pairs"],
+                    ["evaluate", "mcmc"], ["train"]):  # fmt: skip
         code, said, _ = run(*command, "--help")
         assert code == 0
         assert "Usage" in said

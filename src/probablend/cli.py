@@ -494,6 +494,37 @@ def evaluate_pairs_command(
     out.print(results_table(results), markup=False, highlight=False)
 
 
+@evaluate_app.command("mcmc")
+def evaluate_mcmc_command(
+    output: OutputDir = Path("evaluation-mcmc"),
+    survey: SurveyName = "euclid-vis",
+    n: Annotated[int, typer.Option("-n", help="How many blends.", min=1)] = 20,
+    steps: Annotated[int, typer.Option(help="Steps of the reference's walkers.", min=12)] = 3000,
+    seed: Seed = 4000,
+    model: Model = "field",
+) -> None:
+    """Put posteriors of two Sérsic galaxies beside those of a long MCMC run.
+
+    A run that was stopped goes on where it was.
+
+    Example: probablend evaluate mcmc -n 20 -o evaluation-mcmc
+    """
+    from probablend.evaluate.mcmc import compare_posteriors, mcmc_table
+    from probablend.survey import get_survey
+
+    report = compare_posteriors(
+        get_survey(survey),
+        output,
+        n_blends=n,
+        n_steps=steps,
+        seed=seed,
+        model=model,
+        command="probablend " + shlex.join(sys.argv[1:]),
+        progress=None if out.quiet else lambda done, total: err.print(f"… {done} of {total}"),
+    )
+    out.print(mcmc_table(report), markup=False, highlight=False)
+
+
 def main() -> None:
     """Run the command line; a mistake of the user's ends in one sentence."""
     try:

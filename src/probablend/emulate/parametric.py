@@ -25,7 +25,23 @@ from probablend.emulate.psf import psf_profile
 from probablend.emulate.stamps import ProfileGalaxies, Split
 from probablend.survey import Survey
 
-__all__ = ["ParametricGalaxies", "half_light_radius"]
+__all__ = [
+    "MAX_SHEAR",
+    "RADIUS_SCATTER",
+    "SERSIC_INDEX",
+    "SERSIC_RANGE",
+    "ParametricGalaxies",
+    "draw_disc_shears",
+    "half_light_radius",
+    "median_radius",
+    "sersic_profile",
+    "shear_density",
+]
+
+SERSIC_INDEX = (1.4, 0.75)  # median, scatter in ln n
+SERSIC_RANGE = (0.5, 4.5)
+RADIUS_SCATTER = 0.45  # in ln of the major-axis half-light radius
+MAX_SHEAR = 0.804  # of discs
 
 _KINDS = ("sersic", "bulge+disc", "knots")
 _SHARES = (0.55, 0.30, 0.15)
@@ -93,13 +109,7 @@ class ParametricGalaxies(ProfileGalaxies):
         disc = galsim.Exponential(half_light_radius=row["scale_radius"], gsparams=_GSPARAMS)
         match row["kind"]:
             case "sersic":
-                profile = galsim.Sersic(
-                    n=row["sersic_n"],
-                    half_light_radius=row["scale_radius"],
-                    # As SDSS does (trunc. 7–8 r_e): the wings of n > 2 never end otherwise.
-                    trunc=_TRUNCATION * row["scale_radius"],
-                    gsparams=_GSPARAMS,
-                )
+                profile = sersic_profile(row["sersic_n"], row["scale_radius"])
             case "bulge+disc":
                 radius = row["scale_radius"] * _BULGE_OVER_DISC
                 bulge = galsim.DeVaucouleurs(
@@ -122,6 +132,14 @@ class ParametricGalaxies(ProfileGalaxies):
         """Circularised half-light radius (arcsec), g1 and g2 of row ``index``."""
         row = self.table[index]
         return float(row["hlr"]), float(row["g1"]), float(row["g2"])
+
+
+def sersic_profile(index: float, radius: float) -> galsim.GSObject:
+    """Round Sérsic profile of unit flux and half-light radius ``radius`` (arcsec)."""
+    # Cut as SDSS does (7–8 r_e): the wings of n > 2 never end otherwise.
+    return galsim.Sersic(
+        n=index, half_light_radius=radius, trunc=_TRUNCATION * radius, gsparams=_GSPARAMS
+    )
 
 
 def half_light_radius(bulge_fraction: float) -> float:
@@ -158,10 +176,10 @@ def _population(
     major = _half_light_radius(mag, generator)
     kind = np.where(is_bulge, "sersic", drawn)
     fraction = np.clip(np.abs(generator.normal(0, 0.1, size=n)), 0, 1)
-    spread = np.where(is_bulge, 0.2, 0.75) * generator.normal(size=n)
-    log_n = np.where(is_bulge, np.log(4.0), np.log(1.4)) + spread
+    spread = np.where(is_bulge, 0.2, SERSIC_INDEX[1]) * generator.normal(size=n)
+    log_n = np.where(is_bulge, np.log(4.0), np.log(SERSIC_INDEX[0])) + spread
     # Steps of a quarter: GalSim tabulates each Sérsic index it meets.
-    sersic_n = np.clip(np.round(np.exp(log_n) * 4) / 4, 0.5, 4.5)
+    sersic_n = np.clip(np.round(np.exp(log_n) * 4) / 4, *SERSIC_RANGE)
     circular = major * np.sqrt(q)
     is_pair = kind == "bulge+disc"
     ratio = np.array(
@@ -185,17 +203,32 @@ def _population(
     )
 
 
+def median_radius(mag: np.ndarray) -> np.ndarray:
+    """Median half-light radius along the major axis, arcsec."""
+    return 0.434 * np.exp(-0.269 * (mag - 23.0))
+
+
 def _half_light_radius(mag: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """Major-axis half-light radius, arcsec."""
-    median = 0.434 * np.exp(-0.269 * (mag - 23.0))
-    return median * np.exp(0.45 * generator.normal(size=len(mag)))
+    return median_radius(mag) * np.exp(RADIUS_SCATTER * generator.normal(size=len(mag)))
+
+
+def shear_density(g: np.ndarray) -> np.ndarray:
+    """Density of the shape of discs in the plane (g1, g2), not normalised; |g| given."""
+    inside = g < MAX_SHEAR
+    fall = 1 - np.exp((np.minimum(g, MAX_SHEAR) - MAX_SHEAR) / 0.2539)
+    return np.where(inside, fall / ((1 + g) * np.sqrt(g**2 + 0.0256**2)), 0.0)
+
+
+def draw_disc_shears(n: int, generator: np.random.Generator) -> np.ndarray:
+    """|g| of discs, shape (n,)."""
+    g = np.linspace(0, MAX_SHEAR, 2000)[1:-1]
+    return _draw(g, g * shear_density(g), n, generator)
 
 
 def _disc_axis_ratio(n: int, generator: np.random.Generator) -> np.ndarray:
-    e = np.linspace(0, 0.804, 2000)[1:-1]
-    density = e * (1 - np.exp((e - 0.804) / 0.2539)) / ((1 + e) * np.sqrt(e**2 + 0.0256**2))
-    e = _draw(e, density, n, generator)
-    return (1 - e) / (1 + e)
+    g = draw_disc_shears(n, generator)
+    return (1 - g) / (1 + g)
 
 
 def _bulge_axis_ratio(n: int, generator: np.random.Generator) -> np.ndarray:

@@ -14,6 +14,7 @@ from scipy import ndimage
 from probablend.evaluate.match import match_positions
 
 __all__ = [
+    "DETECTION_THRESHOLDS",
     "MIN_FOOTPRINT",
     "THRESHOLDS",
     "BlendedCurve",

@@ -16,6 +16,7 @@ from probablend.emulate.stamps import Galaxies
 from probablend.evaluate.calibration import active_pixels, brier_score, reliability
 from probablend.evaluate.classical import run_sep
 from probablend.evaluate.detection import (
+    DETECTION_THRESHOLDS,
     THRESHOLDS,
     BlendedCurve,
     DetectionScores,
@@ -123,10 +124,11 @@ def score_scenes(scenes: list[Scene], predictions: list[Prediction]) -> FieldSco
         if len(said):
             values["ece_p_blend"] = reliability(said, true).ece
     at_purity = None
-    if all("p_source" in p.catalog.colnames for p in predictions):
+    candidates = [p.candidates for p in predictions if p.candidates is not None]
+    if len(candidates) == len(predictions):
         at_purity = completeness_at_purity(
             [s.catalog for s in scenes],
-            [p.catalog for p in predictions],
+            candidates,
             scenes[0].image.shape,
             MIN_PURITY,
         )
@@ -220,6 +222,12 @@ def evaluate_field(
             psf_fwhm=scene.survey.psf_fwhm_pixels, zeropoint=scene.survey.zeropoint,
         )  # fmt: skip
         seconds["ours"] += time.perf_counter() - began
+        candidates = None
+        if result.sources is not None:
+            candidates = segment(
+                scene.image, rms=scene.rms, n_samples=1, seed=seed + k, model=model,
+                psf_fwhm=scene.survey.psf_fwhm_pixels, min_p_source=DETECTION_THRESHOLDS[0],
+            ).catalog["x", "y", "p_source"]  # fmt: skip
         ours.append(
             Prediction(
                 catalog=result.catalog,
@@ -227,6 +235,7 @@ def evaluate_field(
                 p_galaxy=result.p_galaxy,
                 p_blend=result.p_blend,
                 draws=None if result.sources is None else result.sources.draws,
+                candidates=candidates,
             )
         )
         distances.append(sample_distances(result.samples, scene.classes))

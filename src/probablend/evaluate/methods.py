@@ -48,6 +48,8 @@ class Prediction:
         Class maps drawn from the posterior.
     draws : ndarray, shape (draw, row, parameter), optional
         Posterior of every row.
+    candidates : Table, optional
+        ``x, y, p_source``, less probable ones among them: for completeness against purity.
     masks : ndarray of bool, shape (3, y, x), optional
         Of a pair: overlap, central galaxy, companion.
     forced : bool
@@ -60,6 +62,7 @@ class Prediction:
     p_blend: np.ndarray | None = None
     samples: np.ndarray | None = None
     draws: np.ndarray | None = None
+    candidates: Table | None = None
     masks: np.ndarray | None = None
     forced: bool = False
 
