@@ -196,8 +196,9 @@ def test_lists(run, tmp_path, monkeypatch):
     assert "candels" in run("data", "list")[1]
     assert run("models")[0] == 0
     assert run("--version")[1].startswith("probablend ")
-    for command in ([], ["segment"], ["emulate", "field"], ["evaluate", "field"], ["evaluate", "pairs"],
-                    ["evaluate", "mcmc"], ["train"]):  # fmt: skip
+    commands = ([], ["segment"], ["emulate", "field"], ["evaluate", "field"],
+                ["evaluate", "pairs"], ["evaluate", "mcmc"], ["train"])  # fmt: skip
+    for command in commands:
         code, said, _ = run(*command, "--help")
         assert code == 0
         assert "Usage" in said
