@@ -156,6 +156,9 @@ def test_emulate_writes_images_with_their_truth(run, tmp_path):
         (["data", "get", "sdss"], "unknown set 'sdss'"),
         (["evaluate", "pairs", "--methods", "daophot"], "unknown method 'daophot'"),
         (["evaluate", "pairs", "--from", "nowhere"], "holds no evaluation of pairs"),
+        (["evaluate", "field", "--from", "nowhere"], "holds no evaluation of fields"),
+        (["evaluate", "field", "--catalog", "mine.csv"], "name it with --scene"),
+        (["evaluate", "field", "--scene", "none.fits"], "does not exist"),
     ],
 )
 def test_other_commands_complain_in_one_sentence(run, arguments, sentence, tmp_path, monkeypatch):

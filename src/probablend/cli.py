@@ -4,6 +4,8 @@ import errno
 import logging
 import shlex
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -56,6 +58,16 @@ Zeropoint = Annotated[
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace earlier products.")]
 SurveyName = Annotated[str, typer.Option(help="Name or TOML file; see 'probablend surveys'.")]
+Methods = Annotated[
+    str | None,
+    typer.Option(
+        help="Commas between: models, weight files, sep, sep-coldhot, sextractor, "
+        "sextractor-coldhot, photutils; field@truth measures at the true positions."
+    ),
+]
+From = Annotated[
+    Path | None, typer.Option("--from", help="Score and plot this folder again; run nothing.")
+]
 SourceName = Annotated[str, typer.Option(help="parametric, candels or cosmos.")]
 
 
@@ -401,6 +413,7 @@ def data_get(name: Annotated[str, typer.Argument(help="Name of a set.")]) -> Non
 @evaluate_app.command("field")
 def evaluate_field_command(
     output: OutputDir = Path("evaluation"),
+    methods: Methods = None,
     survey: SurveyName = "euclid-vis",
     source: SourceName = "parametric",
     n: Annotated[int, typer.Option("-n", help="How many fields.", min=1)] = 4,
@@ -410,48 +423,103 @@ def evaluate_field_command(
     samples: Samples = 16,
     stamps: Annotated[int, typer.Option(help="Empty and isolated stamps.", min=1)] = 100,
     seed: Seed = 1000,
-    model: Model = "field",
-    overwrite: Overwrite = False,
+    from_: From = None,
+    scene: Annotated[
+        Path | None, typer.Option(help="Emulated NAME.fits, its truth beside it; draws no field.")
+    ] = None,
+    catalog: Annotated[
+        Path | None, typer.Option(help="Your own catalogue of --scene, to be scored.")
+    ] = None,
+    maps: Annotated[
+        Path | None, typer.Option(help="Your own P_GALAXY, P_BLEND, LABELS of --scene.")
+    ] = None,
 ) -> None:
-    """Score segmentation on emulated fields of held-out galaxies, next to sep.
+    """Score methods on emulated fields of held-out galaxies.
+
+    A run that was stopped goes on where it was: what each method scores is kept.
 
     Example: probablend evaluate field -n 4 --seed 1000 -o evaluation
+
+    Your own results: probablend evaluate field --scene field/field_0000.fits --catalog my.fits
     """
     from probablend.emulate.blend import FieldConfig
-    from probablend.evaluate.field import evaluate_field, results_table
-
-    if (output / "results.json").exists() and not overwrite:
-        raise FileExistsError(f"{output} holds results.json already: --overwrite replaces it")
-    results = evaluate_field(
-        _open_source(source, survey, "test", seed, mag_range),
-        FieldConfig(size=size, density=density, mag_range=mag_range),
-        output,
-        n_fields=n,
-        n_samples=samples,
-        n_stamps=stamps,
-        seed=seed,
-        model=model,
-        command="probablend " + shlex.join(sys.argv[1:]),
-        progress=lambda text: err.print(f"… {text}") if not out.quiet else None,
+    from probablend.emulate.products import read_scene
+    from probablend.evaluate.field import (
+        FieldsConfig,
+        evaluate_fields,
+        evaluate_scenes,
+        read_results,
+        results_table,
     )
+    from probablend.evaluate.methods import open_method, read_method
+
+    command = "probablend " + shlex.join(sys.argv[1:])
+    names = _names(methods) or ["field", "sep"]
+    if (catalog or maps) and scene is None:
+        raise ValueError("--catalog and --maps are of an emulated scene: name it with --scene")
+    if maps and catalog is None:
+        raise ValueError("--maps go with a --catalog of the same scene")
+    if from_ is not None:
+        results = read_results(from_)
+    elif scene is not None:
+        opened = {} if catalog and not methods else {m: open_method(m) for m in names}
+        if catalog is not None:
+            opened = {catalog.stem: read_method(catalog, maps)} | opened
+        results = evaluate_scenes([read_scene(scene)], opened, output, command=command)
+    else:
+        config = FieldsConfig(
+            survey=survey,
+            source=source,
+            n=n,
+            field=FieldConfig(size=size, density=density, mag_range=mag_range),
+            n_samples=samples,
+            n_stamps=stamps,
+            seed=seed,
+        )
+        galaxies = _open_source(source, survey, "test", seed, mag_range)
+        with _method_bars() as show:
+            results = evaluate_fields(
+                galaxies, config, names, output, command=command, progress=show
+            )
     out.print(results_table(results), markup=False, highlight=False)
+
+
+def _names(methods: str | None) -> list[str]:
+    return [m.strip() for m in (methods or "").split(",") if m.strip()]
+
+
+@contextmanager
+def _method_bars() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar for every method that is told of."""
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=err,
+        disable=out.quiet or not err.is_terminal,
+    ) as progress:
+        tasks: dict[str, Any] = {}
+
+        def show(method: str, done: int, total: int) -> None:
+            if method not in tasks:
+                tasks[method] = progress.add_task(method, total=total)
+            progress.update(tasks[method], completed=done)
+
+        yield show
 
 
 @evaluate_app.command("pairs")
 def evaluate_pairs_command(
     output: OutputDir = Path("evaluation-pairs"),
-    methods: Annotated[
-        str | None, typer.Option(help="Names with commas between; all that can run here.")
-    ] = None,
+    methods: Methods = None,
     survey: SurveyName = "candels-f160w",
     source: SourceName = "parametric",
     n: Annotated[int, typer.Option("-n", help="How many pairs.", min=1)] = 1000,
     mag_range: MagRange = (18.0, 23.0),
     samples: Samples = 4,
     seed: Seed = 3000,
-    from_: Annotated[
-        Path | None, typer.Option("--from", help="Score and plot this folder again; run nothing.")
-    ] = None,
+    from_: From = None,
 ) -> None:
     """Score methods on blends of two galaxies (protocol of arXiv:1905.01324).
 
@@ -468,25 +536,12 @@ def evaluate_pairs_command(
         config = PairsConfig(
             survey=survey, source=source, n=n, mag_range=mag_range, n_samples=samples, seed=seed
         )
-        with Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=err,
-            disable=out.quiet or not err.is_terminal,
-        ) as progress:
-            tasks: dict[str, Any] = {}
-
-            def show(method: str, done: int, total: int) -> None:
-                if method not in tasks:
-                    tasks[method] = progress.add_task(method, total=total)
-                progress.update(tasks[method], completed=done)
-
+        galaxies = _open_source(source, survey, "test", seed, mag_range)
+        with _method_bars() as show:
             results = evaluate_pairs(
-                _open_source(source, survey, "test", seed, mag_range),
+                galaxies,
                 config,
-                [m.strip() for m in methods.split(",")] if methods else default_methods(),
+                _names(methods) or default_methods(),
                 output,
                 command="probablend " + shlex.join(sys.argv[1:]),
                 progress=show,

@@ -104,5 +104,5 @@ def run_demo(
         "probablend": score_scenes([scene], [ours]).as_dict(),
         "sep": score_scenes([scene], [theirs]).as_dict(),
     }
-    scores["probablend"]["diversity"] = sample_diversity(euclid)
+    scores["probablend"]["diversity"] = sample_diversity(euclid.p_galaxy, euclid.samples)
     return hubble, euclid, scores

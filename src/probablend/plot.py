@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "plot_class_probabilities",
     "plot_classes",
+    "plot_gallery",
     "plot_image",
     "plot_pit",
     "plot_probability",
@@ -150,7 +151,9 @@ def quicklook(result: "Segmentation") -> Figure:
     return figure
 
 
-def plot_reliability(predicted: np.ndarray, observed: np.ndarray, ax: Axes) -> Axes:
+def plot_reliability(
+    predicted: np.ndarray, observed: np.ndarray, ax: Axes, *, label: str | None = None
+) -> Axes:
     """Reliability diagram: observed frequency against predicted probability.
 
     Parameters
@@ -159,10 +162,14 @@ def plot_reliability(predicted: np.ndarray, observed: np.ndarray, ax: Axes) -> A
         Means per bin.
     ax : Axes
         Where to draw.
+    label : str, optional
+        Name of the method.
     """
     ax.plot([0, 1], [0, 1], color="0.6", lw=1, ls="--")
-    ax.plot(predicted, observed, "o-", color=CLASS_COLORS[1])
+    ax.plot(predicted, observed, "o-", label=label)
     ax.set(xlabel="predicted probability", ylabel="observed frequency", xlim=(0, 1), ylim=(0, 1))
+    if label:
+        ax.legend()
     return ax
 
 
@@ -186,25 +193,56 @@ def plot_completeness_purity(
     return ax
 
 
-def plot_pit(ranks: np.ndarray, ax: Axes, *, n_bins: int = 20) -> Axes:
+def plot_pit(counts: np.ndarray, ax: Axes) -> Axes:
     """Histogram of the places of true values in their posteriors; flat if these are right.
 
     Parameters
     ----------
-    ranks : ndarray, shape (n,)
-        0 to 1.
+    counts : ndarray, shape (bin,)
+        How many truths in each of the equal bins between 0 and 1.
     ax : Axes
         Where to draw. The band holds 95 % of the bars of a flat histogram.
-    n_bins : int
-        Number of bars.
     """
-    mean = 1 / n_bins
-    spread = 1.96 * np.sqrt(mean * (1 - mean) / max(1, len(ranks))) * n_bins
+    mean = max(counts.sum(), 1) / len(counts)
+    spread = 1.96 * np.sqrt((1 - 1 / len(counts)) / mean)
     ax.axhspan(1 - spread, 1 + spread, color="0.85")
-    ax.hist(ranks, bins=n_bins, range=(0, 1), density=True, histtype="step",
-            color=CLASS_COLORS[1], lw=1.5)  # fmt: skip
+    ax.stairs(counts / mean, np.linspace(0, 1, len(counts) + 1), color=CLASS_COLORS[1], lw=1.5)
     ax.set(xlabel="place of the truth", ylabel="density", xlim=(0, 1), ylim=(0, None))
     return ax
+
+
+def plot_gallery(
+    signal: np.ndarray,
+    classes: np.ndarray,
+    p_galaxy: np.ndarray,
+    p_blend: np.ndarray,
+    samples: np.ndarray,
+) -> Figure:
+    """A scene, its truth, and what is said of it: mean, P_BLEND, samples.
+
+    Parameters
+    ----------
+    signal : ndarray, shape (y, x)
+        In units of the noise.
+    classes : ndarray of int, shape (y, x)
+        The true class map.
+    p_galaxy, p_blend : ndarray, shape (y, x)
+        Probabilities.
+    samples : ndarray of int, shape (sample, y, x)
+        Up to four are shown.
+    """
+    figure = Figure(figsize=(16, 8.4), layout="constrained")
+    top, bottom = figure.subplots(2, 4)
+    plot_image(signal, top[0]).set_title("image / noise (arcsinh)")
+    plot_classes(classes, top[1]).set_title("truth: sky, one, blend")
+    plot_class_probabilities(p_galaxy, p_blend, top[2]).set_title("mean class")
+    plot_probability(p_blend, top[3]).set_title("P_BLEND")
+    for k, ax in enumerate(bottom):
+        if k < len(samples):
+            plot_classes(samples[k], ax).set_title(f"sample {k + 1}")
+        else:
+            ax.set_axis_off()
+    return figure
 
 
 def plot_running_scatter(

@@ -1,33 +1,112 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from astropy.io import fits
 
 from probablend.checkpoint import load_model, save_weights
 from probablend.emulate.blend import FieldConfig
-from probablend.evaluate.field import evaluate_field
+from probablend.emulate.products import read_scene, write_scene
+from probablend.evaluate.field import (
+    FieldsConfig,
+    evaluate_fields,
+    evaluate_scenes,
+    read_results,
+)
+from probablend.evaluate.methods import read_method
 from probablend.evaluate.samples import latent_diversity, no_overlap_share
+
+FIELDS = FieldsConfig(
+    n=2, field=FieldConfig(size=128, mag_range=(20.5, 26)), n_samples=2, n_stamps=2, seed=1
+)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("weights", ["small_weights", "field_weights"])
-def test_an_evaluation_writes_numbers_a_table_and_figures(weights, galaxies, request, tmp_path):
-    model = request.getfixturevalue(weights)
-    config = FieldConfig(size=128, mag_range=(20.5, 26))
-    results = evaluate_field(
-        galaxies, config, tmp_path, n_fields=2, n_samples=2, seed=1, model=model,
-        n_stamps=2, command="a command",
+def test_an_evaluation_writes_numbers_a_table_and_figures(
+    small_weights, field_weights, galaxies, tmp_path
+):
+    models = [str(small_weights), str(field_weights)]
+    told = []
+    results = evaluate_fields(
+        galaxies, FIELDS, [*models, "sep"], tmp_path, command="a command",
+        progress=lambda *a: told.append(a),
     )  # fmt: skip
     written = json.loads((tmp_path / "results.json").read_text())
     assert written == json.loads(json.dumps(results))
-    assert set(written["methods"]) == {"ours", "sep"}
+    assert set(written["methods"]) == {*models, "sep"}
     table = (tmp_path / "results.md").read_text()
     assert "`a command`" in table
     assert f"{written['methods']['sep']['completeness']:.3f}" in table
-    knows_sources = weights == "field_weights"
-    assert (written["methods"]["ours"]["photometry"] is not None) == knows_sources
-    for name in ("quicklook.png", "calibration.png"):
-        assert (tmp_path / name).stat().st_size > 5_000
+    pixels, sources = (written["methods"][m] for m in models)
+    assert pixels["photometry"] is None
+    places = sources["photometry"]["places"]
+    assert sum(places["flux"]) == sum(places["g1"]) > 0
+    assert sources["at_purity"] is None or sources["at_purity"]["purity"] >= 0.95
+    assert 0 <= sources["ged2"] <= 2
+    names = {"calibration.png", "pit.png", "gallery-small.png", "gallery-small-field.png"}
+    assert names <= {path.name for path in tmp_path.glob("*.png")}
+    # It goes on where it was, and is scored again without running anything.
+    told.clear()
+    evaluate_fields(galaxies, FIELDS, ["sep", "photutils"], tmp_path,
+                    progress=lambda *a: told.append(a))  # fmt: skip
+    assert {name for name, _, _ in told} == {"photutils"}
+    again = read_results(tmp_path)
+    assert again["methods"][models[0]] == results["methods"][models[0]]
+    with pytest.raises(ValueError, match="other fields"):
+        evaluate_fields(galaxies, replace(FIELDS, seed=2), ["sep"], tmp_path)
+    with pytest.raises(FileNotFoundError, match="no evaluation of fields"):
+        read_results(tmp_path / "nowhere")
+
+
+def test_a_scene_is_read_as_it_was_written(scene, tmp_path):
+    write_scene(scene, tmp_path, "field", seed=1, overwrite=False)
+    again = read_scene(tmp_path / "field.fits")
+    np.testing.assert_array_equal(again.image, scene.image)
+    np.testing.assert_array_equal(again.classes, scene.classes)
+    assert len(again.sources) == len(scene.sources)
+    for name in ("id", "n_pixels", "blended", "is_star"):
+        np.testing.assert_array_equal(again.catalog[name], scene.catalog[name])
+    for name in ("x", "y", "flux", "hlr", "g1"):
+        np.testing.assert_allclose(again.catalog[name], scene.catalog[name], rtol=1e-6, atol=1e-6)
+    for k in range(0, len(scene.sources), 7):
+        np.testing.assert_array_equal(again.footprint(k), scene.footprint(k))
+
+
+def test_scenes_that_are_none(scene, tmp_path):
+    with pytest.raises(FileNotFoundError, match="probablend emulate"):
+        read_scene(tmp_path / "nothing.fits")
+    for name in ("a.fits", "a_truth.fits"):
+        fits.writeto(tmp_path / name, np.zeros((4, 4)))
+    with pytest.raises(ValueError, match="no emulated scene"):
+        read_scene(tmp_path / "a.fits")
+
+
+def test_the_truth_as_somebody_elses_result_scores_perfectly(scene, tmp_path):
+    truth = scene.catalog
+    mine = truth["x", "y", "flux"]
+    mine["p_blend"] = np.asarray(truth["blended"], float)
+    mine.write(tmp_path / "mine.csv")
+    fits.HDUList([
+        fits.PrimaryHDU(),
+        fits.ImageHDU((scene.classes > 0).astype(np.float32), name="P_GALAXY"),
+        fits.ImageHDU((scene.classes == 2).astype(np.float32), name="P_BLEND"),
+    ]).writeto(tmp_path / "maps.fits")  # fmt: skip
+    method = read_method(tmp_path / "mine.csv", tmp_path / "maps.fits")
+    scores = evaluate_scenes([scene], {"mine": method}, tmp_path / "out")["methods"]["mine"]
+    assert scores["completeness"] == scores["purity"] == 1
+    assert scores["iou_galaxy"] == scores["iou_blend"] == 1
+    assert scores["ece_blend_active"] == scores["ece_p_blend"] == 0
+    assert scores["photometry"]["flux_all_snr10"]["mean_relative"] < 1e-6
+    # Somewhere else it does not.
+    mine["x"] = np.asarray(mine["x"])[::-1]
+    mine.write(tmp_path / "wrong.csv")
+    wrong = evaluate_scenes([scene], {"w": read_method(tmp_path / "wrong.csv")}, tmp_path / "out")
+    assert wrong["methods"]["w"]["completeness"] < 0.5
+    with pytest.raises(ValueError, match="shape"):
+        method(replace(scene, image=scene.image[:50]), 0)
+    with pytest.raises(FileNotFoundError, match="do not exist"):
+        read_method(tmp_path / "mine.csv", tmp_path / "no.fits")
 
 
 def test_a_latent_that_changes_nothing_has_no_diversity(small_weights, scene, tmp_path):

@@ -9,10 +9,12 @@ from astropy.table import Table
 from astropy.wcs import WCS
 
 from probablend._version import __version__
-from probablend.emulate.blend import Scene
+from probablend.emulate.blend import Placed, Scene
 from probablend.emulate.classes import FOOTPRINT_THRESHOLD
+from probablend.emulate.stamps import Stamp
+from probablend.survey import get_survey
 
-__all__ = ["read_truth", "write_scene"]
+__all__ = ["read_scene", "read_truth", "write_scene"]
 
 # Where emulated skies are put: the centre of the COSMOS field, degrees.
 _SKY_CENTRE = (150.1163, 2.2009)
@@ -147,3 +149,53 @@ def read_truth(path: Path) -> tuple[np.ndarray, Table, Table]:
             Table(hdus["CATALOG"].data),
             Table(hdus["FOOTPRINTS"].data),
         )
+
+
+def read_scene(path: Path) -> Scene:
+    """A scene that :func:`write_scene` wrote, from its image ``NAME.fits``.
+
+    Of every source only what is inside its footprint is known again.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the image or ``NAME_truth.fits`` beside it is not there.
+    ValueError
+        If they are other files, or the survey is not known by name.
+    """
+    truth_path = path.with_name(f"{path.stem}_truth.fits")
+    for file in (path, truth_path):
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} does not exist; 'probablend emulate' writes both")
+    try:
+        _, catalog, footprints = read_truth(truth_path)
+        with fits.open(path) as hdus:
+            image = np.asarray(hdus["SCI"].data, np.float32)
+            survey = get_survey(hdus[0].header["SURVEY"])
+        with fits.open(truth_path) as hdus:
+            noiseless = np.asarray(hdus["NOISELESS"].data, np.float32)
+    except (KeyError, OSError) as error:
+        said = " ".join(str(error).split())
+        raise ValueError(f"{path} is no emulated scene with its truth: {said}") from error
+    n_footprints = np.zeros(image.shape, dtype=np.int32)
+    np.add.at(n_footprints, (footprints["y"], footprints["x"]), 1)
+    order = np.argsort(footprints["id"], kind="stable")
+    ids = np.asarray(footprints["id"])[order]
+    ends = np.searchsorted(ids, np.arange(1, len(catalog) + 2))
+    sources = []
+    for row, first, last in zip(catalog, ends[:-1], ends[1:], strict=True):
+        own = footprints[order[first:last]]
+        y, x = (np.append(own[k], np.floor(row[k] + 0.5)).astype(int) for k in ("y", "x"))
+        y0, x0 = int(y.min()), int(x.min())
+        stamp = np.zeros((y.max() - y0 + 1, x.max() - x0 + 1), dtype=np.float32)
+        stamp[y[:-1] - y0, x[:-1] - x0] = own["flux"]
+        known = {k: float(row[k]) for k in ("flux", "hlr", "g1", "g2")}
+        sources.append(
+            Placed(
+                Stamp(image=stamp, y=float(row["y"]) - y0, x=float(row["x"]) - x0,
+                      galaxy=int(row["galaxy"]), is_star=bool(row["is_star"]), **known),
+                y0, x0,
+            )
+        )  # fmt: skip
+    return Scene(survey=survey, image=image, noiseless=noiseless, n_footprints=n_footprints,
+                 sources=sources)  # fmt: skip

@@ -1,9 +1,15 @@
-"""Score segmentation on emulated fields with known truth, next to the classical baseline."""
+"""Scores on emulated fields: any number of methods, the same scenes, the same truth.
+
+What each method scores is kept in a file of its own, so that a run that stops goes on, and
+tables and figures can be made again without it.
+"""
 
 import json
+import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +17,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
+from probablend._version import __version__
 from probablend.emulate.blend import FieldConfig, Scene, draw_field
 from probablend.emulate.stamps import Galaxies
-from probablend.evaluate.calibration import active_pixels, brier_score, reliability
-from probablend.evaluate.classical import run_sep
+from probablend.evaluate.calibration import Reliability, active_pixels, brier_score, reliability
 from probablend.evaluate.detection import (
-    DETECTION_THRESHOLDS,
     THRESHOLDS,
     BlendedCurve,
     DetectionScores,
@@ -29,30 +34,102 @@ from probablend.evaluate.detection import (
     region_curve,
 )
 from probablend.evaluate.match import match_positions
-from probablend.evaluate.methods import Prediction
-from probablend.evaluate.photometry import photometry
+from probablend.evaluate.methods import (
+    Method,
+    Prediction,
+    method_file,
+    method_origin,
+    model_of,
+    open_method,
+)
+from probablend.evaluate.photometry import SHAPE_PARAMETERS, photometry
 from probablend.evaluate.samples import (
     latent_diversity,
     no_overlap_share,
     sample_distances,
     sample_diversity,
 )
-from probablend.infer.segment import segment
-from probablend.infer.sources import Measured
+from probablend.plot import (
+    plot_completeness_purity,
+    plot_gallery,
+    plot_pit,
+    plot_reliability,
+)
 
 MIN_PURITY = 0.95
+_GALLERY = 160  # side of the cut-out that is shown, pixels
 
-__all__ = ["FieldScores", "evaluate_field", "results_table", "score_scenes"]
+__all__ = [
+    "FieldScores",
+    "FieldsConfig",
+    "evaluate_fields",
+    "read_results",
+    "results_table",
+    "score_scenes",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldsConfig:
+    """Which fields.
+
+    Parameters
+    ----------
+    survey, source : str
+        What they are drawn for, and from.
+    n : int
+        How many.
+    field : FieldConfig
+        What they are like.
+    n_samples : int
+        Posterior samples of class maps.
+    n_stamps : int
+        Empty and isolated stamps for :func:`~probablend.evaluate.samples.no_overlap_share`.
+    seed : int
+        Seeds fields and samples.
+    """
+
+    survey: str = "euclid-vis"
+    source: str = "parametric"
+    n: int = 4
+    field: FieldConfig
+    n_samples: int = 16
+    n_stamps: int = 100
+    seed: int = 1000
+
+    def scene(self, galaxies: Galaxies, k: int) -> Scene:
+        """Field number ``k``."""
+        generator = np.random.default_rng([self.seed, k, 1])
+        return draw_field(galaxies, self.field, generator=generator)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FieldScores:
-    """Scores of one method over some scenes."""
+    """Scores of one method over some scenes.
+
+    Parameters
+    ----------
+    detection : DetectionScores
+        Counts behind completeness and purity.
+    blended : BlendedCurve
+        The blended flag at each threshold.
+    regions : RegionCurve, optional
+        Overlap regions at each threshold, of a method with ``P_BLEND``.
+    values : dict of float
+        Everything that is one number.
+    curves : dict of Reliability
+        Reliability diagrams.
+    photometry : dict, optional
+        See :func:`~probablend.evaluate.photometry.photometry`.
+    at_purity : dict, optional
+        See :func:`~probablend.evaluate.detection.completeness_at_purity`.
+    """
 
     detection: DetectionScores
     blended: BlendedCurve
     regions: RegionCurve | None
     values: dict[str, float]
+    curves: dict[str, Reliability]
     photometry: dict[str, Any] | None = None
     at_purity: dict[str, float] | None = None
 
@@ -82,6 +159,10 @@ class FieldScores:
                 "completeness": self.regions.completeness.tolist(),
                 "purity": _plain(self.regions.purity),
             },
+            "reliability": {
+                name: {"predicted": c.predicted.tolist(), "observed": c.observed.tolist()}
+                for name, c in self.curves.items()
+            },
         }
 
 
@@ -99,18 +180,13 @@ def score_scenes(scenes: list[Scene], predictions: list[Prediction]) -> FieldSco
     predictions : list of Prediction
         One per scene.
     """
-    detection = [
-        detect_scores(s.catalog, p.catalog, s.image.shape)
-        for s, p in zip(scenes, predictions, strict=True)
-    ]
-    curves = [
-        blended_curve(s.catalog, p.catalog, p.labels)
-        for s, p in zip(scenes, predictions, strict=True)
-    ]
+    pairs = list(zip(scenes, predictions, strict=True))
+    detection = [detect_scores(s.catalog, p.catalog, s.image.shape) for s, p in pairs]
+    flags = [blended_curve(s.catalog, p.catalog, p.labels) for s, p in pairs]
     truth = np.stack([s.classes for s in scenes])
     p_galaxy = np.stack([p.p_galaxy for p in predictions])
     values = {"iou_galaxy": iou(p_galaxy > 0.5, truth > 0)}
-    regions = None
+    regions, curves = None, {}
     if all(p.p_blend is not None for p in predictions):
         p_blend = np.stack([p.p_blend for p in predictions if p.p_blend is not None])
         regions = _total([region_curve(p, t == 2) for p, t in zip(p_blend, truth, strict=True)])
@@ -118,11 +194,20 @@ def score_scenes(scenes: list[Scene], predictions: list[Prediction]) -> FieldSco
         for name, p, t in (("galaxy", p_galaxy, truth > 0), ("blend", p_blend, truth == 2)):
             active = active_pixels(p, t)
             values[f"ece_{name}_all"] = reliability(p, t).ece
-            values[f"ece_{name}_active"] = reliability(p[active], t[active]).ece
+            curves[f"P_{name.upper()}"] = reliability(p[active], t[active])
+            values[f"ece_{name}_active"] = curves[f"P_{name.upper()}"].ece
             values[f"brier_{name}_active"] = brier_score(p[active], t[active])
         said, true = matched_flags(scenes, predictions)
         if len(said):
-            values["ece_p_blend"] = reliability(said, true).ece
+            curves["p_blend"] = reliability(said, true)
+            values["ece_p_blend"] = curves["p_blend"].ece
+    drawn = [(p.samples, p.p_galaxy, s.classes) for s, p in pairs if p.samples is not None]
+    if drawn:
+        distances = np.mean([sample_distances(maps, true) for maps, _, true in drawn], axis=0)
+        values["ged2"], values["hm_iou"] = (float(d) for d in distances)
+        diversity = [sample_diversity(probability, maps) for maps, probability, _ in drawn]
+        values["sample_diversity"] = float(np.mean(diversity))
+    values |= _agreement(predictions)
     at_purity = None
     candidates = [p.candidates for p in predictions if p.candidates is not None]
     if len(candidates) == len(predictions):
@@ -139,9 +224,10 @@ def score_scenes(scenes: list[Scene], predictions: list[Prediction]) -> FieldSco
         )
     return FieldScores(
         detection=_total(detection),
-        blended=_total(curves),
+        blended=_total(flags),
         regions=regions,
         values=values,
+        curves=curves,
         photometry=fluxes,
         at_purity=at_purity,
     )
@@ -166,142 +252,217 @@ def _total(parts: list[Any]) -> Any:
     return total
 
 
-def evaluate_field(
+def _agreement(predictions: list[Prediction]) -> dict[str, float]:
+    """How far the statements on blending of one method agree, over all its detections."""
+    parts = [p.blend_statements for p in predictions if p.blend_statements is not None]
+    if not parts:
+        return {}
+    by_pixels, by_footprints = np.concatenate(parts, axis=1)
+    catalogs = [p.catalog for p in predictions]
+    p_blend, blendedness = (
+        np.concatenate([np.asarray(c[name], float) for c in catalogs])
+        for name in ("p_blend", "blendedness")
+    )
+    values = {
+        "same_verdict": float(((by_pixels > 0.5) == (by_footprints > 0.5)).mean()),
+        "mean_difference": float((by_pixels - by_footprints).mean()),
+    }
+    for name, a, b in (
+        ("rank_correlation", by_pixels, by_footprints),
+        ("rank_correlation_with_blendedness", p_blend, blendedness),
+    ):
+        if len(a) > 1 and np.ptp(a) > 0 and np.ptp(b) > 0:
+            values[name] = float(spearmanr(a, b).statistic)
+    return values
+
+
+def run_method(
+    name: str,
+    method: Method,
+    scenes: Sequence[Callable[[], Scene]],
+    *,
+    seed: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[dict[str, Any], Figure | None]:
+    """Scores of a method over some scenes, and what it says of the middle of the first one."""
+    seen, said, seconds = [], [], 0.0
+    for k, make in enumerate(scenes):
+        scene = make()
+        began = time.perf_counter()
+        said.append(method(scene, seed + k))
+        seconds += time.perf_counter() - began
+        seen.append(scene)
+        if progress:
+            progress(k + 1, len(scenes))
+    scores = score_scenes(seen, said).as_dict()
+    scores["megapixels_per_second"] = sum(s.image.size for s in seen) / 1e6 / seconds
+    gallery = None
+    if said[0].samples is not None:
+        gallery = plot_gallery(*_middle(seen[0], said[0]))
+        model = model_of(name)
+        assert model is not None
+        scores["latent_diversity"] = latent_diversity(model, seen[0], seed=seed)
+    return scores, gallery
+
+
+def _middle(scene: Scene, said: Prediction) -> tuple[np.ndarray, ...]:
+    """Image, true and drawn class maps and probabilities, in the middle of a scene."""
+    n_y, n_x = scene.image.shape
+    top, left = max(0, (n_y - _GALLERY) // 2), max(0, (n_x - _GALLERY) // 2)
+    box = (slice(top, top + _GALLERY), slice(left, left + _GALLERY))
+    assert said.p_blend is not None
+    assert said.samples is not None
+    return (
+        scene.image[box] / scene.rms,
+        scene.classes[box],
+        said.p_galaxy[box],
+        said.p_blend[box],
+        said.samples[(slice(4), *box)],
+    )
+
+
+def evaluate_fields(
     galaxies: Galaxies,
-    config: FieldConfig,
+    config: FieldsConfig,
+    methods: Sequence[str],
     directory: Path,
     *,
-    n_fields: int,
-    n_samples: int,
-    seed: int,
-    model: str | Path,
-    n_stamps: int = 100,
     command: str = "",
-    progress: Callable[[str], None] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Emulate fields of held-out galaxies, segment them, and write what came out.
+    """Let every method look at the same emulated fields and score what it says.
 
     Parameters
     ----------
     galaxies : Galaxies
         The test split.
-    config : FieldConfig
-        What the fields are like.
+    config : FieldsConfig
+        Which fields.
+    methods : sequence of str
+        See :func:`~probablend.evaluate.methods.open_method`.
     directory : Path
-        Gets ``results.json``, ``results.md`` and figures.
-    n_fields : int
-        How many.
-    n_samples : int
-        Posterior samples.
-    seed : int
-        Seeds fields and samples.
-    model : str or Path
-        Weights.
-    n_stamps : int
-        Empty and isolated stamps for :func:`no_overlap_share`.
+        Gets ``fields/METHOD.json``, ``results.json``, ``results.md`` and figures. A method
+        whose file is there, of the same fields and weights, is not run again.
     command : str
         The command line, to be repeated in the results.
     progress : callable, optional
-        Told what is done.
+        Told the method, how many fields are done, and of how many.
 
     Returns
     -------
     dict
         What ``results.json`` holds.
+
+    Raises
+    ------
+    ValueError
+        If a method is unknown, or a file belongs to other fields.
     """
-    tell = progress or (lambda _: None)
-    scenes, ours, sep_says, diversity, distances = [], [], [], [], []
-    agreement: list[Measured] = []
-    seconds = {"ours": 0.0, "sep": 0.0}
-    for k in range(n_fields):
-        scene = draw_field(galaxies, config, generator=np.random.default_rng([seed, k, 1]))
-        scenes.append(scene)
-        began = time.perf_counter()
-        result = segment(
-            scene.image, rms=scene.rms, n_samples=n_samples, seed=seed + k, model=model,
-            psf_fwhm=scene.survey.psf_fwhm_pixels, zeropoint=scene.survey.zeropoint,
-        )  # fmt: skip
-        seconds["ours"] += time.perf_counter() - began
-        candidates = None
-        if result.sources is not None:
-            candidates = segment(
-                scene.image, rms=scene.rms, n_samples=1, seed=seed + k, model=model,
-                psf_fwhm=scene.survey.psf_fwhm_pixels, min_p_source=DETECTION_THRESHOLDS[0],
-            ).catalog["x", "y", "p_source"]  # fmt: skip
-        ours.append(
-            Prediction(
-                catalog=result.catalog,
-                labels=result.labels,
-                p_galaxy=result.p_galaxy,
-                p_blend=result.p_blend,
-                draws=None if result.sources is None else result.sources.draws,
-                candidates=candidates,
-            )
-        )
-        distances.append(sample_distances(result.samples, scene.classes))
-        diversity.append(sample_diversity(result))
-        if result.sources is not None:
-            agreement.append(result.sources)
-        began = time.perf_counter()
-        catalog, labels = run_sep(scene.image, scene.rms)
-        seconds["sep"] += time.perf_counter() - began
-        sep_says.append(
-            Prediction(catalog=catalog, labels=labels, p_galaxy=(labels > 0).astype(float))
-        )
-        if k == 0:
-            directory.mkdir(parents=True, exist_ok=True)
-            result.plot().savefig(directory / "quicklook.png", dpi=80)
-        tell(f"field {k + 1} of {n_fields}")
-    scores = {"ours": score_scenes(scenes, ours), "sep": score_scenes(scenes, sep_says)}
-    tell("empty and isolated stamps")
-    clear = no_overlap_share(
-        galaxies, n_stamps=n_stamps, n_samples=n_samples, seed=seed, model=model
-    )
-    n_pixels = n_fields * config.size**2
-    results = {
-        "command": command,
-        "model": result.meta["model"],
-        "weights_hash": result.meta["weights_hash"],
-        "version": result.meta["version"],
-        "survey": galaxies.survey.name,
-        "seed": seed,
-        "n_fields": n_fields,
-        "size": config.size,
-        "density": config.density,
-        "n_samples": n_samples,
-        "methods": {name: score.as_dict() for name, score in scores.items()},
-        "ged2": float(np.mean([d[0] for d in distances])),
-        "hm_iou": float(np.mean([d[1] for d in distances])),
-        "sample_diversity": float(np.mean(diversity)),
-        "latent_diversity": latent_diversity(model, scenes[0], seed=seed),
-        "no_overlap_share": clear,
-        "agreement": _agreement(agreement) if agreement else None,
-        "megapixels_per_second": {k: n_pixels / 1e6 / s for k, s in seconds.items()},
+    opened = {
+        name: open_method(name, n_samples=config.n_samples, candidates=True) for name in methods
     }
-    directory.mkdir(parents=True, exist_ok=True)
+    scenes = [partial(config.scene, galaxies, k) for k in range(config.n)]
+    for name, method in opened.items():
+        path = directory / "fields" / f"{method_file(name)}.json"
+        origin = method_origin(asdict(config), name)
+        if path.exists():
+            if json.loads(path.read_text()).get("origin") != origin:
+                raise ValueError(
+                    f"{path} was made of other fields or weights: name another folder, or remove it"
+                )
+            continue
+        tell = None if progress is None else partial(progress, name)
+        scores, gallery = run_method(name, method, scenes, seed=config.seed, progress=tell)
+        model = model_of(name)
+        if model is not None:
+            scores["no_overlap_share"] = no_overlap_share(
+                galaxies, n_stamps=config.n_stamps, n_samples=config.n_samples,
+                seed=config.seed, model=model,
+            )  # fmt: skip
+        _keep(directory, name, origin, scores, gallery)
+    _describe(directory, command, asdict(config))
+    return read_results(directory)
+
+
+def evaluate_scenes(
+    scenes: Sequence[Scene],
+    methods: dict[str, Method],
+    directory: Path,
+    *,
+    command: str = "",
+) -> dict[str, Any]:
+    """Score methods on scenes with their truth, such as those that were written before.
+
+    Parameters
+    ----------
+    scenes : sequence of Scene
+        With their truth.
+    methods : dict of Method
+        By name.
+    directory : Path
+        As in :func:`evaluate_fields`; nothing is skipped.
+    command : str
+        The command line, to be repeated in the results.
+    """
+    made = [partial(_same, scene) for scene in scenes]
+    for name, method in methods.items():
+        scores, gallery = run_method(name, method, made, seed=0)
+        _keep(directory, name, {"method": name}, scores, gallery)
+    _describe(directory, command, {"survey": scenes[0].survey.name, "n": len(scenes)})
+    return read_results(directory)
+
+
+def _same(scene: Scene) -> Scene:
+    return scene
+
+
+def _keep(
+    directory: Path,
+    name: str,
+    origin: dict[str, Any],
+    scores: dict[str, Any],
+    gallery: Figure | None,
+) -> None:
+    path = directory / "fields" / f"{method_file(name)}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if gallery is not None:
+        gallery.savefig(directory / f"gallery-{method_file(name)}.png", dpi=80)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps({"name": name, "origin": origin, "scores": scores}, indent=2) + "\n")
+    os.replace(part, path)
+
+
+def _describe(directory: Path, command: str, config: dict[str, Any]) -> None:
+    report = {"command": command, "version": __version__, "config": config}
+    (directory / "fields" / "run.json").write_text(json.dumps(report, indent=2) + "\n")
+
+
+def read_results(directory: Path) -> dict[str, Any]:
+    """Gather what is kept in a folder, and write results and figures.
+
+    Raises
+    ------
+    FileNotFoundError
+        If it holds no evaluation of fields.
+    """
+    run = directory / "fields" / "run.json"
+    if not run.is_file():
+        raise FileNotFoundError(f"{directory} holds no evaluation of fields")
+    results = json.loads(run.read_text()) | {"methods": {}, "weights": {}}
+    for path in sorted(run.parent.glob("*.json")):
+        if path != run:
+            kept = json.loads(path.read_text())
+            results["methods"][kept["name"]] = kept["scores"]
+            if "weights" in kept["origin"]:
+                results["weights"][kept["name"]] = kept["origin"]["weights"]
+    # What has posteriors first.
+    order = sorted(results["methods"], key=lambda n: ("ged2" not in results["methods"][n], n))
+    results["methods"] = {name: results["methods"][name] for name in order}
     (directory / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     (directory / "results.md").write_text(results_table(results))
-    _figure(scenes, ours, scores).savefig(directory / "calibration.png", dpi=100)
+    for name, figure in _figures(results["methods"]).items():
+        figure.savefig(directory / f"{name}.png", dpi=100)
     return results
-
-
-def _agreement(parts: list[Measured]) -> dict[str, float | None]:
-    """How far the statements on blending agree, over all detections."""
-    by_pixels = np.concatenate([m.by_pixels for m in parts])
-    by_footprints = np.concatenate([m.by_footprints for m in parts])
-    p_blend = np.concatenate([np.asarray(m.catalog["p_blend"], float) for m in parts])
-    blendedness = np.concatenate([np.asarray(m.catalog["blendedness"], float) for m in parts])
-
-    def correlation(a: np.ndarray, b: np.ndarray) -> float | None:
-        constant = len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0
-        return None if constant else float(spearmanr(a, b).statistic)
-
-    return {
-        "same_verdict": float(((by_pixels > 0.5) == (by_footprints > 0.5)).mean()),
-        "mean_difference": float((by_pixels - by_footprints).mean()),
-        "rank_correlation": correlation(by_pixels, by_footprints),
-        "rank_correlation_with_blendedness": correlation(p_blend, blendedness),
-    }
 
 
 def completeness_at(curve: dict[str, list[float]], purity: float, prefix: str = "") -> float:
@@ -310,129 +471,146 @@ def completeness_at(curve: dict[str, list[float]], purity: float, prefix: str = 
     return max((c for c, p in pairs if p is not None and p >= purity), default=0.0)
 
 
+Cell = Callable[[dict[str, Any]], str | None]
+
+
 def results_table(results: dict[str, Any]) -> str:
-    """The numbers of ``results.json`` as a Markdown table."""
-    ours, sep_says = results["methods"]["ours"], results["methods"]["sep"]
-    rows = [
-        ("completeness, all detectable", "completeness"),
-        ("completeness, blended", "completeness_blended"),
-        ("purity of the objects", "purity"),
-        ("IoU of the galaxy class", "iou_galaxy"),
-        ("IoU of the blend class", "iou_blend"),
-        ("ECE of P_GALAXY, active pixels", "ece_galaxy_active"),
-        ("ECE of P_BLEND, active pixels", "ece_blend_active"),
-        ("Brier score of P_BLEND, active pixels", "brier_blend_active"),
-        ("ECE of p_blend, objects", "ece_p_blend"),
-    ]
+    """The numbers of ``results.json`` as Markdown."""
+    methods, config = results["methods"], results["config"]
+    what = f"{config['n']} fields, `{config['survey']}`"
+    if "field" in config:
+        what = (
+            f"{config['n']} fields of {config['field']['size']}² pixels, `{config['survey']}`, "
+            f"{config['field']['density']:g} galaxies per arcmin², {config['n_samples']} samples, "
+            f"seed {config['seed']}"
+        )
+    weights = "".join(f", `{name}` {hash_}" for name, hash_ in results["weights"].items())
     lines = [
         f"`{results['command']}`",
         "",
-        f"Model `{results['model']}` ({results['weights_hash']}), probablend "
-        f"{results['version']}, {results['n_fields']} fields of {results['size']}² pixels, "
-        f"`{results['survey']}`, {results['density']:g} galaxies per arcmin², "
-        f"{results['n_samples']} samples, seed {results['seed']}.",
+        f"probablend {results['version']}{weights}; {what}.",
         "",
-        "| | probablend | sep |",
-        "|---|---|---|",
+        "| | " + " | ".join(Path(name).name for name in methods) + " |",
+        "|---" * (1 + len(methods)) + "|",
     ]
-    for text, key in rows:
-        cells = [f"{s[key]:.3f}" if key in s else "–" for s in (ours, sep_says)]
-        lines.append(f"| {text} | {cells[0]} | {cells[1]} |")
-    if ours["at_purity"]:
-        point = ours["at_purity"]
-        for text, key in (("all detectable", "completeness"), ("blended", "completeness_blended")):
-            lines.append(
-                f"| completeness, {text}, at purity ≥ {MIN_PURITY} "
-                f"(p_source ≥ {point['threshold']:.2f}) | {point[key]:.3f} | – |"
-            )
+    for text, cell in _rows():
+        cells = [cell(m) for m in methods.values()]
+        if any(cells):
+            lines.append(f"| {text} | " + " | ".join(c or "–" for c in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _value(*keys: str, form: str = ".3f") -> Cell:
+    """Cell that reads a number from nested dictionaries; none where there is none."""
+
+    def cell(m: Any) -> str | None:
+        for key in keys:
+            m = m.get(key) if isinstance(m, dict) else None
+        return None if m is None else format(m, form)
+
+    return cell
+
+
+def _rows() -> list[tuple[str, Cell]]:
+    """Text and content of every row."""
+    rows = [
+        ("completeness, all detectable", _value("completeness")),
+        ("completeness, blended", _value("completeness_blended")),
+        ("purity of the objects", _value("purity")),
+    ]
+    for text, key in (("all detectable", "completeness"), ("blended", "completeness_blended")):
+        rows.append((f"completeness, {text}, at purity ≥ {MIN_PURITY}", _value("at_purity", key)))
+    rows += [
+        ("… where p_source ≥", _value("at_purity", "threshold", form=".2f")),
+        ("IoU of the galaxy class", _value("iou_galaxy")),
+        ("IoU of the blend class", _value("iou_blend")),
+        ("ECE of P_GALAXY, active pixels", _value("ece_galaxy_active")),
+        ("ECE of P_BLEND, active pixels", _value("ece_blend_active")),
+        ("Brier score of P_BLEND, active pixels", _value("brier_blend_active")),
+        ("ECE of p_blend, objects", _value("ece_p_blend")),
+    ]
+
+    def curve(key: str, purity: float, prefix: str) -> Cell:
+        return lambda m: f"{completeness_at(m[key], purity, prefix):.3f}" if m[key] else None
+
     for what, key, prefix in (
         ("overlap regions found", "regions", ""),
         ("blended galaxies announced", "blended_flag", ""),
         ("blended galaxies flagged one to one", "blended_flag", "strict_"),
     ):
         for purity in (0.65, 0.85):
-            cells = [
-                f"{completeness_at(s[key], purity, prefix):.3f}" if s[key] else "–"
-                for s in (ours, sep_says)
-            ]
-            lines.append(f"| {what}, at purity ≥ {purity:.2f} | {cells[0]} | {cells[1]} |")
-    lines += _photometry_rows(ours["photometry"], sep_says["photometry"])
-    if results["agreement"]:
-        same = results["agreement"]["same_verdict"]
-        lines.append(f"| class maps and footprints agree on who is blended | {same:.3f} | – |")
-    share, speed = results["no_overlap_share"], results["megapixels_per_second"]
-    lines += [
-        f"| samples without overlap, empty stamps | {share['empty']:.3f} | – |",
-        f"| samples without overlap, isolated galaxies | {share['isolated']:.3f} | – |",
-        f"| GED² of the class maps, patches of 128² | {results['ged2']:.3f} | – |",
-        f"| HM-IoU of the class maps | {results['hm_iou']:.3f} | – |",
-        f"| active pixels in which two samples differ | {results['sample_diversity']:.3f} | – |",
-        "| … whose most probable class differs between two latents "
-        f"| {results['latent_diversity']:.3f} | – |",
-        f"| Mpx/s, same run | {speed['ours']:.2f} | {speed['sep']:.2f} |",
-        "",
-    ]
-    return "\n".join(lines)
+            rows.append((f"{what}, at purity ≥ {purity:.2f}", curve(key, purity, prefix)))
+    group = ("photometry", "flux_blended_snr10")
 
+    def announced(m: dict[str, Any]) -> str | None:
+        pairs = (m["photometry"] or {}).get("pairs", {})
+        n = pairs.get("unrecognised", 0)
+        return f"{pairs['announced'] / n:.3f} of {n}" if n else None
 
-def _photometry_rows(ours: dict[str, Any] | None, sep_says: dict[str, Any] | None) -> list[str]:
-    both = (ours, sep_says)
-
-    def row(text: str, get: Callable[[dict[str, Any]], str]) -> str:
-        cells = [get(m) if m else "–" for m in both]
-        return f"| {text} | {cells[0]} | {cells[1]} |"
-
-    def number(group: str, key: str) -> Callable[[dict[str, Any]], str]:
-        return lambda m: f"{m[group][key]:.3f}" if m[group].get("n") else "–"
-
-    def announced(m: dict[str, Any]) -> str:
-        n = m["pairs"].get("unrecognised", 0)
-        return f"{m['pairs']['announced'] / n:.3f} of {n}" if n else "–"
-
-    def covered(name: str) -> Callable[[dict[str, Any]], str]:
-        def cell(m: dict[str, Any]) -> str:
-            c = m["coverage"].get(name)
+    def covered(name: str) -> Cell:
+        def cell(m: dict[str, Any]) -> str | None:
+            c = (m["photometry"] or {}).get("coverage", {}).get(name)
             if c is None:
-                return "–"
+                return None
             worst = f"({c['68_worst_bin']:+.3f}, {c['95_worst_bin']:+.3f})"
             return f"{c['68']:.3f} / {c['95']:.3f} {worst}"
 
         return cell
 
-    group = "flux_blended_snr10"
-    return [
-        row("flux of blended galaxies, S/N > 10: NMAD, mag", number(group, "nmad")),
-        row("… beyond 0.75 mag", number(group, "outliers")),
-        row("… median bias, mag", number(group, "bias")),
-        row("… mean relative error", number(group, "mean_relative")),
-        row("close pairs seen as one that are announced (p_blend > 0.5)", announced),
-        *[
-            row(f"truths in the 68 / 95 % intervals of {name} (worst bin)", covered(name))
-            for name in ("flux", "hlr", "g1", "g2")
-        ],
+    rows += [
+        ("flux of blended galaxies, S/N > 10: NMAD, mag", _value(*group, "nmad")),
+        ("… beyond 0.75 mag", _value(*group, "outliers")),
+        ("… median bias, mag", _value(*group, "bias", form="+.3f")),
+        ("… mean relative error", _value(*group, "mean_relative")),
+        ("close pairs seen as one that are announced (p_blend > 0.5)", announced),
     ]
+    rows += [
+        (f"truths in the 68 / 95 % intervals of {name} (worst bin)", covered(name))
+        for name in SHAPE_PARAMETERS
+    ]
+    rows += [
+        ("class maps and footprints agree on who is blended", _value("same_verdict")),
+        ("samples without overlap, empty stamps", _value("no_overlap_share", "empty")),
+        ("samples without overlap, isolated galaxies", _value("no_overlap_share", "isolated")),
+        ("GED² of the class maps, patches of 128²", _value("ged2")),
+        ("HM-IoU of the class maps", _value("hm_iou")),
+        ("active pixels in which two samples differ", _value("sample_diversity")),
+        (
+            "… whose most probable class differs between two latents",
+            _value("latent_diversity"),
+        ),
+        ("Mpx/s, same run", _value("megapixels_per_second", form=".2f")),
+    ]
+    return rows
 
 
-def _figure(scenes: list[Scene], ours: list[Prediction], scores: dict[str, FieldScores]) -> Figure:
-    from probablend.plot import plot_completeness_purity, plot_reliability
-
-    truth = np.stack([s.classes for s in scenes])
-    figure = Figure(figsize=(14, 4.6), layout="constrained")
-    axes = figure.subplots(1, 3)
-    p_galaxy = np.stack([p.p_galaxy for p in ours])
-    p_blend = np.stack([p.p_blend for p in ours if p.p_blend is not None])
-    for ax, name, p, t in (
-        (axes[0], "P_GALAXY", p_galaxy, truth > 0),
-        (axes[1], "P_BLEND", p_blend, truth == 2),
-    ):
-        active = active_pixels(p, t)
-        curve = reliability(p[active], t[active])
-        plot_reliability(curve.predicted, curve.observed, ax).set_title(
-            f"{name}, active pixels: ECE {curve.ece:.3f}"
-        )
-    for name, score in scores.items():
-        plot_completeness_purity(
-            score.blended.completeness, score.blended.purity, axes[2], label=name
-        )
-    axes[2].set_title("blended galaxies announced")
-    return figure
+def _figures(methods: dict[str, Any]) -> dict[str, Figure]:
+    """Reliability, the blended flag, completeness, and the places of the truth."""
+    names = ("P_GALAXY", "P_BLEND", "p_blend")
+    figure = Figure(figsize=(18, 4.6), layout="constrained")
+    axes = figure.subplots(1, 4)
+    for name, m in methods.items():
+        for ax, key in zip(axes, names, strict=False):
+            if key in m["reliability"]:
+                c = m["reliability"][key]
+                plot_reliability(
+                    np.array(c["predicted"]), np.array(c["observed"]), ax, label=name
+                ).set_title(key + (", objects" if key == "p_blend" else ", active pixels"))
+        flag = m["blended_flag"]
+        purity = np.array([np.nan if p is None else p for p in flag["purity"]])
+        plot_completeness_purity(np.array(flag["completeness"]), purity, axes[3], label=name)
+    axes[3].set_title("blended galaxies announced")
+    figures = {"calibration": figure}
+    ranked = {
+        name: m["photometry"]["places"]
+        for name, m in methods.items()
+        if m["photometry"] and "places" in m["photometry"]
+    }
+    if ranked:
+        figure = Figure(figsize=(13, 3.2 * len(ranked)), layout="constrained")
+        grid = figure.subplots(len(ranked), len(SHAPE_PARAMETERS), squeeze=False)
+        for row, (name, places) in zip(grid, ranked.items(), strict=True):
+            for ax, key in zip(row, SHAPE_PARAMETERS, strict=True):
+                plot_pit(np.array(places[key]), ax).set_title(f"{name}: {key}")
+        figures["pit"] = figure
+    return figures

@@ -3,15 +3,26 @@
 Scores read what comes out and do not know who made it.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from astropy.io import fits
 from astropy.table import Table
 
-from probablend.checkpoint import available_models, knows_sources, load_model, pixels_only
+from probablend.checkpoint import (
+    available_models,
+    file_hash,
+    find_model,
+    knows_sources,
+    load_model,
+    pixels_only,
+)
 from probablend.emulate.blend import Scene
 from probablend.evaluate.classical import (
     COLD,
@@ -21,11 +32,23 @@ from probablend.evaluate.classical import (
     run_sep,
     run_sextractor,
 )
-from probablend.evaluate.detection import positions
+from probablend.evaluate.detection import DETECTION_THRESHOLDS, positions
+from probablend.infer.measure import pixel_positions, read_positions
 from probablend.infer.segment import segment
 from probablend.models.pairs import PairNetwork
 
-__all__ = ["FORCED", "Method", "Prediction", "classical_methods", "default_methods", "open_method"]
+__all__ = [
+    "FORCED",
+    "Method",
+    "Prediction",
+    "classical_methods",
+    "default_methods",
+    "method_file",
+    "method_origin",
+    "model_of",
+    "open_method",
+    "read_method",
+]
 
 FORCED = "@truth"  # after the name of a model: measured at the true positions
 
@@ -50,6 +73,8 @@ class Prediction:
         Posterior of every row.
     candidates : Table, optional
         ``x, y, p_source``, less probable ones among them: for completeness against purity.
+    blend_statements : ndarray, shape (2, row), optional
+        The two halves of ``p_blend``: by class maps and by footprints.
     masks : ndarray of bool, shape (3, y, x), optional
         Of a pair: overlap, central galaxy, companion.
     forced : bool
@@ -63,6 +88,7 @@ class Prediction:
     samples: np.ndarray | None = None
     draws: np.ndarray | None = None
     candidates: Table | None = None
+    blend_statements: np.ndarray | None = None
     masks: np.ndarray | None = None
     forced: bool = False
 
@@ -89,7 +115,27 @@ def default_methods(models: Sequence[str] = ("field", "field" + FORCED)) -> list
     return [*models, *classical_methods()]
 
 
-def open_method(name: str, *, n_samples: int = 16) -> Method:
+def model_of(name: str) -> str | None:
+    """The model behind a method that segments; None for any other."""
+    if name in _CLASSICAL or name.endswith(FORCED):
+        return None
+    return None if isinstance(load_model(name)[0], PairNetwork) else name
+
+
+def method_file(name: str) -> str:
+    """Stem of the files in which a method's results are kept."""
+    return Path(name).name.removesuffix(".safetensors").replace(FORCED, "-at-truth")
+
+
+def method_origin(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """What results of a method depend on, as JSON would return it."""
+    origin = json.loads(json.dumps(config)) | {"method": name}
+    if name not in _CLASSICAL:
+        origin["weights"] = file_hash(find_model(name.removesuffix(FORCED)))
+    return origin
+
+
+def open_method(name: str, *, n_samples: int = 16, candidates: bool = False) -> Method:
     """A method by name.
 
     Parameters
@@ -100,6 +146,8 @@ def open_method(name: str, *, n_samples: int = 16) -> Method:
         positions.
     n_samples : int
         Posterior samples of class maps.
+    candidates : bool
+        Whether less probable detections are wanted too; costs time.
 
     Raises
     ------
@@ -123,7 +171,8 @@ def open_method(name: str, *, n_samples: int = 16) -> Method:
     network, _ = load_model(model)
     if isinstance(network, PairNetwork):
         return _pair_network(network.eval())
-    return _network(model, forced=name.endswith(FORCED), n_samples=n_samples)
+    forced = name.endswith(FORCED)
+    return _network(model, forced=forced, n_samples=n_samples, candidates=candidates)
 
 
 def _classical(name: str) -> Method:
@@ -134,22 +183,81 @@ def _classical(name: str) -> Method:
     return run
 
 
-def _network(model: str, *, forced: bool, n_samples: int) -> Method:
+def _network(model: str, *, forced: bool, n_samples: int, candidates: bool) -> Method:
+    wanted = candidates and not forced and knows_sources(model)
+
     def run(scene: Scene, seed: int) -> Prediction:
-        result = segment(
-            scene.image, rms=scene.rms, n_samples=n_samples, seed=seed, model=model,
-            background="none", psf_fwhm=scene.survey.psf_fwhm_pixels,
-            zeropoint=scene.survey.zeropoint,
-            positions=positions(scene.catalog) if forced else None,
+        look = partial(
+            segment, scene.image, rms=scene.rms, seed=seed, model=model, background="none",
+            psf_fwhm=scene.survey.psf_fwhm_pixels, zeropoint=scene.survey.zeropoint,
         )  # fmt: skip
+        at = positions(scene.catalog) if forced else None
+        result = look(n_samples=n_samples, positions=at)
+        own = result.sources
         return Prediction(
             catalog=result.catalog,
             labels=result.labels,
             p_galaxy=result.p_galaxy,
             p_blend=result.p_blend,
             samples=result.samples,
-            draws=None if result.sources is None else result.sources.draws,
+            draws=None if own is None else own.draws,
+            candidates=look(n_samples=1, min_p_source=DETECTION_THRESHOLDS[0]).catalog
+            if wanted
+            else None,
+            blend_statements=None if own is None else np.stack([own.by_pixels, own.by_footprints]),
             forced=forced,
+        )
+
+    return run
+
+
+def read_method(catalog: Path, maps: Path | None = None) -> Method:
+    """Somebody's own results of a scene, as a method.
+
+    Parameters
+    ----------
+    catalog : Path
+        With positions; ``flux`` (image units) and ``p_blend`` are used if they are there.
+    maps : Path, optional
+        FITS file with ``P_GALAXY``, and ``P_BLEND`` and ``LABELS`` if it has them.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a file is not there.
+    ValueError
+        If it cannot be understood, or the maps have another shape than the scene.
+    """
+    table = read_positions(catalog)
+    at = pixel_positions(table, None)
+    said = Table({"y": at[:, 0], "x": at[:, 1]})
+    names = {name.lower(): name for name in table.colnames}
+    for key in ("flux", "p_blend"):
+        if key in names:
+            column = table[names[key]]
+            said[key] = np.asarray(getattr(column, "value", column), float)
+    if "p_blend" not in said.colnames:
+        said["p_blend"] = 0.0
+    layers: dict[str, np.ndarray] = {}
+    if maps is not None:
+        if not maps.is_file():
+            raise FileNotFoundError(f"maps {maps} do not exist")
+        with fits.open(maps) as hdus:
+            for name in ("P_GALAXY", "P_BLEND", "LABELS"):
+                if name in hdus:
+                    layers[name] = np.asarray(hdus[name].data)
+
+    def run(scene: Scene, seed: int) -> Prediction:
+        shape = scene.image.shape
+        for name, layer in layers.items():
+            if layer.shape != shape:
+                raise ValueError(
+                    f"{name} of {maps} must have the shape {shape} of the scene; got {layer.shape}"
+                )
+        labels = layers.get("LABELS", np.zeros(shape, np.int32))
+        p_galaxy = layers.get("P_GALAXY", (labels > 0).astype(float))
+        return Prediction(
+            catalog=said, labels=labels, p_galaxy=p_galaxy, p_blend=layers.get("P_BLEND")
         )
 
     return run

@@ -19,17 +19,23 @@ from astropy.table import Table, vstack
 from matplotlib.figure import Figure
 
 from probablend._version import __version__
-from probablend.checkpoint import available_models, file_hash, find_model
 from probablend.emulate.blend import PAIR_SIZE, Scene, draw_pair
 from probablend.emulate.stamps import Galaxies
 from probablend.evaluate.detection import iou, positions
 from probablend.evaluate.match import match_positions
-from probablend.evaluate.methods import FORCED, Method, Prediction, open_method
+from probablend.evaluate.methods import (
+    Method,
+    Prediction,
+    method_file,
+    method_origin,
+    open_method,
+)
 from probablend.evaluate.photometry import (
     SHAPE_PARAMETERS,
     coverage_scores,
     fisher_limit,
     flux_scores,
+    rank_histograms,
     signal_to_noise,
     truth_ranks,
 )
@@ -319,7 +325,7 @@ def evaluate_pairs(
     (directory / "pairs").mkdir(parents=True, exist_ok=True)
     for name, method in opened.items():
         path = table_path(directory, name)
-        origin = _origin(config, name)
+        origin = method_origin(asdict(config), name)
         if path.exists():
             if json.loads(Table.read(path).meta.get("ORIGIN", "{}")) != origin:
                 raise ValueError(
@@ -340,15 +346,7 @@ def evaluate_pairs(
 
 def table_path(directory: Path, method: str) -> Path:
     """Where what a method says is kept."""
-    return directory / "pairs" / f"{Path(method).stem.replace(FORCED, '-at-truth')}.fits"
-
-
-def _origin(config: PairsConfig, method: str) -> dict[str, Any]:
-    origin = json.loads(json.dumps(asdict(config))) | {"method": method}
-    model = method.removesuffix(FORCED)
-    if model in available_models() or Path(model).is_file():
-        origin["weights"] = file_hash(find_model(model))
-    return origin
+    return directory / "pairs" / f"{method_file(method)}.fits"
 
 
 def read_results(directory: Path) -> dict[str, Any]:
@@ -413,7 +411,7 @@ def results_table(results: dict[str, Any]) -> str:
             number(m["over_fisher"], ".1f"),
             number(m["seconds"], ".0f"),
         ]  # fmt: skip
-        lines.append("| " + " | ".join([name, *cells]) + " |")
+        lines.append("| " + " | ".join([Path(name).name, *cells]) + " |")
     lines += ["", *_coverage_lines(results["methods"])]
     return "\n".join(lines) + "\n"
 
@@ -464,7 +462,7 @@ def _figures(tables: dict[str, Table]) -> dict[str, Figure]:
         grid = figure.subplots(len(ranked), len(SHAPE_PARAMETERS), squeeze=False)
         for row, (name, table) in zip(grid, ranked.items(), strict=True):
             for ax, key in zip(row, SHAPE_PARAMETERS, strict=True):
-                rank = np.asarray(table[f"rank_{key}"], float)
-                plot_pit(rank[np.isfinite(rank)], ax).set_title(f"{name}: {key}")
+                places = np.array(rank_histograms(table)[key])
+                plot_pit(places, ax).set_title(f"{name}: {key}")
         figures["pit"] = figure
     return figures

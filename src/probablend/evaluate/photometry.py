@@ -23,6 +23,7 @@ __all__ = [
     "flux_scores",
     "matched_sources",
     "photometry",
+    "rank_histograms",
     "signal_to_noise",
     "truth_ranks",
     "unrecognised_blends",
@@ -292,4 +293,15 @@ def photometry(
         "bins": binned_scatter(galaxies),
         "coverage": coverage_scores(table) if "rank_flux" in table.colnames else {},
         "pairs": pairs,
+        **({"places": rank_histograms(galaxies)} if "rank_flux" in table.colnames else {}),
     }
+
+
+def rank_histograms(table: Table, *, n_bins: int = 20) -> dict[str, list[int]]:
+    """Histogram of the places of the truth, 0 to 1, of each parameter (PIT)."""
+    histograms = {}
+    for name in SHAPE_PARAMETERS:
+        rank = np.asarray(table[f"rank_{name}"], float)
+        counts, _ = np.histogram(rank[np.isfinite(rank)], bins=n_bins, range=(0, 1))
+        histograms[name] = counts.tolist()
+    return histograms

@@ -14,7 +14,7 @@ from probablend.checkpoint import load_model
 from probablend.emulate.blend import COUNTS_SLOPE, Scene, draw_mags, make_scene, place
 from probablend.emulate.stamps import Galaxies
 from probablend.evaluate.calibration import ACTIVE_LEVEL
-from probablend.infer.segment import Segmentation, segment
+from probablend.infer.segment import segment
 
 __all__ = [
     "generalized_energy_distance",
@@ -141,12 +141,20 @@ def sample_distances(
     return float(ged), float(iou)
 
 
-def sample_diversity(result: Segmentation) -> float:
-    """Share of the active pixels in which two samples differ, on average."""
-    active = result.p_galaxy > 0.01
-    if not active.any() or len(result.samples) < 2:
+def sample_diversity(p_galaxy: np.ndarray, samples: np.ndarray) -> float:
+    """Share of the active pixels in which two samples differ, on average.
+
+    Parameters
+    ----------
+    p_galaxy : ndarray, shape (y, x)
+        Probability of at least one galaxy.
+    samples : ndarray of int, shape (sample, y, x)
+        Drawn class maps.
+    """
+    active = p_galaxy > ACTIVE_LEVEL
+    if not active.any() or len(samples) < 2:
         return 0.0
-    drawn = result.samples[:, active]
+    drawn = samples[:, active]
     return float(np.mean([(a != b).mean() for a, b in zip(drawn[1:], drawn[:-1], strict=True)]))
 
 
