@@ -98,7 +98,13 @@ def field_weights(tmp_path_factory):
     """A small field model that learnt a little: it sees peaks where there is light."""
     torch.manual_seed(2)
     config = FieldNetworkConfig(
-        channels=(6, 8, 10), n_convs=1, patch_size=32, context=10, flow_hidden=(12,), head_width=6
+        channels=(6, 8, 10),
+        n_convs=1,
+        patch_size=32,
+        context=10,
+        flow_hidden=(12,),
+        head_width=6,
+        stamp=16,
     )
     network = FieldNetwork(config)
     network.train()

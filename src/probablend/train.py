@@ -321,11 +321,14 @@ def _validation(config: TrainConfig, directory: Path, device: torch.device) -> l
 
 
 def _start_from(model: Network, name: str) -> None:
-    earlier, _ = load_model(name)
-    shapes = {key: value.shape for key, value in earlier.state_dict().items()}
-    if shapes != {key: value.shape for key, value in model.state_dict().items()}:
+    """Take over the weights of an earlier network; parts that it did not have start afresh."""
+    earlier = load_model(name)[0].state_dict()
+    own = model.state_dict()
+    if any(key not in own or value.shape != own[key].shape for key, value in earlier.items()):
         raise ValueError(f"start_from: {name} is another network than the one configured")
-    model.load_state_dict(earlier.state_dict())
+    if new := sorted({key.split(".")[0] for key in own.keys() - earlier.keys()}):
+        log.info("not in %s, and started afresh: %s", name, ", ".join(new))
+    model.load_state_dict(own | earlier)
 
 
 def _schedule(optimizer: OptimizerConfig, step: int) -> tuple[float, float]:
