@@ -62,7 +62,7 @@ Methods = Annotated[
     str | None,
     typer.Option(
         help="Commas between: models, weight files, sep, sep-coldhot, sextractor, "
-        "sextractor-coldhot, photutils; field@truth measures at the true positions."
+        "sextractor-coldhot, photutils; with pairs also field@truth, at the true positions."
     ),
 ]
 From = Annotated[
@@ -436,7 +436,7 @@ def evaluate_field_command(
 ) -> None:
     """Score methods on emulated fields of held-out galaxies.
 
-    A run that was stopped goes on where it was: what each method scores is kept.
+    What a method scores is kept: run again, the command goes on with the next method.
 
     Example: probablend evaluate field -n 4 --seed 1000 -o evaluation
 
@@ -447,7 +447,7 @@ def evaluate_field_command(
     from probablend.evaluate.field import (
         FieldsConfig,
         evaluate_fields,
-        evaluate_scenes,
+        evaluate_scene,
         read_results,
         results_table,
     )
@@ -462,10 +462,14 @@ def evaluate_field_command(
     if from_ is not None:
         results = read_results(from_)
     elif scene is not None:
-        opened = {} if catalog and not methods else {m: open_method(m) for m in names}
+        if catalog is not None and not methods:
+            names = []
+        opened = {m: open_method(m, n_samples=samples) for m in names}
         if catalog is not None:
-            opened = {catalog.stem: read_method(catalog, maps)} | opened
-        results = evaluate_scenes([read_scene(scene)], opened, output, command=command)
+            if catalog.stem in opened:
+                raise ValueError(f"{catalog} goes by the name of a method: rename it")
+            opened[catalog.stem] = read_method(catalog, maps)
+        results = evaluate_scene(read_scene(scene), opened, output, seed=seed, command=command)
     else:
         config = FieldsConfig(
             survey=survey,
@@ -523,7 +527,7 @@ def evaluate_pairs_command(
 ) -> None:
     """Score methods on blends of two galaxies (protocol of arXiv:1905.01324).
 
-    A run that was stopped goes on where it was: what each method says is kept.
+    What a method says is kept: run again, the command goes on with the next method.
 
     Example: probablend evaluate pairs -n 1000 --methods field,sep -o evaluation-pairs
     """
@@ -560,7 +564,7 @@ def evaluate_mcmc_command(
 ) -> None:
     """Put posteriors of two Sérsic galaxies beside those of a long MCMC run.
 
-    A run that was stopped goes on where it was.
+    Blends that are done are kept: run again, the command goes on with the next one.
 
     Example: probablend evaluate mcmc -n 20 -o evaluation-mcmc
     """

@@ -74,7 +74,7 @@ def test_the_network_speaks_of_the_same_quantities(survey, field_weights):
     assert np.abs(np.median(drawn, axis=0)[:, 4:] - blend.truth[:, 4:6]).max() < 5  # pixels
 
 
-def test_a_comparison_goes_on(survey, field_weights, tmp_path):
+def test_a_comparison_goes_on(survey, field_weights, small_weights, tmp_path):
     settings = {"n_steps": 24, "seed": 2, "model": field_weights}
     seen = []
     compare_posteriors(survey, tmp_path, n_blends=1, **settings)
@@ -84,5 +84,7 @@ def test_a_comparison_goes_on(survey, field_weights, tmp_path):
     assert len(report["blends"]) == 2
     assert "C2ST" in (tmp_path / "mcmc.md").read_text()
     assert (tmp_path / "mcmc.png").is_file()
-    with pytest.raises(ValueError, match="other settings"):
+    with pytest.raises(ValueError, match="pixels only"):
+        compare_posteriors(survey, tmp_path, n_blends=1, **settings | {"model": small_weights})
+    with pytest.raises(ValueError, match="another seed"):
         compare_posteriors(survey, tmp_path, n_blends=2, **settings | {"seed": 3})

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from astropy.table import Table
@@ -29,21 +31,33 @@ def gaussian_scene(survey, centres, fluxes, size=96):
     return make_scene(placed, survey, (size, size), generator=np.random.default_rng(0))
 
 
-def test_the_fisher_limit_of_one_source_is_one_over_its_signal_to_noise(survey):
-    flux = 200 * survey.sky_rms
-    scene = gaussian_scene(survey, [(48, 48)], [flux])
+@pytest.fixture
+def quiet(survey):
+    """A survey whose sources bring no noise of their own."""
+    return replace(survey, gain=1e9)
+
+
+def test_the_fisher_limit_of_one_source_is_one_over_its_signal_to_noise(quiet):
+    flux = 200 * quiet.sky_rms
+    scene = gaussian_scene(quiet, [(48, 48)], [flux])
     snr = 200 / (2 * np.sqrt(np.pi) * SIGMA)  # of a Gaussian on white noise
     np.testing.assert_allclose(fisher_limit(scene), 1 / snr, rtol=1e-3)
 
 
-def test_the_fisher_limit_of_a_pair_is_the_closed_form(survey):
+def test_the_fisher_limit_of_a_pair_is_the_closed_form(quiet):
     """Correlation of two equal Gaussians at distance d: ρ = exp(−d²/4σ²); limit ∝ 1/√(1 − ρ²)."""
-    flux = 400 * survey.sky_rms
+    flux = 400 * quiet.sky_rms
     for d in (2, 5, 9):
-        scene = gaussian_scene(survey, [(48, 44), (48, 44 + d)], [flux, flux])
+        scene = gaussian_scene(quiet, [(48, 44), (48, 44 + d)], [flux, flux])
         rho = np.exp(-(d**2) / (4 * SIGMA**2))
         alone = 2 * np.sqrt(np.pi) * SIGMA / 400
         np.testing.assert_allclose(fisher_limit(scene), alone / np.sqrt(1 - rho**2), rtol=2e-3)
+
+
+def test_the_fisher_limit_of_a_bright_source_is_its_photon_noise(survey):
+    flux = 1e7 * survey.sky_rms
+    limit = fisher_limit(gaussian_scene(survey, [(48, 48)], [flux]))
+    np.testing.assert_allclose(limit, 1 / np.sqrt(flux * survey.gain), rtol=1e-2)
 
 
 def test_flux_scores_are_what_their_names_say():

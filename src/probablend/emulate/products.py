@@ -14,7 +14,7 @@ from probablend.emulate.classes import FOOTPRINT_THRESHOLD
 from probablend.emulate.stamps import Stamp
 from probablend.survey import get_survey
 
-__all__ = ["read_scene", "read_truth", "write_scene"]
+__all__ = ["read_scene", "read_truth", "scene_wcs", "write_scene"]
 
 # Where emulated skies are put: the centre of the COSMOS field, degrees.
 _SKY_CENTRE = (150.1163, 2.2009)

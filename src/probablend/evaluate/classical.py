@@ -32,6 +32,7 @@ __all__ = [
 
 _MERGED = 1  # sep.OBJ_MERGED: came out of deblending, as SExtractor's FLAGS & 2 says
 _DEBLENDED = 2
+_KRON_FACTOR, _LEAST_KRON = 2.5, 3.5  # SExtractor's PHOT_AUTOPARAMS
 _PROGRAMS = ("source-extractor", "sex", "sextractor")
 _COLUMNS = ("X_IMAGE", "Y_IMAGE", "FLAGS", "FLUX_AUTO", "FLUX_ISO", "A_IMAGE", "B_IMAGE",
             "THETA_IMAGE", "KRON_RADIUS", "NUMBER")  # fmt: skip
@@ -139,10 +140,10 @@ def _one_sep_run(data: np.ndarray, rms: float, setting: Extraction) -> tuple[Tab
     )
     merged = (objects["flag"] & _MERGED) > 0
     catalog = Table({"x": objects["x"], "y": objects["y"], "p_blend": merged.astype(float)})
-    catalog["flux"], radius = _kron_flux(data, objects, labels)
+    catalog["flux"], scale = _kron_flux(data, objects, labels)
     catalog["flux_iso"] = objects["flux"].astype(float)
     for key in ("a", "b"):
-        catalog[key] = 2.5 * radius * objects[key]
+        catalog[key] = scale * objects[key]
     catalog["theta"] = objects["theta"]
     return catalog, labels
 
@@ -150,17 +151,14 @@ def _one_sep_run(data: np.ndarray, rms: float, setting: Extraction) -> tuple[Tab
 def _kron_flux(
     data: np.ndarray, objects: np.ndarray, labels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """FLUX_AUTO (Kron factor 2.5, radius at least 3.5, neighbours masked), and the radius."""
+    """FLUX_AUTO, neighbours masked, and the size of its ellipse in units of a and b."""
     ids = np.arange(1, len(objects) + 1, dtype=np.int32)
     shape = [objects[key].astype(float) for key in ("x", "y", "a", "b", "theta")]
     shape[4] = np.clip(shape[4], -np.pi / 2, np.pi / 2)
     radius, _ = sep.kron_radius(data, *shape, 6.0, segmap=labels, seg_id=ids)
-    small = ~(radius * np.sqrt(shape[2] * shape[3]) >= 1.75)
-    flux, _, _ = sep.sum_ellipse(
-        data, *shape, 2.5 * np.where(small, 1.0, radius), subpix=1, segmap=labels, seg_id=ids
-    )
-    circle, _, _ = sep.sum_circle(data, shape[0], shape[1], 1.75, subpix=1)
-    return np.where(small, circle, flux), np.where(small, 1.0, radius)
+    scale = np.fmax(_KRON_FACTOR * radius, _LEAST_KRON)
+    flux, _, _ = sep.sum_ellipse(data, *shape, scale, subpix=1, segmap=labels, seg_id=ids)
+    return flux, scale
 
 
 def _merge(runs: list[tuple[Table, np.ndarray]]) -> tuple[Table, np.ndarray]:

@@ -4,10 +4,10 @@ What each method scores is kept in a file of its own, so that a run that stops g
 tables and figures can be made again without it.
 """
 
+import hashlib
 import json
-import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,6 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
-from probablend._version import __version__
 from probablend.emulate.blend import FieldConfig, Scene, draw_field
 from probablend.emulate.stamps import Galaxies
 from probablend.evaluate.calibration import Reliability, active_pixels, brier_score, reliability
@@ -35,14 +34,16 @@ from probablend.evaluate.detection import (
 )
 from probablend.evaluate.match import match_positions
 from probablend.evaluate.methods import (
+    FORCED,
     Method,
     Prediction,
     method_file,
-    method_origin,
     model_of,
     open_method,
+    weights_hash,
 )
 from probablend.evaluate.photometry import SHAPE_PARAMETERS, photometry
+from probablend.evaluate.record import begin, check_names, read_run, write_json
 from probablend.evaluate.samples import (
     latent_diversity,
     no_overlap_share,
@@ -63,6 +64,7 @@ __all__ = [
     "FieldScores",
     "FieldsConfig",
     "evaluate_fields",
+    "evaluate_scene",
     "read_results",
     "results_table",
     "score_scenes",
@@ -111,8 +113,8 @@ class FieldScores:
     ----------
     detection : DetectionScores
         Counts behind completeness and purity.
-    blended : BlendedCurve
-        The blended flag at each threshold.
+    blended : BlendedCurve, optional
+        The blended flag at each threshold, of a method that has one.
     regions : RegionCurve, optional
         Overlap regions at each threshold, of a method with ``P_BLEND``.
     values : dict of float
@@ -126,7 +128,7 @@ class FieldScores:
     """
 
     detection: DetectionScores
-    blended: BlendedCurve
+    blended: BlendedCurve | None
     regions: RegionCurve | None
     values: dict[str, float]
     curves: dict[str, Reliability]
@@ -137,15 +139,17 @@ class FieldScores:
         """Plain numbers for a JSON file."""
         curve = self.blended
         return {
-            "completeness": self.detection.completeness,
-            "completeness_blended": self.detection.completeness_blended,
-            "purity": self.detection.purity,
+            "completeness": _number(self.detection.completeness),
+            "completeness_blended": _number(self.detection.completeness_blended),
+            "purity": _number(self.detection.purity),
             **self.values,
             "photometry": self.photometry,
             "at_purity": self.at_purity,
             "n_true": self.detection.n_true,
             "n_true_blended": self.detection.n_true_blended,
-            "blended_flag": {
+            "blended_flag": None
+            if curve is None
+            else {
                 "threshold": THRESHOLDS.tolist(),
                 "completeness": curve.completeness.tolist(),
                 "purity": _plain(curve.purity),
@@ -166,8 +170,12 @@ class FieldScores:
         }
 
 
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)  # JSON knows no NaN
+
+
 def _plain(values: np.ndarray) -> list[float | None]:
-    return [None if np.isnan(v) else float(v) for v in values]
+    return [_number(v) for v in values]
 
 
 def score_scenes(scenes: list[Scene], predictions: list[Prediction]) -> FieldScores:
@@ -182,26 +190,38 @@ def score_scenes(scenes: list[Scene], predictions: list[Prediction]) -> FieldSco
     """
     pairs = list(zip(scenes, predictions, strict=True))
     detection = [detect_scores(s.catalog, p.catalog, s.image.shape) for s, p in pairs]
-    flags = [blended_curve(s.catalog, p.catalog, p.labels) for s, p in pairs]
+    flags = None
+    if all("p_blend" in p.catalog.colnames for p in predictions):
+        flags = _total([blended_curve(s.catalog, p.catalog, p.labels) for s, p in pairs])
     truth = np.stack([s.classes for s in scenes])
-    p_galaxy = np.stack([p.p_galaxy for p in predictions])
-    values = {"iou_galaxy": iou(p_galaxy > 0.5, truth > 0)}
+    p_galaxy = [p.p_galaxy for p in predictions if p.p_galaxy is not None]
+    p_blend = [p.p_blend for p in predictions if p.p_blend is not None]
+    values: dict[str, float] = {}
     regions, curves = None, {}
-    if all(p.p_blend is not None for p in predictions):
-        p_blend = np.stack([p.p_blend for p in predictions if p.p_blend is not None])
+    if len(p_blend) == len(scenes):
         regions = _total([region_curve(p, t == 2) for p, t in zip(p_blend, truth, strict=True)])
-        values["iou_blend"] = iou(p_blend > 0.5, truth == 2)
-        for name, p, t in (("galaxy", p_galaxy, truth > 0), ("blend", p_blend, truth == 2)):
-            active = active_pixels(p, t)
+    soft = regions is not None  # else P_GALAXY is a mask, not a probability
+    for name, maps, t in (("galaxy", p_galaxy, truth > 0), ("blend", p_blend, truth == 2)):
+        if len(maps) < len(scenes):
+            continue
+        p = np.stack(maps)
+        values[f"iou_{name}"] = iou(p > 0.5, t)
+        active = active_pixels(p, t)
+        if soft and active.any():
             values[f"ece_{name}_all"] = reliability(p, t).ece
             curves[f"P_{name.upper()}"] = reliability(p[active], t[active])
             values[f"ece_{name}_active"] = curves[f"P_{name.upper()}"].ece
             values[f"brier_{name}_active"] = brier_score(p[active], t[active])
+    if soft and flags is not None:
         said, true = matched_flags(scenes, predictions)
         if len(said):
             curves["p_blend"] = reliability(said, true)
             values["ece_p_blend"] = curves["p_blend"].ece
-    drawn = [(p.samples, p.p_galaxy, s.classes) for s, p in pairs if p.samples is not None]
+    drawn = [
+        (p.samples, p.p_galaxy, s.classes)
+        for s, p in pairs
+        if p.samples is not None and p.p_galaxy is not None
+    ]
     if drawn:
         distances = np.mean([sample_distances(maps, true) for maps, _, true in drawn], axis=0)
         values["ged2"], values["hm_iou"] = (float(d) for d in distances)
@@ -209,7 +229,7 @@ def score_scenes(scenes: list[Scene], predictions: list[Prediction]) -> FieldSco
         values["sample_diversity"] = float(np.mean(diversity))
     values |= _agreement(predictions)
     at_purity = None
-    candidates = [p.candidates for p in predictions if p.candidates is not None]
+    candidates = [p.candidates() for p in predictions if p.candidates is not None]
     if len(candidates) == len(predictions):
         at_purity = completeness_at_purity(
             [s.catalog for s in scenes],
@@ -224,7 +244,7 @@ def score_scenes(scenes: list[Scene], predictions: list[Prediction]) -> FieldSco
         )
     return FieldScores(
         detection=_total(detection),
-        blended=_total(flags),
+        blended=flags,
         regions=regions,
         values=values,
         curves=curves,
@@ -299,9 +319,8 @@ def run_method(
     gallery = None
     if said[0].samples is not None:
         gallery = plot_gallery(*_middle(seen[0], said[0]))
-        model = model_of(name)
-        assert model is not None
-        scores["latent_diversity"] = latent_diversity(model, seen[0], seed=seed)
+        if (model := model_of(name)) is not None:
+            scores["latent_diversity"] = latent_diversity(model, seen[0], seed=seed)
     return scores, gallery
 
 
@@ -310,6 +329,7 @@ def _middle(scene: Scene, said: Prediction) -> tuple[np.ndarray, ...]:
     n_y, n_x = scene.image.shape
     top, left = max(0, (n_y - _GALLERY) // 2), max(0, (n_x - _GALLERY) // 2)
     box = (slice(top, top + _GALLERY), slice(left, left + _GALLERY))
+    assert said.p_galaxy is not None
     assert said.p_blend is not None
     assert said.samples is not None
     return (
@@ -358,18 +378,19 @@ def evaluate_fields(
     ValueError
         If a method is unknown, or a file belongs to other fields.
     """
-    opened = {
-        name: open_method(name, n_samples=config.n_samples, candidates=True) for name in methods
-    }
+    if forced := [name for name in methods if name.endswith(FORCED)]:
+        raise ValueError(f"{forced[0]}: in fields sources are detected; use it with pairs")
+    check_names(methods, [method_file(name) for name in methods])
+    opened = {name: open_method(name, n_samples=config.n_samples) for name in methods}
+    setting = asdict(config) | {"survey": galaxies.survey.as_dict()}
+    begin(directory / "fields", setting, command)
     scenes = [partial(config.scene, galaxies, k) for k in range(config.n)]
     for name, method in opened.items():
-        path = directory / "fields" / f"{method_file(name)}.json"
-        origin = method_origin(asdict(config), name)
+        path = _path(directory, name)
+        weights = weights_hash(name)
         if path.exists():
-            if json.loads(path.read_text()).get("origin") != origin:
-                raise ValueError(
-                    f"{path} was made of other fields or weights: name another folder, or remove it"
-                )
+            if json.loads(path.read_text())["weights"] != weights:
+                raise ValueError(f"{path} was made with other weights: remove it, or rename them")
             continue
         tell = None if progress is None else partial(progress, name)
         scores, gallery = run_method(name, method, scenes, seed=config.seed, progress=tell)
@@ -379,62 +400,62 @@ def evaluate_fields(
                 galaxies, n_stamps=config.n_stamps, n_samples=config.n_samples,
                 seed=config.seed, model=model,
             )  # fmt: skip
-        _keep(directory, name, origin, scores, gallery)
-    _describe(directory, command, asdict(config))
+        _keep(directory, name, weights, scores, gallery)
     return read_results(directory)
 
 
-def evaluate_scenes(
-    scenes: Sequence[Scene],
-    methods: dict[str, Method],
+def evaluate_scene(
+    scene: Scene,
+    methods: Mapping[str, Method],
     directory: Path,
     *,
+    seed: int = 0,
     command: str = "",
 ) -> dict[str, Any]:
-    """Score methods on scenes with their truth, such as those that were written before.
+    """Score methods on a scene with its truth, such as one that was written before.
 
     Parameters
     ----------
-    scenes : sequence of Scene
-        With their truth.
-    methods : dict of Method
+    scene : Scene
+        With its truth.
+    methods : mapping of Method
         By name.
     directory : Path
         As in :func:`evaluate_fields`; nothing is skipped.
+    seed : int
+        Seeds the samples.
     command : str
         The command line, to be repeated in the results.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds the evaluation of something else.
     """
-    made = [partial(_same, scene) for scene in scenes]
+    check_names(list(methods), [method_file(name) for name in methods])
+    image = hashlib.sha256(scene.image.tobytes()).hexdigest()[:16]
+    setting = {"survey": scene.survey.as_dict(), "n": 1, "scene": image, "seed": seed}
+    begin(directory / "fields", setting, command)
     for name, method in methods.items():
-        scores, gallery = run_method(name, method, made, seed=0)
-        _keep(directory, name, {"method": name}, scores, gallery)
-    _describe(directory, command, {"survey": scenes[0].survey.name, "n": len(scenes)})
+        scores, gallery = run_method(name, method, [lambda: scene], seed=seed)
+        _keep(directory, name, None, scores, gallery)
     return read_results(directory)
 
 
-def _same(scene: Scene) -> Scene:
-    return scene
+def _path(directory: Path, name: str) -> Path:
+    return directory / "fields" / f"{method_file(name)}.json"
 
 
 def _keep(
     directory: Path,
     name: str,
-    origin: dict[str, Any],
+    weights: str | None,
     scores: dict[str, Any],
     gallery: Figure | None,
 ) -> None:
-    path = directory / "fields" / f"{method_file(name)}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
     if gallery is not None:
         gallery.savefig(directory / f"gallery-{method_file(name)}.png", dpi=80)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps({"name": name, "origin": origin, "scores": scores}, indent=2) + "\n")
-    os.replace(part, path)
-
-
-def _describe(directory: Path, command: str, config: dict[str, Any]) -> None:
-    report = {"command": command, "version": __version__, "config": config}
-    (directory / "fields" / "run.json").write_text(json.dumps(report, indent=2) + "\n")
+    write_json(_path(directory, name), {"name": name, "weights": weights, "scores": scores})
 
 
 def read_results(directory: Path) -> dict[str, Any]:
@@ -445,20 +466,17 @@ def read_results(directory: Path) -> dict[str, Any]:
     FileNotFoundError
         If it holds no evaluation of fields.
     """
-    run = directory / "fields" / "run.json"
-    if not run.is_file():
-        raise FileNotFoundError(f"{directory} holds no evaluation of fields")
-    results = json.loads(run.read_text()) | {"methods": {}, "weights": {}}
-    for path in sorted(run.parent.glob("*.json")):
-        if path != run:
-            kept = json.loads(path.read_text())
+    results = read_run(directory / "fields", "fields") | {"methods": {}, "weights": {}}
+    for path in sorted((directory / "fields").glob("*.json")):
+        kept = json.loads(path.read_text())
+        if "scores" in kept:
             results["methods"][kept["name"]] = kept["scores"]
-            if "weights" in kept["origin"]:
-                results["weights"][kept["name"]] = kept["origin"]["weights"]
+            if kept["weights"]:
+                results["weights"][kept["name"]] = kept["weights"]
     # What has posteriors first.
     order = sorted(results["methods"], key=lambda n: ("ged2" not in results["methods"][n], n))
     results["methods"] = {name: results["methods"][name] for name in order}
-    (directory / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    write_json(directory / "results.json", results)
     (directory / "results.md").write_text(results_table(results))
     for name, figure in _figures(results["methods"]).items():
         figure.savefig(directory / f"{name}.png", dpi=100)
@@ -476,11 +494,12 @@ Cell = Callable[[dict[str, Any]], str | None]
 
 def results_table(results: dict[str, Any]) -> str:
     """The numbers of ``results.json`` as Markdown."""
-    methods, config = results["methods"], results["config"]
-    what = f"{config['n']} fields, `{config['survey']}`"
+    methods, config = results["methods"], results["setting"]
+    survey = config["survey"]["name"]
+    what = f"{config['n']} scene, `{survey}`"
     if "field" in config:
         what = (
-            f"{config['n']} fields of {config['field']['size']}² pixels, `{config['survey']}`, "
+            f"{config['n']} fields of {config['field']['size']}² pixels, `{survey}`, "
             f"{config['field']['density']:g} galaxies per arcmin², {config['n_samples']} samples, "
             f"seed {config['seed']}"
         )
@@ -488,7 +507,7 @@ def results_table(results: dict[str, Any]) -> str:
     lines = [
         f"`{results['command']}`",
         "",
-        f"probablend {results['version']}{weights}; {what}.",
+        f"probablend {config['version']}{weights}; {what}.",
         "",
         "| | " + " | ".join(Path(name).name for name in methods) + " |",
         "|---" * (1 + len(methods)) + "|",
@@ -545,7 +564,7 @@ def _rows() -> list[tuple[str, Cell]]:
     def announced(m: dict[str, Any]) -> str | None:
         pairs = (m["photometry"] or {}).get("pairs", {})
         n = pairs.get("unrecognised", 0)
-        return f"{pairs['announced'] / n:.3f} of {n}" if n else None
+        return f"{pairs['announced'] / n:.3f} of {n}" if n and "announced" in pairs else None
 
     def covered(name: str) -> Cell:
         def cell(m: dict[str, Any]) -> str | None:
@@ -597,6 +616,8 @@ def _figures(methods: dict[str, Any]) -> dict[str, Figure]:
                     np.array(c["predicted"]), np.array(c["observed"]), ax, label=name
                 ).set_title(key + (", objects" if key == "p_blend" else ", active pixels"))
         flag = m["blended_flag"]
+        if flag is None:
+            continue
         purity = np.array([np.nan if p is None else p for p in flag["purity"]])
         plot_completeness_purity(np.array(flag["completeness"]), purity, axes[3], label=name)
     axes[3].set_title("blended galaxies announced")

@@ -19,6 +19,7 @@ import torch
 from matplotlib.figure import Figure
 
 from probablend._version import __version__
+from probablend.checkpoint import file_hash, find_model, knows_sources, pixels_only
 from probablend.emulate.blend import COUNTS_SLOPE, draw_mags
 from probablend.emulate.noise import add_noise, noise_rms
 from probablend.emulate.parametric import (
@@ -31,6 +32,7 @@ from probablend.emulate.parametric import (
     shear_density,
 )
 from probablend.emulate.psf import psf_profile
+from probablend.evaluate.record import write_json
 from probablend.infer.segment import segment
 from probablend.models.source import PARAMETERS
 from probablend.survey import Survey
@@ -339,14 +341,23 @@ def compare_posteriors(
     dict
         What ``mcmc.json`` holds.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    if not knows_sources(model):
+        raise pixels_only(model)
     path = directory / "mcmc.json"
-    setting = {"survey": survey.name, "n_steps": n_steps, "seed": seed, "model": str(model)}
-    report: dict[str, Any] = {"command": command, "version": __version__, **setting, "blends": []}
+    report: dict[str, Any] = {
+        "version": __version__,
+        "survey": survey.as_dict(),
+        "n_steps": n_steps,
+        "seed": seed,
+        "model": str(model),
+        "weights": file_hash(find_model(model)),
+    }
+    setting = json.loads(json.dumps(report))
+    report |= {"command": command, "blends": []}
     if path.exists():
         earlier = json.loads(path.read_text())
-        if any(earlier.get(key) != value for key, value in setting.items()):
-            raise ValueError(f"{path} was made with other settings: name another folder")
+        if odd := [key for key, value in setting.items() if earlier.get(key) != value]:
+            raise ValueError(f"{path} was made with another {', '.join(odd)}: name another folder")
         report["blends"] = earlier["blends"][:n_blends]
     renderer = Renderer(survey, _WINDOW)
     for k in range(len(report["blends"]), n_blends):
@@ -367,7 +378,7 @@ def compare_posteriors(
                 ],
             }
         )
-        path.write_text(json.dumps(report, indent=2) + "\n")
+        write_json(path, report)
         if progress:
             progress(k + 1, n_blends)
     (directory / "mcmc.md").write_text(mcmc_table(report))
@@ -391,10 +402,11 @@ def mcmc_table(report: dict[str, Any]) -> str:
     truth = np.concatenate([np.array(b["truth"]) for b in report["blends"]])
     c2st = np.concatenate([b["c2st"] for b in report["blends"]])
     halves = np.concatenate([b["c2st_of_halves"] for b in report["blends"]])
+    survey = report["survey"]["name"]
     lines = [
         f"`{report['command']}`",
         "",
-        f"{len(report['blends'])} blends of two Sérsic galaxies, `{report['survey']}`, model "
+        f"{len(report['blends'])} blends of two Sérsic galaxies, `{survey}`, model "
         f"`{report['model']}`, seed {report['seed']}; the reference has "
         f"{np.median([b['effective_draws'] for b in report['blends']]):.0f} effective draws "
         "(median).",

@@ -3,12 +3,10 @@
 Scores read what comes out and do not know who made it.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +22,7 @@ from probablend.checkpoint import (
     pixels_only,
 )
 from probablend.emulate.blend import Scene
+from probablend.emulate.products import scene_wcs
 from probablend.evaluate.classical import (
     COLD,
     HOT,
@@ -33,7 +32,7 @@ from probablend.evaluate.classical import (
     run_sextractor,
 )
 from probablend.evaluate.detection import DETECTION_THRESHOLDS, positions
-from probablend.infer.measure import pixel_positions, read_positions
+from probablend.infer.measure import pixel_positions, plain_values, read_positions
 from probablend.infer.segment import segment
 from probablend.models.pairs import PairNetwork
 
@@ -44,10 +43,10 @@ __all__ = [
     "classical_methods",
     "default_methods",
     "method_file",
-    "method_origin",
     "model_of",
     "open_method",
     "read_method",
+    "weights_hash",
 ]
 
 FORCED = "@truth"  # after the name of a model: measured at the true positions
@@ -60,37 +59,36 @@ class Prediction:
     Parameters
     ----------
     catalog : Table
-        ``x, y, p_blend``, and ``flux`` where it is measured.
+        ``x, y``, and ``flux`` and ``p_blend`` where they are said.
     labels : ndarray of int, shape (y, x)
         0 = sky, 1…N the rows of the catalogue.
-    p_galaxy : ndarray, shape (y, x)
-        Probability of at least one galaxy; NaN from a method that looks at fluxes only.
-    p_blend : ndarray, shape (y, x), optional
-        Probability of at least two.
+    p_galaxy, p_blend : ndarray, shape (y, x), optional
+        Probability of at least one, at least two galaxies.
     samples : ndarray of uint8, shape (sample, y, x), optional
         Class maps drawn from the posterior.
     draws : ndarray, shape (draw, row, parameter), optional
         Posterior of every row.
-    candidates : Table, optional
-        ``x, y, p_source``, less probable ones among them: for completeness against purity.
+    candidates : callable, optional
+        Gives a table ``x, y, p_source`` with less probable ones among them, for completeness
+        against purity.
     blend_statements : ndarray, shape (2, row), optional
         The two halves of ``p_blend``: by class maps and by footprints.
     masks : ndarray of bool, shape (3, y, x), optional
         Of a pair: overlap, central galaxy, companion.
-    forced : bool
-        Whether the positions were given: then nothing was detected.
+    given : ndarray of int, shape (row,), optional
+        The true source of every row, if the positions were given: then nothing was detected.
     """
 
     catalog: Table
     labels: np.ndarray
-    p_galaxy: np.ndarray
+    p_galaxy: np.ndarray | None = None
     p_blend: np.ndarray | None = None
     samples: np.ndarray | None = None
     draws: np.ndarray | None = None
-    candidates: Table | None = None
+    candidates: Callable[[], Table] | None = None
     blend_statements: np.ndarray | None = None
     masks: np.ndarray | None = None
-    forced: bool = False
+    given: np.ndarray | None = None
 
 
 Method = Callable[[Scene, int], Prediction]  # scene, seed
@@ -127,15 +125,12 @@ def method_file(name: str) -> str:
     return Path(name).name.removesuffix(".safetensors").replace(FORCED, "-at-truth")
 
 
-def method_origin(config: dict[str, Any], name: str) -> dict[str, Any]:
-    """What results of a method depend on, as JSON would return it."""
-    origin = json.loads(json.dumps(config)) | {"method": name}
-    if name not in _CLASSICAL:
-        origin["weights"] = file_hash(find_model(name.removesuffix(FORCED)))
-    return origin
+def weights_hash(name: str) -> str | None:
+    """Hash of the weights behind a method; None if it has none."""
+    return None if name in _CLASSICAL else file_hash(find_model(name.removesuffix(FORCED)))
 
 
-def open_method(name: str, *, n_samples: int = 16, candidates: bool = False) -> Method:
+def open_method(name: str, *, n_samples: int = 16) -> Method:
     """A method by name.
 
     Parameters
@@ -146,8 +141,6 @@ def open_method(name: str, *, n_samples: int = 16, candidates: bool = False) -> 
         positions.
     n_samples : int
         Posterior samples of class maps.
-    candidates : bool
-        Whether less probable detections are wanted too; costs time.
 
     Raises
     ------
@@ -171,8 +164,7 @@ def open_method(name: str, *, n_samples: int = 16, candidates: bool = False) -> 
     network, _ = load_model(model)
     if isinstance(network, PairNetwork):
         return _pair_network(network.eval())
-    forced = name.endswith(FORCED)
-    return _network(model, forced=forced, n_samples=n_samples, candidates=candidates)
+    return _network(model, forced=name.endswith(FORCED), n_samples=n_samples)
 
 
 def _classical(name: str) -> Method:
@@ -183,17 +175,23 @@ def _classical(name: str) -> Method:
     return run
 
 
-def _network(model: str, *, forced: bool, n_samples: int, candidates: bool) -> Method:
-    wanted = candidates and not forced and knows_sources(model)
-
+def _network(model: str, *, forced: bool, n_samples: int) -> Method:
     def run(scene: Scene, seed: int) -> Prediction:
         look = partial(
             segment, scene.image, rms=scene.rms, seed=seed, model=model, background="none",
             psf_fwhm=scene.survey.psf_fwhm_pixels, zeropoint=scene.survey.zeropoint,
         )  # fmt: skip
-        at = positions(scene.catalog) if forced else None
+        at = given = None
+        if forced:
+            at = positions(scene.catalog)
+            given = np.flatnonzero(((at > -0.5) & (at < np.array(scene.image.shape) - 0.5)).all(1))
+            at = at[given]
         result = look(n_samples=n_samples, positions=at)
         own = result.sources
+
+        def candidates() -> Table:
+            return look(n_samples=1, min_p_source=DETECTION_THRESHOLDS[0]).catalog
+
         return Prediction(
             catalog=result.catalog,
             labels=result.labels,
@@ -201,11 +199,9 @@ def _network(model: str, *, forced: bool, n_samples: int, candidates: bool) -> M
             p_blend=result.p_blend,
             samples=result.samples,
             draws=None if own is None else own.draws,
-            candidates=look(n_samples=1, min_p_source=DETECTION_THRESHOLDS[0]).catalog
-            if wanted
-            else None,
+            candidates=candidates if own is not None and not forced else None,
             blend_statements=None if own is None else np.stack([own.by_pixels, own.by_footprints]),
-            forced=forced,
+            given=given,
         )
 
     return run
@@ -229,15 +225,7 @@ def read_method(catalog: Path, maps: Path | None = None) -> Method:
         If it cannot be understood, or the maps have another shape than the scene.
     """
     table = read_positions(catalog)
-    at = pixel_positions(table, None)
-    said = Table({"y": at[:, 0], "x": at[:, 1]})
     names = {name.lower(): name for name in table.colnames}
-    for key in ("flux", "p_blend"):
-        if key in names:
-            column = table[names[key]]
-            said[key] = np.asarray(getattr(column, "value", column), float)
-    if "p_blend" not in said.colnames:
-        said["p_blend"] = 0.0
     layers: dict[str, np.ndarray] = {}
     if maps is not None:
         if not maps.is_file():
@@ -255,9 +243,22 @@ def read_method(catalog: Path, maps: Path | None = None) -> Method:
                     f"{name} of {maps} must have the shape {shape} of the scene; got {layer.shape}"
                 )
         labels = layers.get("LABELS", np.zeros(shape, np.int32))
-        p_galaxy = layers.get("P_GALAXY", (labels > 0).astype(float))
+        if labels.max(initial=0) > len(table):
+            raise ValueError(
+                f"LABELS of {maps} go up to {labels.max()}, the catalogue has {len(table)} rows"
+            )
+        at = pixel_positions(table, scene_wcs(scene))
+        known = np.isfinite(at).all(axis=1)
+        number = np.append(0, np.where(known, np.cumsum(known), 0))
+        said = Table({"y": at[known, 0], "x": at[known, 1]})
+        for key in ("flux", "p_blend"):
+            if key in names:
+                said[key] = plain_values(table[names[key]])[known]
         return Prediction(
-            catalog=said, labels=labels, p_galaxy=p_galaxy, p_blend=layers.get("P_BLEND")
+            catalog=said,
+            labels=number[labels],
+            p_galaxy=layers.get("P_GALAXY"),
+            p_blend=layers.get("P_BLEND"),
         )
 
     return run
@@ -271,7 +272,7 @@ def _pair_network(network: PairNetwork) -> Method:
         said = network(torch.from_numpy(scene.image / np.float32(scene.rms))[None, None])
         masks, p_overlap = None, 1.0
         labels = np.zeros(scene.image.shape, np.int32)
-        p_galaxy = np.full(scene.image.shape, np.nan)
+        p_galaxy = given = None
         at = positions(scene.catalog)
         if said.mask_logits is not None:
             probability = said.mask_logits[0].sigmoid().numpy()
@@ -282,6 +283,8 @@ def _pair_network(network: PairNetwork) -> Method:
         if said.log_flux is None:
             assert masks is not None
             at = _centroids(masks[1:])
+        else:
+            given = np.arange(len(at))
         catalog = Table({"x": at[:, 1], "y": at[:, 0], "p_blend": np.full(len(at), p_overlap)})
         if said.log_flux is not None:
             catalog["flux"] = said.log_flux[0].double().exp().numpy() * scene.rms
@@ -290,7 +293,7 @@ def _pair_network(network: PairNetwork) -> Method:
             labels=labels,
             p_galaxy=p_galaxy,
             masks=masks,
-            forced=said.log_flux is not None,
+            given=given,
         )
 
     return run

@@ -4,7 +4,6 @@ Any number of methods see the same pairs. What each says is kept in a table of i
 that a run that stops goes on, and so that scores and figures can be made again without it.
 """
 
-import json
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +17,6 @@ import numpy as np
 from astropy.table import Table, vstack
 from matplotlib.figure import Figure
 
-from probablend._version import __version__
 from probablend.emulate.blend import PAIR_SIZE, Scene, draw_pair
 from probablend.emulate.stamps import Galaxies
 from probablend.evaluate.detection import iou, positions
@@ -27,8 +25,8 @@ from probablend.evaluate.methods import (
     Method,
     Prediction,
     method_file,
-    method_origin,
     open_method,
+    weights_hash,
 )
 from probablend.evaluate.photometry import (
     SHAPE_PARAMETERS,
@@ -39,6 +37,7 @@ from probablend.evaluate.photometry import (
     signal_to_noise,
     truth_ranks,
 )
+from probablend.evaluate.record import begin, check_names, read_run, write_json
 from probablend.models.pairs import MASKS
 
 __all__ = ["PairsConfig", "evaluate_pairs", "pair_scores", "read_results", "results_table"]
@@ -98,7 +97,10 @@ def score_pair(scene: Scene, said: Prediction) -> Table:
         posterior; ``iou_…`` of the masks of overlap, central galaxy and companion.
     """
     truth = scene.catalog
-    source, row = match_positions(positions(truth), positions(said.catalog))
+    if said.given is None:
+        source, row = match_positions(positions(truth), positions(said.catalog))
+    else:
+        source, row = said.given, np.arange(len(said.given))
     table = Table({"galaxy": [0, 1]})
     for name in ("flux", "hlr", "g1", "g2"):
         table[f"{name}_true"] = np.asarray(truth[name], float)
@@ -124,7 +126,7 @@ def score_pair(scene: Scene, said: Prediction) -> Table:
         table[f"rank_{name}"] = values
     table["found"] = np.isin([0, 1], source)
     table["n_objects"] = len(said.catalog)
-    table["forced"] = said.forced
+    table["forced"] = said.given is not None
     for name, overlap in zip(MASKS, _mask_overlaps(scene, said), strict=True):
         table[f"iou_{name}"] = overlap
     return table
@@ -275,7 +277,9 @@ def _shapes(table: Table) -> dict[str, float]:
     scores["ln_hlr_nmad"] = float(1.4826 * np.nanmedian(np.abs(ratio - np.nanmedian(ratio))))
     for name in ("g1", "g2"):
         said, true = (np.asarray(table[k], float) for k in (name, f"{name}_true"))
-        ok = np.isfinite(said)
+        ok = np.isfinite(said) & np.isfinite(true)
+        if ok.sum() < _MIN_IN_BIN:
+            continue
         error = said[ok] - true[ok]
         scores[f"{name}_nmad"] = float(1.4826 * np.median(np.abs(error - np.median(error))))
         slope, offset = np.polyfit(true[ok], said[ok], 1)
@@ -321,26 +325,23 @@ def evaluate_pairs(
     ValueError
         If a method is unknown, or a table belongs to other pairs.
     """
+    check_names(methods, [method_file(name) for name in methods])
     opened = {name: open_method(name, n_samples=config.n_samples) for name in methods}
-    (directory / "pairs").mkdir(parents=True, exist_ok=True)
+    begin(directory / "pairs", asdict(config) | {"survey": galaxies.survey.as_dict()}, command)
     for name, method in opened.items():
         path = table_path(directory, name)
-        origin = method_origin(asdict(config), name)
+        weights = weights_hash(name) or ""
         if path.exists():
-            if json.loads(Table.read(path).meta.get("ORIGIN", "{}")) != origin:
-                raise ValueError(
-                    f"{path} was made of other pairs or weights: name another folder, or remove it"
-                )
+            if Table.read(path).meta.get("WEIGHTS", "") != weights:
+                raise ValueError(f"{path} was made with other weights: remove it, or rename them")
             continue
         tell = None if progress is None else partial(progress, name)
         table = run_method(method, galaxies, config, progress=tell)
         table.meta["METHOD"] = name
-        table.meta["ORIGIN"] = json.dumps(origin)
+        table.meta["WEIGHTS"] = weights
         part = path.with_suffix(".part")
         table.write(part, format="fits", overwrite=True)
         os.replace(part, path)
-    report = {"command": command, "version": __version__, "config": asdict(config)}
-    (directory / "pairs" / "run.json").write_text(json.dumps(report, indent=2) + "\n")
     return read_results(directory)
 
 
@@ -357,10 +358,7 @@ def read_results(directory: Path) -> dict[str, Any]:
     FileNotFoundError
         If it holds no tables.
     """
-    run = directory / "pairs" / "run.json"
-    if not run.is_file():
-        raise FileNotFoundError(f"{directory} holds no evaluation of pairs")
-    results = json.loads(run.read_text())
+    results = read_run(directory / "pairs", "pairs")
     tables = {}
     for path in sorted((directory / "pairs").glob("*.fits")):
         table = Table.read(path)
@@ -371,7 +369,7 @@ def read_results(directory: Path) -> dict[str, Any]:
         results["methods"][name] = scores
         if np.isfinite(np.asarray(table["flux_iso"], float)).any():
             results["methods"][name + " (isophotal)"] = scores | pair_scores(table, flux="flux_iso")
-    (directory / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    write_json(directory / "results.json", results)
     (directory / "results.md").write_text(results_table(results))
     for name, figure in _figures(tables).items():
         figure.savefig(directory / f"{name}.png", dpi=100)
@@ -380,12 +378,13 @@ def read_results(directory: Path) -> dict[str, Any]:
 
 def results_table(results: dict[str, Any]) -> str:
     """The numbers of ``results.json`` as Markdown."""
-    config = results["config"]
+    config = results["setting"]
+    bright, faint = config["mag_range"]
     lines = [
         f"`{results['command']}`",
         "",
-        f"probablend {results['version']}, {config['n']} pairs of held-out galaxies, "
-        f"`{config['survey']}`, {config['mag_range'][0]:g} to {config['mag_range'][1]:g} mag, "
+        f"probablend {config['version']}, {config['n']} pairs of held-out galaxies, "
+        f"`{config['survey']['name']}`, {bright:g} to {faint:g} mag, "
         f"source `{config['source']}`, seed {config['seed']}.",
         "",
         "| | both found | below 5 px | a third source | IoU overlap / central / companion "
@@ -430,9 +429,11 @@ def _coverage_lines(methods: dict[str, Any]) -> list[str]:
     for name, coverage in rows:
         cells = [
             f"{c['68']:.3f} / {c['95']:.3f} ({c['68_worst_bin']:+.3f}, {c['95_worst_bin']:+.3f})"
-            for c in (coverage[key] for key in SHAPE_PARAMETERS)
+            if (c := coverage.get(key))
+            else "–"
+            for key in SHAPE_PARAMETERS
         ]
-        lines.append("| " + " | ".join([name, *cells]) + " |")
+        lines.append("| " + " | ".join([Path(name).name, *cells]) + " |")
     return lines
 
 

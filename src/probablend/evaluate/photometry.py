@@ -13,6 +13,7 @@ from astropy.table import Table, vstack
 from scipy.spatial import KDTree
 
 from probablend.emulate.blend import Scene
+from probablend.emulate.noise import noise_rms
 from probablend.evaluate.detection import MIN_FOOTPRINT, positions
 from probablend.evaluate.match import match_positions
 from probablend.models.source import PARAMETERS
@@ -47,12 +48,14 @@ def signal_to_noise(scene: Scene) -> np.ndarray:
 def fisher_limit(scene: Scene, *, min_snr: float = _FISHER_MIN_SNR) -> np.ndarray:
     """Least scatter of the flux of every source, as a share of it; NaN below ``min_snr``.
 
-    All sources of at least ``min_snr`` are fitted together, profiles and positions known.
+    All sources of at least ``min_snr`` are fitted together, profiles and positions known, with
+    the noise of the sky and of their own light.
     """
     snr = signal_to_noise(scene)
     rows = np.flatnonzero(snr >= min_snr)
-    gram = np.diag(snr[rows] ** 2)
+    weight = 1 / noise_rms(scene.noiseless, scene.survey).astype(float) ** 2
     places = [scene.sources[k].slices(scene.image.shape) for k in rows]
+    gram = np.diag([(weight[where] * part.astype(float) ** 2).sum() for where, part in places])
     for i, ((rows_i, columns_i), part_i) in enumerate(places):
         for j in range(i):
             (rows_j, columns_j), part_j = places[j]
@@ -67,7 +70,8 @@ def fisher_limit(scene: Scene, *, min_snr: float = _FISHER_MIN_SNR) -> np.ndarra
                        left - columns_i.start : right - columns_i.start]  # fmt: skip
             b = part_j[top - rows_j.start : bottom - rows_j.start,
                        left - columns_j.start : right - columns_j.start]  # fmt: skip
-            gram[i, j] = gram[j, i] = (a.astype(float) * b).sum() / scene.rms**2
+            shared = weight[top:bottom, left:right]
+            gram[i, j] = gram[j, i] = (shared * a * b).sum()
     limit = np.full(len(snr), np.nan)
     if len(rows):
         try:
@@ -113,6 +117,8 @@ def matched_sources(
     if len(detectable) > 1 and len(t):
         near, _ = KDTree(at[detectable]).query(at[t], k=2)
         separation = near[:, 1]
+    measured = np.isfinite(np.asarray(catalog["flux"], float)[f])
+    t, f, separation = t[measured], f[measured], separation[measured]
     table = Table(
         {
             "flux_true": np.asarray(truth["flux"], float)[t],
@@ -134,14 +140,15 @@ def truth_ranks(truth: Table, draws: np.ndarray) -> dict[str, np.ndarray]:
     """Places of true parameters among posterior draws of the same sources, 0 to 1.
 
     Among n draws the truth has n + 1 places, all as probable if they are fair; within its
-    place it lies anywhere.
+    place it lies anywhere. NaN where the truth is not known.
     """
     generator = np.random.default_rng(len(truth))
     ranks = {}
     for name in SHAPE_PARAMETERS:
-        below = draws[:, :, PARAMETERS.index(name)] < np.asarray(truth[name], float)
+        true = np.asarray(truth[name], float)
+        below = draws[:, :, PARAMETERS.index(name)] < true
         place = below.sum(axis=0) + generator.uniform(size=len(truth))
-        ranks[name] = place / (len(draws) + 1)
+        ranks[name] = np.where(np.isfinite(true), place / (len(draws) + 1), np.nan)
     return ranks
 
 
@@ -176,14 +183,16 @@ def coverage_scores(table: Table) -> dict[str, dict[str, float]]:
     galaxies = table[~np.asarray(table["is_star"], bool)]
     scores: dict[str, dict[str, float]] = {}
     for name in SHAPE_PARAMETERS:
-        rank = np.asarray(galaxies[f"rank_{name}"], float)
+        known = np.isfinite(np.asarray(galaxies[f"rank_{name}"], float))
+        some = galaxies[known]
+        rank = np.asarray(some[f"rank_{name}"], float)
         if not len(rank):
             continue
         scores[name] = {}
         for level in (0.68, 0.95):
             inside = np.abs(rank - 0.5) <= level / 2
             worst = 0.0
-            for which in _bins(galaxies):
+            for which in _bins(some):
                 share = inside[which].mean()
                 if abs(share - level) > abs(worst):
                     worst = float(share - level)
@@ -250,7 +259,8 @@ def unrecognised_blends(
     t, f = match_positions(at, positions(catalog), radius=radius)
     own = np.full(len(truth), -1)
     own[t] = f
-    p_blend = np.asarray(catalog["p_blend"], float)
+    says = "p_blend" in catalog.colnames
+    p_blend = np.asarray(catalog["p_blend"], float) if says else np.zeros(len(catalog))
     for i, j in enumerate(partner):
         if j <= i or partner[j] != i or distance[i, 1] > reach:
             continue
@@ -262,6 +272,8 @@ def unrecognised_blends(
         if len(found) == 1:
             counts["unrecognised"] += 1
             counts["announced"] += bool(p_blend[found[0]] > 0.5)
+    if not says:
+        del counts["announced"]
     return counts
 
 

@@ -17,7 +17,7 @@ from probablend.infer.segment import segment
 
 log = logging.getLogger(__name__)
 
-__all__ = ["measure", "read_positions"]
+__all__ = ["measure", "pixel_positions", "plain_values", "read_positions"]
 
 # Names of columns, and what the first pixel's centre is called.
 _PIXELS = (("x", "y", 0), ("xcentroid", "ycentroid", 0), ("x_image", "y_image", 1),
@@ -59,7 +59,7 @@ def pixel_positions(table: Table, wcs: WCS | None) -> np.ndarray:
     names = {name.lower(): name for name in table.colnames}
     on_sky = next(([names[k] for k in pair] for pair in _SKY if set(pair) <= set(names)), None)
     if on_sky and wcs is not None:
-        longitude, latitude = (_plain(table[name], u.deg) for name in on_sky)
+        longitude, latitude = (plain_values(table[name], u.deg) for name in on_sky)
         good = np.isfinite(longitude) & (np.abs(latitude) <= 90)
         if good.any():  # a catalogue of an image without a WCS has them, all NaN
             log.info("positions from the columns %s and %s", *on_sky)
@@ -71,7 +71,7 @@ def pixel_positions(table: Table, wcs: WCS | None) -> np.ndarray:
     for x, y, first in _PIXELS:
         if x in names and y in names:
             log.info("positions from the columns %s and %s", names[x], names[y])
-            values = [_plain(table[names[key]]) - first for key in (y, x)]
+            values = [plain_values(table[names[key]]) - first for key in (y, x)]
             return np.stack(values, axis=1)
     if on_sky and wcs is None:
         raise ValueError("the positions are on the sky, and the image has no WCS")
@@ -81,7 +81,7 @@ def pixel_positions(table: Table, wcs: WCS | None) -> np.ndarray:
     )
 
 
-def _plain(column: Any, unit: u.Unit | None = None) -> np.ndarray:
+def plain_values(column: Any, unit: u.Unit | None = None) -> np.ndarray:
     """Values as plain numbers, NaN where masked."""
     if unit is not None and getattr(column, "unit", None) is not None:
         column = u.Quantity(column).to(unit).value

@@ -151,6 +151,7 @@ class PairNetwork(Network):
 
         Scenes must be pairs and nothing else.
         """
+        _check_pairs(batch)
         said = self(batch.image)
         n_pixels = batch.image.shape[-2] * batch.image.shape[-1]
         terms = {}
@@ -176,19 +177,17 @@ def flux_error(excess: Tensor, kind: str) -> Tensor:
 
 
 def true_masks(batch: SceneBatch) -> Tensor:
-    """Overlap, central and companion masks of pairs: bool, (batch, 3, y, x).
-
-    Raises
-    ------
-    ValueError
-        If a scene holds more or fewer than two sources.
-    """
+    """Overlap, central and companion masks of pairs: bool, (batch, 3, y, x)."""
+    _check_pairs(batch)
     n, _, n_y, n_x = batch.image.shape
-    if not torch.equal(batch.sources.scene, torch.arange(n, device=batch.image.device)
-                       .repeat_interleave(2)):  # fmt: skip
-        raise ValueError("a network for pairs learns from pairs only: set pair_fraction = 1")
     source, pixel = batch.footprints
     own = torch.zeros(2 * n, n_y * n_x, dtype=torch.bool, device=batch.image.device)
     own[source, pixel % (n_y * n_x)] = True
     own = own.view(n, 2, n_y, n_x)
     return torch.cat([own.all(dim=1, keepdim=True), own], dim=1)
+
+
+def _check_pairs(batch: SceneBatch) -> None:
+    scenes = torch.arange(len(batch.image), device=batch.image.device)
+    if not torch.equal(batch.sources.scene, scenes.repeat_interleave(2)):
+        raise ValueError("a network for pairs learns from pairs only: set pair_fraction = 1")
