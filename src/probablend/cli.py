@@ -558,7 +558,7 @@ def evaluate_mcmc_command(
     output: OutputDir = Path("evaluation-mcmc"),
     survey: SurveyName = "euclid-vis",
     n: Annotated[int, typer.Option("-n", help="How many blends.", min=1)] = 20,
-    steps: Annotated[int, typer.Option(help="Steps of the reference's walkers.", min=12)] = 3000,
+    steps: Annotated[int, typer.Option(help="Steps of the reference's walkers.", min=12)] = 6000,
     seed: Seed = 4000,
     model: Model = "field",
 ) -> None:

@@ -237,7 +237,8 @@ def sample_reference(
         return density
 
     generator = np.random.default_rng(seed)
-    spread = np.tile([0.05, 0.05, 0.03, 0.03, 0.1, 0.1, 0.1], 2)
+    # Wider than most posteriors: walkers that start close take long to spread.
+    spread = np.tile([0.15, 0.2, 0.1, 0.1, 0.2, 0.2, 0.2], 2)
     start = blend.truth.ravel() + spread * generator.normal(size=(_N_WALKERS, 14))
     low, high = np.log(SERSIC_RANGE)
     start[:, 6::7] = np.clip(start[:, 6::7], low + 0.01, high - 0.01)
