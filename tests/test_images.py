@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from astropy.io import fits
 from PIL import Image
+from scipy import ndimage
 
-from probablend.images import prepare_image, read_image, read_rms
+from probablend.images import correlation_factor, prepare_image, read_image, read_rms
 
 
 @pytest.fixture
@@ -235,3 +236,31 @@ def test_a_noise_map_with_negative_pixels_is_refused(sky):
     noise[0, :7] = -1
     with pytest.raises(ValueError, match="7 negative pixels"):
         prepare_image(sky, rms=noise)
+
+
+@pytest.mark.parametrize("width", [0.6, 1.0, 1.5])
+def test_correlated_noise_is_counted_as_what_it_is_over_a_psf(width):
+    """Noise smoothed with a Gaussian of width s has ρ(l) = exp(−l²/4s²)."""
+    generator = np.random.default_rng(3)
+    noise = ndimage.gaussian_filter(generator.standard_normal((600, 600)), width)
+    noise /= noise.std()
+    # What smoothing with σ = 1 leaves of it, against what it leaves of white noise.
+    white = ndimage.gaussian_filter(generator.standard_normal((600, 600)), 1.0).std()
+    wanted = ndimage.gaussian_filter(noise, 1.0).std() / white
+    found = correlation_factor(noise.astype(np.float32), np.zeros(noise.shape, bool))
+    # Peaks of the noise are taken for sources and left out, which takes a little off.
+    assert 0.88 * wanted < found < 1.03 * wanted
+
+
+def test_white_noise_is_left_alone_however_crowded_the_image(scene):
+    assert correlation_factor(scene.image / scene.rms, np.zeros(scene.image.shape, bool)) < 1.02
+    estimated = prepare_image(scene.image).rms
+    assert estimated == pytest.approx(scene.rms, rel=0.1)
+
+
+def test_only_an_estimated_noise_is_raised():
+    generator = np.random.default_rng(4)
+    noise = ndimage.gaussian_filter(generator.standard_normal((300, 300)), 1.0)
+    noise /= noise.std()
+    assert prepare_image(noise).rms > 1.5
+    assert prepare_image(noise, rms=1.0).rms == 1.0
