@@ -248,7 +248,9 @@ def sample_reference(
     sampler.random_state = np.random.RandomState(seed).get_state()
     sampler.run_mcmc(start, n_steps)
     burnt = n_steps // 3
-    tau = float(np.max(sampler.get_autocorr_time(discard=burnt, quiet=True)))
+    with np.errstate(invalid="ignore"):  # a walker that never moved
+        times = sampler.get_autocorr_time(discard=burnt, quiet=True)
+    tau = float(np.nanmax(times)) if np.isfinite(times).any() else float(n_steps)
     chain = sampler.get_chain(discard=burnt, thin=max(1, (n_steps - burnt) // 60), flat=True)
     return chain.reshape(-1, 2, 7), (n_steps - burnt) * _N_WALKERS / tau
 
