@@ -4,6 +4,7 @@ Colours are safe for colour-blind eyes and readable in grey: sky is dark, one ga
 blends orange.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +23,7 @@ __all__ = [
     "plot_gallery",
     "plot_image",
     "plot_pit",
+    "plot_pits",
     "plot_probability",
     "plot_running_scatter",
     "quicklook",
@@ -209,6 +211,23 @@ def plot_pit(counts: np.ndarray, ax: Axes) -> Axes:
     ax.stairs(counts / mean, np.linspace(0, 1, len(counts) + 1), color=CLASS_COLORS[1], lw=1.5)
     ax.set(xlabel="place of the truth", ylabel="density", xlim=(0, 1), ylim=(0, None))
     return ax
+
+
+def plot_pits(places: Mapping[str, Mapping[str, Sequence[int]]]) -> Figure:
+    """One :func:`plot_pit` for every method (a row) and parameter.
+
+    Parameters
+    ----------
+    places : mapping
+        Method → parameter → counts.
+    """
+    n_columns = max(len(one) for one in places.values())
+    figure = Figure(figsize=(3.25 * n_columns, 3.2 * len(places)), layout="constrained")
+    grid = figure.subplots(len(places), n_columns, squeeze=False)
+    for row, (name, one) in zip(grid, places.items(), strict=True):
+        for ax, (key, counts) in zip(row, one.items(), strict=True):
+            plot_pit(np.array(counts), ax).set_title(f"{name}: {key}")
+    return figure
 
 
 def plot_gallery(

@@ -20,12 +20,12 @@ from probablend.evaluate.methods import Prediction, open_method
 from probablend.evaluate.pairs import (
     PairsConfig,
     evaluate_pairs,
-    over_fisher,
     pair_scores,
     read_results,
     run_method,
     score_pair,
 )
+from probablend.evaluate.photometry import over_fisher
 from probablend.models.pairs import PairNetwork, PairNetworkConfig, flux_error, true_masks
 from probablend.survey import get_survey
 

@@ -42,7 +42,7 @@ from probablend.evaluate.methods import (
     open_method,
     weights_hash,
 )
-from probablend.evaluate.photometry import SHAPE_PARAMETERS, photometry
+from probablend.evaluate.photometry import SHAPE_PARAMETERS, coverage_text, photometry
 from probablend.evaluate.record import begin, check_names, read_run, write_json
 from probablend.evaluate.samples import (
     latent_diversity,
@@ -53,7 +53,7 @@ from probablend.evaluate.samples import (
 from probablend.plot import (
     plot_completeness_purity,
     plot_gallery,
-    plot_pit,
+    plot_pits,
     plot_reliability,
 )
 
@@ -567,14 +567,7 @@ def _rows() -> list[tuple[str, Cell]]:
         return f"{pairs['announced'] / n:.3f} of {n}" if n and "announced" in pairs else None
 
     def covered(name: str) -> Cell:
-        def cell(m: dict[str, Any]) -> str | None:
-            c = (m["photometry"] or {}).get("coverage", {}).get(name)
-            if c is None:
-                return None
-            worst = f"({c['68_worst_bin']:+.3f}, {c['95_worst_bin']:+.3f})"
-            return f"{c['68']:.3f} / {c['95']:.3f} {worst}"
-
-        return cell
+        return lambda m: coverage_text((m["photometry"] or {}).get("coverage", {}).get(name))
 
     rows += [
         ("flux of blended galaxies, S/N > 10: NMAD, mag", _value(*group, "nmad")),
@@ -628,10 +621,5 @@ def _figures(methods: dict[str, Any]) -> dict[str, Figure]:
         if m["photometry"] and "places" in m["photometry"]
     }
     if ranked:
-        figure = Figure(figsize=(13, 3.2 * len(ranked)), layout="constrained")
-        grid = figure.subplots(len(ranked), len(SHAPE_PARAMETERS), squeeze=False)
-        for row, (name, places) in zip(grid, ranked.items(), strict=True):
-            for ax, key in zip(row, SHAPE_PARAMETERS, strict=True):
-                plot_pit(np.array(places[key]), ax).set_title(f"{name}: {key}")
-        figures["pit"] = figure
+        figures["pit"] = plot_pits(ranked)
     return figures

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from astropy.stats import mad_std
 from astropy.table import Table, vstack
 from matplotlib.figure import Figure
 
@@ -31,14 +32,17 @@ from probablend.evaluate.methods import (
 from probablend.evaluate.photometry import (
     SHAPE_PARAMETERS,
     coverage_scores,
+    coverage_text,
     fisher_limit,
     flux_scores,
+    over_fisher,
     rank_histograms,
     signal_to_noise,
     truth_ranks,
 )
 from probablend.evaluate.record import begin, check_names, read_run, write_json
 from probablend.models.pairs import MASKS
+from probablend.plot import plot_pits, plot_running_scatter
 
 __all__ = ["PairsConfig", "evaluate_pairs", "pair_scores", "read_results", "results_table"]
 
@@ -215,11 +219,11 @@ def pair_scores(table: Table, *, flux: str = "flux") -> dict[str, Any]:
         values = np.asarray(seen[key], float)
         scores[name] = [
             {"low": low, "high": _finite(high), **_fluxes(seen[some]),
-             "over_fisher": over_fisher(seen[some])}
+             "over_fisher": _over_fisher(seen[some])}
             for low, high, some in _in_bins(values, edges)
         ]  # fmt: skip
     clear = (np.asarray(seen["snr"]) > 20) & (np.asarray(seen["relative"]) > 1.5)
-    scores["over_fisher"] = over_fisher(seen[clear])
+    scores["over_fisher"] = _over_fisher(seen[clear])
     announced = np.asarray(table["p_blend"], float).reshape(-1, 2)[one]
     scores["iou"] = {
         name: float(np.nanmean(np.asarray(first[f"iou_{name}"], float)))
@@ -259,14 +263,8 @@ def magnitude_error(table: Table) -> np.ndarray:
     return 2.5 * np.log10(np.where(ratio > 0, ratio, np.nan))
 
 
-def over_fisher(table: Table) -> float | None:
-    """Scatter (NMAD) of the relative flux error in units of its least possible value."""
-    pull = np.asarray(table["flux"], float) / np.asarray(table["flux_true"], float) - 1
-    pull = pull / np.asarray(table["fisher"], float)
-    pull = pull[np.isfinite(pull)]
-    if len(pull) < _MIN_IN_BIN:
-        return None
-    return float(1.4826 * np.median(np.abs(pull - np.median(pull))))
+def _over_fisher(table: Table) -> float | None:
+    return over_fisher(table) if np.isfinite(table["fisher"]).sum() >= _MIN_IN_BIN else None
 
 
 def _shapes(table: Table) -> dict[str, float]:
@@ -274,14 +272,14 @@ def _shapes(table: Table) -> dict[str, float]:
     scores = {}
     ratio = np.log(np.asarray(table["hlr"], float) / np.asarray(table["hlr_true"], float))
     scores["ln_hlr_bias"] = float(np.nanmedian(ratio))
-    scores["ln_hlr_nmad"] = float(1.4826 * np.nanmedian(np.abs(ratio - np.nanmedian(ratio))))
+    scores["ln_hlr_nmad"] = float(mad_std(ratio, ignore_nan=True))
     for name in ("g1", "g2"):
         said, true = (np.asarray(table[k], float) for k in (name, f"{name}_true"))
         ok = np.isfinite(said) & np.isfinite(true)
         if ok.sum() < _MIN_IN_BIN:
             continue
         error = said[ok] - true[ok]
-        scores[f"{name}_nmad"] = float(1.4826 * np.median(np.abs(error - np.median(error))))
+        scores[f"{name}_nmad"] = float(mad_std(error))
         slope, offset = np.polyfit(true[ok], said[ok], 1)
         scores[f"{name}_multiplicative_bias"] = float(slope - 1)
         scores[f"{name}_additive_bias"] = float(offset)
@@ -427,20 +425,13 @@ def _coverage_lines(methods: dict[str, Any]) -> list[str]:
         "|---" * (1 + len(SHAPE_PARAMETERS)) + "|",
     ]
     for name, coverage in rows:
-        cells = [
-            f"{c['68']:.3f} / {c['95']:.3f} ({c['68_worst_bin']:+.3f}, {c['95_worst_bin']:+.3f})"
-            if (c := coverage.get(key))
-            else "–"
-            for key in SHAPE_PARAMETERS
-        ]
+        cells = [coverage_text(coverage.get(key)) or "–" for key in SHAPE_PARAMETERS]
         lines.append("| " + " | ".join([Path(name).name, *cells]) + " |")
     return lines
 
 
 def _figures(tables: dict[str, Table]) -> dict[str, Figure]:
     """Magnitude errors against separation and Δmag, and the ranks of the truth."""
-    from probablend.plot import plot_pit, plot_running_scatter
-
     figure = Figure(figsize=(12, 4.6), layout="constrained")
     axes = figure.subplots(1, 2)
     for name, table in tables.items():
@@ -459,11 +450,5 @@ def _figures(tables: dict[str, Table]) -> dict[str, Figure]:
         if np.isfinite(np.asarray(table["rank_flux"], float)).any()
     }
     if ranked:
-        figure = Figure(figsize=(13, 3.2 * len(ranked)), layout="constrained")
-        grid = figure.subplots(len(ranked), len(SHAPE_PARAMETERS), squeeze=False)
-        for row, (name, table) in zip(grid, ranked.items(), strict=True):
-            for ax, key in zip(row, SHAPE_PARAMETERS, strict=True):
-                places = np.array(rank_histograms(table)[key])
-                plot_pit(places, ax).set_title(f"{name}: {key}")
-        figures["pit"] = figure
+        figures["pit"] = plot_pits({name: rank_histograms(t) for name, t in ranked.items()})
     return figures

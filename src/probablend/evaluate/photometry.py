@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from astropy.stats import mad_std
 from astropy.table import Table, vstack
 from scipy.spatial import KDTree
 
@@ -20,9 +21,11 @@ from probablend.models.source import PARAMETERS
 
 __all__ = [
     "coverage_scores",
+    "coverage_text",
     "fisher_limit",
     "flux_scores",
     "matched_sources",
+    "over_fisher",
     "photometry",
     "rank_histograms",
     "signal_to_noise",
@@ -167,7 +170,7 @@ def flux_scores(table: Table) -> dict[str, float]:
     return {
         "n": len(flux),
         "bias": middle,
-        "nmad": float(1.4826 * np.median(np.abs(error - middle))),
+        "nmad": float(mad_std(error)),
         "outliers": float((np.abs(error) > OUTLIER).mean()),
         "mean_relative": float(relative.mean()),
         "median_relative": float(np.median(relative)),
@@ -224,15 +227,27 @@ def binned_scatter(table: Table) -> list[dict[str, Any]]:
             some = table[(values >= low) & (values < high)]
             if len(some) < _MIN_IN_BIN:
                 continue
-            error = np.asarray(some["flux"]) / np.asarray(some["flux_true"]) - 1
-            pull = error / np.asarray(some["fisher"], float)
-            pull = pull[np.isfinite(pull)]
-            over = 1.4826 * np.median(np.abs(pull - np.median(pull))) if len(pull) else np.nan
             # JSON knows no infinity.
             row = {"bin": key, "low": low, "high": high if np.isfinite(high) else None}
             row |= flux_scores(some)
-            rows.append(row | {"over_fisher": float(over)})
+            rows.append(row | {"over_fisher": over_fisher(some)})
     return rows
+
+
+def over_fisher(table: Table) -> float:
+    """Scatter of the relative flux error in units of its least possible value; NaN of nothing."""
+    pull = np.asarray(table["flux"], float) / np.asarray(table["flux_true"], float) - 1
+    pull = pull / np.asarray(table["fisher"], float)
+    pull = pull[np.isfinite(pull)]
+    return float(mad_std(pull)) if len(pull) else float("nan")
+
+
+def coverage_text(scores: dict[str, float] | None) -> str | None:
+    """Coverage of one parameter as a cell of a table; None of nothing."""
+    if scores is None:
+        return None
+    worst = f"({scores['68_worst_bin']:+.3f}, {scores['95_worst_bin']:+.3f})"
+    return f"{scores['68']:.3f} / {scores['95']:.3f} {worst}"
 
 
 def unrecognised_blends(
