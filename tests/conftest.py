@@ -104,7 +104,6 @@ def field_weights(tmp_path_factory):
         context=10,
         flow_hidden=(12,),
         head_width=6,
-        stamp=16,
     )
     network = FieldNetwork(config)
     network.train()

@@ -167,20 +167,6 @@ def test_a_misspelt_network_is_refused_before_anything_is_drawn(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_new_parts_of_a_network_start_afresh_and_change_nothing_at_first(tmp_path):
-    first = train(small("field", n_steps=3), tmp_path / "a", device="cpu")
-    still = OptimizerConfig(n_steps=1, batch_size=4, learning_rate=1e-12)
-    config = replace(small("field"), start_from=str(first), optimizer=still)
-    config = replace(config, model={**config.model, "stamp": 8})
-    second = train(config, tmp_path / "b", device="cpu")
-    old, new = (load_model(path)[0].eval() for path in (first, second))
-    assert new.stamp is not None
-    image = 3 * torch.randn(2, 1, 48, 40, generator=torch.Generator().manual_seed(1))
-    where = torch.tensor([0, 1, 1]), torch.tensor([20.3, 0.0, 47.4]), torch.tensor([9.6, 39.2, 0.0])
-    contexts = [network(image).context(*where, detected=True) for network in (old, new)]
-    torch.testing.assert_close(*contexts, rtol=1e-2, atol=1e-3)  # weights are kept in half
-
-
 def test_a_training_can_start_from_earlier_weights(tmp_path):
     first = train(small(n_steps=3), tmp_path / "a", device="cpu")
     still = OptimizerConfig(n_steps=1, batch_size=4, learning_rate=1e-12)

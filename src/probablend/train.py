@@ -321,14 +321,12 @@ def _validation(config: TrainConfig, directory: Path, device: torch.device) -> l
 
 
 def _start_from(model: Network, name: str) -> None:
-    """Take over the weights of an earlier network; parts that it did not have start afresh."""
+    """Take over the weights of an earlier network."""
     earlier = load_model(name)[0].state_dict()
-    own = model.state_dict()
-    if any(key not in own or value.shape != own[key].shape for key, value in earlier.items()):
+    shapes = [{key: value.shape for key, value in d.items()} for d in (earlier, model.state_dict())]
+    if shapes[0] != shapes[1]:
         raise ValueError(f"start_from: {name} is another network than the one configured")
-    if new := sorted({key.split(".")[0] for key in own.keys() - earlier.keys()}):
-        log.info("not in %s, and started afresh: %s", name, ", ".join(new))
-    model.load_state_dict(own | earlier)
+    model.load_state_dict(earlier)
 
 
 def _schedule(optimizer: OptimizerConfig, step: int) -> tuple[float, float]:

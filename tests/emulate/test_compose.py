@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from probablend.emulate.bank import draw_bank, load_bank, save_bank
 from probablend.emulate.blend import Placed, make_scene
-from probablend.emulate.compose import SceneConfig, compose, draw_batch
+from probablend.emulate.compose import SceneConfig, compose, correlate, draw_batch
 from probablend.emulate.stamps import Stamp
 from probablend.survey import get_survey
 
@@ -111,6 +112,31 @@ def test_sky_is_unit_noise_and_bright_pixels_carry_shot_noise(stamps):
     expected = (1 + batch.noiseless / electrons).sqrt()
     bright = (batch.noiseless > 5) & (electrons < 100)
     assert float((residual / expected)[bright].std()) == pytest.approx(1, abs=0.05)
+
+
+def test_correlated_noise_is_weak_in_pixels_and_as_strong_as_white_under_a_source():
+    width = torch.tensor([0.3, 0.6, 1.0])
+    white = torch.randn(3, 512, 512, generator=torch.Generator().manual_seed(1))
+    noise = correlate(white, width).numpy()
+    rms = noise.std(axis=(1, 2))
+    assert rms[0] > 0.95
+    assert (np.diff(rms) < -0.1).all()
+    # Drizzled noise as Casertano et al. (2000) describe it: a Gaussian kernel of width s leaves
+    # 1/√(1 + s²) of white noise under a source of σ = 1 pixel.
+    smooth = ndimage.gaussian_filter(noise, (0, 1, 1), mode="wrap") * np.sqrt(4 * np.pi)
+    assert smooth.std(axis=(1, 2)) == pytest.approx(1.0, rel=0.03)
+    ratio = rms[1:] * np.sqrt(4 * np.pi) * np.sqrt(width[1:].numpy() ** 2)
+    assert ratio == pytest.approx(np.sqrt(1 + width[1:].numpy() ** 2), rel=0.15)
+
+
+def test_only_some_scenes_have_correlated_noise(stamps):
+    config = SceneConfig(size=64, sparse_fraction=0, isolated_fraction=1, correlated_fraction=0.5)
+    batch = draw_batch(stamps, config, n=200, seed=3, index=0)
+    noise = (batch.image[:, 0] - batch.noiseless).numpy()
+    sky = np.where(batch.noiseless.numpy() < 0.05, noise, np.nan)
+    rms = np.nanstd(sky, axis=(1, 2))
+    assert 0.3 < (rms > 0.95).mean() < 0.75
+    assert rms.min() < 0.6
 
 
 def test_density_and_counts_are_those_asked_for(stamps):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from probablend.emulate.blend import COUNTS_SLOPE, FIELD_MARGIN, STAR_COUNTS_SLOPE
 from probablend.emulate.classes import FOOTPRINT_THRESHOLD
@@ -18,12 +19,15 @@ from probablend.emulate.classes import FOOTPRINT_THRESHOLD
 if TYPE_CHECKING:
     from probablend.emulate.bank import Bank
 
-__all__ = ["SceneBatch", "SceneConfig", "Sources", "compose", "draw_batch"]
+__all__ = ["SceneBatch", "SceneConfig", "Sources", "compose", "correlate", "draw_batch"]
 
 # A crowded scene: more galaxies, most of them with a companion, bright ones as common as faint.
 _CROWDED_DENSITY = (100.0, 400.0)
 _CROWDED_COMPANIONS = (0.4, 0.8)
 _CROWDED_SLOPE = 0.15
+# Widths (σ, pixels) of the kernels that drizzling and resampling leave in the noise.
+_KERNEL_RANGE = (0.3, 1.0)
+_KERNEL_REACH = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +64,10 @@ class SceneConfig:
         Part of the training after which no scene is crowded.
     star_density : float
         Stars per arcmin².
+    correlated_fraction : float
+        Share of scenes whose noise is correlated, as in drizzled and resampled images. Its
+        unit is that of :func:`~probablend.images.correlation_factor`: as strong as white
+        noise over a source, smaller from pixel to pixel.
     mag_range : tuple of float
         Brightest and faintest AB magnitude.
     """
@@ -76,6 +84,7 @@ class SceneConfig:
     crowded_share: float = 1.0
     crowded_until: float = 0.6
     star_density: float = 5.0
+    correlated_fraction: float = 0.0
     mag_range: tuple[float, float] = (18.5, 26.0)
 
     def __post_init__(self) -> None:
@@ -83,7 +92,13 @@ class SceneConfig:
             raise ValueError(f"size must be at least 1 pixel; got {self.size}")
         if not self.sparse_factor > 0:
             raise ValueError(f"sparse_factor must be positive; got {self.sparse_factor}")
-        for key in ("sparse_fraction", "isolated_fraction", "pair_fraction", "crowded_share"):
+        for key in (
+            "sparse_fraction",
+            "isolated_fraction",
+            "pair_fraction",
+            "crowded_share",
+            "correlated_fraction",
+        ):
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(f"{key} must lie between 0 and 1; got {getattr(self, key)}")
         if not 0 < self.density_range[0] <= self.density_range[1]:
@@ -273,7 +288,35 @@ def draw_batch(
         centre = _pair_centres(centre, bank.hlr[which], central, beside, config.size, polar)
     turns = (uniform(len(scene), 3) < 0.5).unbind(1)
     noise = torch.randn(n, config.size, config.size, generator=generator, device=device)
+    if config.correlated_fraction:
+        low, high = _KERNEL_RANGE
+        width = low + (high - low) * uniform(n)
+        correlated = uniform(n) < config.correlated_fraction
+        noise = torch.where(correlated[:, None, None], correlate(noise, width), noise)
     return compose(bank, survey, scene, which, centre, mag, turns, noise)
+
+
+def correlate(noise: Tensor, width: Tensor) -> Tensor:
+    """Smooth white noise, and scale it to be as strong as before over a source.
+
+    Parameters
+    ----------
+    noise : Tensor, shape (scene, y, x)
+        White, of unit variance; it wraps around.
+    width : Tensor, shape (scene,)
+        σ of the Gaussian kernel, pixels.
+    """
+    t = torch.arange(-_KERNEL_REACH, _KERNEL_REACH + 1, device=noise.device, dtype=noise.dtype)
+    kernel = torch.exp(-0.5 * (t / width[:, None]) ** 2)
+    # What is left of each under a source of σ = 1 pixel: Σ (kernel ∗ source)² over Σ source².
+    source = torch.exp(-0.5 * t**2).view(1, 1, -1)
+    seen = F.conv1d(kernel[:, None], source, padding=2 * _KERNEL_REACH)
+    strength = (seen**2).sum(dim=(1, 2)) / (source**2).sum()
+    kernel = kernel / strength.sqrt()[:, None]
+    padded = F.pad(noise[None], [_KERNEL_REACH] * 4, mode="circular")
+    n = len(noise)
+    along = F.conv2d(padded, kernel.view(n, 1, 1, -1), groups=n)
+    return F.conv2d(along, kernel.view(n, 1, -1, 1), groups=n)[0]
 
 
 def _pair_mags(

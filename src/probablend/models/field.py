@@ -71,9 +71,6 @@ class FieldNetworkConfig(UNetConfig):
         that of each pixel keeps probabilities right.
     context : int
         Length of what is gathered at a position.
-    stamp : int
-        Side of the stamp around a position that the sources' own encoder looks at, pixels; 0
-        for none.
     flow_hidden : tuple of int
         Widths of the layers of the flow.
     """
@@ -85,7 +82,6 @@ class FieldNetworkConfig(UNetConfig):
     window: int = 4
     joint_weight: float = 0.3
     context: int = 128
-    stamp: int = 0
     flow_hidden: tuple[int, ...] = (128, 128)
 
     def __post_init__(self) -> None:
@@ -93,8 +89,6 @@ class FieldNetworkConfig(UNetConfig):
         for key in ("latent_channels", "head_width", "n_draws", "window", "context"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} must be at least 1; got {getattr(self, key)}")
-        if self.stamp < 0 or self.stamp % (4 * self.stem):
-            raise ValueError(f"stamp must be a multiple of {4 * self.stem}; got {self.stamp}")
         if not self.latent_spacings or min(self.latent_spacings) < 2:
             raise ValueError(f"latent_spacings must be at least 2; got {self.latent_spacings}")
 
@@ -116,61 +110,6 @@ class PointwiseHead(nn.Module):
         """(..., width) and (..., latent) → (..., class · stem²)."""
         moved = projected if latent is None else projected + self.from_latent(latent)
         return self.outer(F.silu(self.inner(F.silu(moved))))
-
-
-class StampEncoder(nn.Module):
-    """What a stamp centred on a position shows: pixels, and the U-Net's finest features.
-
-    Measuring a source is easier where it is in the middle; a convolution over the whole image
-    does not know where that is. The last layer starts at zero: at first nothing is added.
-    """
-
-    _WIDTHS = (48, 64, 96)
-
-    def __init__(self, config: FieldNetworkConfig) -> None:
-        super().__init__()
-        self.stem, self.side = config.stem, config.stamp // config.stem
-        ins = [config.channels[0] + config.n_bands * config.stem**2, *self._WIDTHS]
-        self.layers = nn.ModuleList(
-            nn.Conv2d(i, o, 3, padding=1) for i, o in zip(ins, self._WIDTHS, strict=False)
-        )
-        n_flat = self._WIDTHS[-1] * (self.side // 4) ** 2
-        self.outer = nn.Linear(n_flat + 4, 2 * config.context)
-        self.last = nn.Linear(2 * config.context, config.context)
-        nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
-
-    def forward(
-        self, features: Tensor, image: Tensor, scene: Tensor, y: Tensor, x: Tensor
-    ) -> Tensor:
-        """(source, context) from (batch, channel, y', x') and (batch, band, y, x)."""
-        if not len(y):
-            return y.new_zeros(0, self.last.out_features)
-        row, column = y.round().long(), x.round().long()
-        half = self.side // 2
-        cells = _crop(features, scene, row // self.stem - half, column // self.stem - half,
-                      self.side)  # fmt: skip
-        pixels = _crop(image, scene, row - half * self.stem, column - half * self.stem,
-                       self.side * self.stem)  # fmt: skip
-        seen = torch.cat([cells, F.pixel_unshuffle(pixels, self.stem)], dim=1)
-        for k, layer in enumerate(self.layers):
-            seen = F.silu(layer(seen))
-            if k < 2:
-                seen = F.avg_pool2d(seen, 2)
-        offset = torch.stack([y - row, x - column, row % self.stem, column % self.stem], dim=1)
-        return self.last(F.silu(self.outer(torch.cat([seen.flatten(1), offset], dim=1))))
-
-
-def _crop(maps: Tensor, scene: Tensor, top: Tensor, left: Tensor, side: int) -> Tensor:
-    """Square cut-outs of (batch, channel, y, x), 0 beyond the border: (source, channel, …)."""
-    n_y, n_x = maps.shape[-2:]
-    span = torch.arange(side, device=maps.device)
-    rows, columns = top[:, None] + span, left[:, None] + span  # (source, side)
-    inside = ((rows >= 0) & (rows < n_y))[:, :, None] & ((columns >= 0) & (columns < n_x))[:, None]
-    index = rows.clamp(0, n_y - 1)[:, :, None] * n_x + columns.clamp(0, n_x - 1)[:, None]
-    index = index + (scene * (n_y * n_x))[:, None, None]
-    cut = maps.movedim(1, -1).reshape(-1, maps.shape[1])[index]
-    return (cut * inside[..., None]).movedim(-1, 1)
 
 
 @dataclass(frozen=True)
@@ -204,8 +143,6 @@ class FieldDistribution(SegmentationDistribution):
         Of the centres.
     apertures : Tensor, shape (batch, aperture, y, x)
         Gaussian-weighted fluxes.
-    stretched : Tensor, shape (batch, band, y, x)
-        arcsinh of the image.
     log_fwhm : Tensor, shape (batch,)
         Of the PSF, pixels.
     """
@@ -215,7 +152,6 @@ class FieldDistribution(SegmentationDistribution):
     projected: Tensor
     heat_logits: Tensor
     apertures: Tensor
-    stretched: Tensor
     log_fwhm: Tensor
 
     def _to_map(self, cells: Tensor) -> Tensor:
@@ -294,10 +230,7 @@ class FieldDistribution(SegmentationDistribution):
         flux = torch.asinh(_gather(self.apertures, scene, y, x, 1))
         origin = torch.full_like(y, float(detected))
         parts += [flux, self.log_fwhm[scene][:, None], origin[:, None]]
-        context = self.network.gather(torch.cat(parts, dim=1))
-        if self.network.stamp is not None:
-            context = context + self.network.stamp(self.features[0], self.stretched, scene, y, x)
-        return F.silu(context)
+        return F.silu(self.network.gather(torch.cat(parts, dim=1)))
 
     def sources(
         self, scene: Tensor, y: Tensor, x: Tensor, unit: Tensor, *, detected: bool
@@ -364,17 +297,14 @@ class FieldNetwork(SegmentationNetwork):
         self.gather = nn.Sequential(
             nn.Linear(n_gathered, 192), nn.SiLU(), nn.Linear(192, config.context)
         )
-        self.stamp = StampEncoder(config) if config.stamp else None
         self.kind = nn.Linear(config.context, 2)  # logits: a source, a star
         self.flow = SourceFlow(config.context, hidden=config.flow_hidden)
 
     @property
     def halo(self) -> int:
         """Pixels around a tile that its answer depends on."""
-        # The heatmap's 3×3 convolution and gathering look a few cells further, stamps half a side.
-        stride = self.config.stride
-        further = max(2 * stride, -(-self.config.stamp // (2 * stride)) * stride + stride)
-        return receptive_radius(self.config) + further
+        # The heatmap's 3×3 convolution and gathering look a few cells further.
+        return receptive_radius(self.config) + 2 * self.config.stride
 
     def uncertain(self, cells: Tensor) -> Tensor:
         """Cells that may be other than sky: bool, (batch, y', x')."""
@@ -400,8 +330,7 @@ class FieldNetwork(SegmentationNetwork):
         if psf_fwhm is None:
             psf_fwhm = torch.full((len(image),), 2.0)
         log_fwhm = psf_fwhm.to(image).log()
-        stretched = torch.asinh(image)
-        x = F.pixel_unshuffle(pad_to_stride(stretched, config.stride), config.stem)
+        x = F.pixel_unshuffle(pad_to_stride(torch.asinh(image), config.stride), config.stem)
         condition = log_fwhm.view(-1, 1, 1, 1).expand(-1, 1, *x.shape[-2:])
         features = self.decoder(self.encoder(torch.cat([x, condition], dim=1)))
         heat = F.pixel_shuffle(self.heat(features[0]), config.stem)[:, 0, :n_y, :n_x]
@@ -411,7 +340,6 @@ class FieldNetwork(SegmentationNetwork):
             projected=self.head.from_features(features[0].movedim(1, -1)),
             heat_logits=heat,
             apertures=_aperture_fluxes(image[:, :1]),
-            stretched=stretched,
             log_fwhm=log_fwhm,
             shape_yx=(n_y, n_x),
             stride=config.stride,
