@@ -12,7 +12,14 @@ from scipy.stats import ks_2samp, kstest
 from probablend.emulate.bank import draw_bank
 from probablend.emulate.compose import SceneConfig, draw_batch
 from probablend.emulate.parametric import ParametricGalaxies
-from probablend.evaluate.classical import COLD, HOT, find_sextractor, run_photutils, run_sep
+from probablend.evaluate.classical import (
+    COLD,
+    HOT,
+    find_sextractor,
+    run_photutils,
+    run_scarlet,
+    run_sep,
+)
 from probablend.evaluate.classical import run_sextractor as run_program
 from probablend.evaluate.detection import positions
 from probablend.evaluate.match import match_positions
@@ -268,6 +275,32 @@ def test_sextractor_that_is_not_there(monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(FileNotFoundError, match="source-extractor"):
         open_method("sextractor")
+
+
+def test_scarlet_shares_the_light_of_a_blend_between_two(candels):
+    pytest.importorskip("scarlet2")
+    scenes = (CONFIG.scene(candels, k) for k in range(200))
+    ratios = []
+    for scene in [s for s in scenes if len(run_sep(s.image, s.rms)[0]) == 2][:4]:
+        catalog = open_method("scarlet")(scene, 0).catalog
+        t, f = match_positions(positions(scene.catalog), positions(catalog))
+        assert len(t) == 2
+        ratios += list(np.asarray(catalog["flux"])[f] / np.asarray(scene.catalog["flux"])[t])
+    assert 0.7 < np.median(ratios) < 1.2
+    assert min(ratios) > 0.3
+
+
+def test_scarlet_does_not_start_what_it_cannot_end():
+    image = np.zeros((200, 200), np.float32)
+    image[10::20, 10::20] = 1000.0
+    with pytest.raises(ValueError, match=r"at most 30 .* found 100"):
+        run_scarlet(image, 1.0, np.ones((5, 5)) / 25)
+
+
+def test_scarlet_that_is_not_there(monkeypatch):
+    monkeypatch.setattr("probablend.evaluate.methods.find_spec", lambda name: None)
+    with pytest.raises(FileNotFoundError, match="scarlet2"):
+        open_method("scarlet")
 
 
 def test_unknown_method():

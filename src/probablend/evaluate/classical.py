@@ -1,4 +1,4 @@
-"""The classical makers of catalogues: SExtractor, ``sep`` and photutils.
+"""The classical makers of catalogues: SExtractor, ``sep``, photutils and scarlet.
 
 Each takes an image, sky subtracted, with its noise, and returns a catalogue ``x, y`` (pixels,
 first at 0), ``p_blend`` (1 where an object came out of deblending), ``flux`` (Kron, as
@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ __all__ = [
     "Extraction",
     "find_sextractor",
     "run_photutils",
+    "run_scarlet",
     "run_sep",
     "run_sextractor",
 ]
@@ -33,6 +35,7 @@ __all__ = [
 _MERGED = 1  # sep.OBJ_MERGED: came out of deblending, as SExtractor's FLAGS & 2 says
 _DEBLENDED = 2
 _KRON_FACTOR, _LEAST_KRON = 2.5, 3.5  # SExtractor's PHOT_AUTOPARAMS
+_MOST_FOR_SCARLET = 30  # it fits all sources of an image at once
 _PROGRAMS = ("source-extractor", "sex", "sextractor")
 _COLUMNS = ("X_IMAGE", "Y_IMAGE", "FLAGS", "FLUX_AUTO", "FLUX_ISO", "A_IMAGE", "B_IMAGE",
             "THETA_IMAGE", "KRON_RADIUS", "NUMBER")  # fmt: skip
@@ -278,3 +281,68 @@ def run_photutils(image: np.ndarray, rms: float) -> tuple[Table, np.ndarray]:
         }
     )
     return catalog, np.asarray(split.data, np.int32)
+
+
+def run_scarlet(image: np.ndarray, rms: float, psf: np.ndarray) -> tuple[Table, np.ndarray]:
+    """Scarlet (Melchior et al. 2018, arXiv:1802.10157): what ``sep`` finds, fitted together.
+
+    Every source is a non-negative image before the PSF, started as the Gaussian of its moments.
+
+    Parameters
+    ----------
+    image : ndarray, shape (y, x)
+        Sky subtracted.
+    rms : float
+        Noise per pixel.
+    psf : ndarray, shape (side, side)
+        Of unit sum, the pixel included.
+
+    Raises
+    ------
+    ValueError
+        If there are too many sources to fit at once.
+    """
+    catalog, labels = run_sep(image, rms)
+    if len(catalog) > _MOST_FOR_SCARLET:
+        raise ValueError(
+            f"scarlet fits all sources of an image at once: at most {_MOST_FOR_SCARLET} can be "
+            f"afforded, found {len(catalog)}; use smaller scenes, or pairs"
+        )
+    if len(catalog):
+        catalog["flux"] = _scarlet_fluxes(image, rms, psf, np.c_[catalog["y"], catalog["x"]])
+    return catalog["x", "y", "p_blend", "flux"], labels
+
+
+def _scarlet_fluxes(
+    image: np.ndarray, rms: float, psf: np.ndarray, centres: np.ndarray
+) -> np.ndarray:
+    """Total fluxes of sources at ``centres``, (source, 2), y first."""
+    import scarlet2
+    from numpyro.distributions import constraints
+
+    scarlet2.set_validation(False)  # or it prints a page for every scene
+    pixels = np.asarray(image, np.float32)[None]
+    observation = scarlet2.Observation(
+        pixels, np.full_like(pixels, rms**-2), channels=["band"],
+        psf=scarlet2.ArrayPSF(np.asarray(psf, np.float32)[None]),
+    )  # fmt: skip
+    with scarlet2.Scene(scarlet2.Frame.from_observations(observation)) as model:
+        for centre in centres.astype(np.float32):
+            try:
+                light, shape = scarlet2.init.from_gaussian_moments(observation, centre)
+            except ValueError:  # moments make no sense
+                light = scarlet2.init.pixel_spectrum(observation, centre)
+                shape = scarlet2.init.compact_morphology()
+            scarlet2.Source(centre, light, shape)
+    with scarlet2.Parameters(model):
+        for k, source in enumerate(model.sources):
+            scarlet2.Parameter(
+                source.spectrum, name=f"light{k}", constraint=constraints.positive,
+                stepsize=partial(scarlet2.relative_step, factor=0.05),
+            )  # fmt: skip
+            scarlet2.Parameter(
+                source.morphology, name=f"shape{k}", constraint=constraints.unit_interval,
+                stepsize=0.1,
+            )  # fmt: skip
+    fitted = model.fit(observation, max_iter=100, progress_bar=False)
+    return np.array([float(scarlet2.measure.flux(source)[0]) for source in fitted.sources])

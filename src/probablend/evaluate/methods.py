@@ -6,6 +6,7 @@ Scores read what comes out and do not know who made it.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +24,13 @@ from probablend.checkpoint import (
 )
 from probablend.emulate.blend import Scene
 from probablend.emulate.products import scene_wcs
+from probablend.emulate.psf import psf_image
 from probablend.evaluate.classical import (
     COLD,
     HOT,
     find_sextractor,
     run_photutils,
+    run_scarlet,
     run_sep,
     run_sextractor,
 )
@@ -93,19 +96,21 @@ class Prediction:
 
 Method = Callable[[Scene, int], Prediction]  # scene, seed
 
-_CLASSICAL = {
-    "sep": lambda image, rms: run_sep(image, rms),
-    "sep-coldhot": lambda image, rms: run_sep(image, rms, COLD, HOT),
-    "sextractor": lambda image, rms: run_sextractor(image, rms),
-    "sextractor-coldhot": lambda image, rms: run_sextractor(image, rms, COLD, HOT),
-    "photutils": run_photutils,
+_CLASSICAL: dict[str, Callable[[Scene], tuple[Table, np.ndarray]]] = {
+    "sep": lambda scene: run_sep(scene.image, scene.rms),
+    "sep-coldhot": lambda scene: run_sep(scene.image, scene.rms, COLD, HOT),
+    "sextractor": lambda scene: run_sextractor(scene.image, scene.rms),
+    "sextractor-coldhot": lambda scene: run_sextractor(scene.image, scene.rms, COLD, HOT),
+    "photutils": lambda scene: run_photutils(scene.image, scene.rms),
+    "scarlet": lambda scene: run_scarlet(scene.image, scene.rms, psf_image(scene.survey, 41)),
 }
 
 
 def classical_methods() -> list[str]:
-    """Those that can run here."""
+    """Those that run by themselves: scarlet, which takes seconds for a pair, must be asked for."""
     program = find_sextractor() is not None
-    return [name for name in _CLASSICAL if program or not name.startswith("sextractor")]
+    own = [name for name in _CLASSICAL if name != "scarlet"]
+    return [name for name in own if program or not name.startswith("sextractor")]
 
 
 def default_methods(models: Sequence[str] = ("field", "field" + FORCED)) -> list[str]:
@@ -137,8 +142,8 @@ def open_method(name: str, *, n_samples: int = 16) -> Method:
     ----------
     name : str
         A classical one (``sep``, ``sep-coldhot``, ``sextractor``, ``sextractor-coldhot``,
-        ``photutils``), shipped weights or a weight file; ``field@truth`` measures at the true
-        positions.
+        ``photutils``, ``scarlet``), shipped weights or a weight file; ``field@truth`` measures
+        at the true positions.
     n_samples : int
         Posterior samples of class maps.
 
@@ -147,9 +152,13 @@ def open_method(name: str, *, n_samples: int = 16) -> Method:
     ValueError
         If nothing is known by that name.
     FileNotFoundError
-        If the SExtractor program is not installed.
+        If the SExtractor program or scarlet2 is asked for and not installed.
     """
     if name in _CLASSICAL:
+        if name == "scarlet" and find_spec("scarlet2") is None:
+            raise FileNotFoundError(
+                "scarlet needs scarlet2: pip install 'probablend[scarlet]', or leave it out"
+            )
         if name.startswith("sextractor") and find_sextractor() is None:
             raise FileNotFoundError(
                 f"{name} needs the SExtractor program on the PATH (Debian: source-extractor)"
@@ -169,7 +178,7 @@ def open_method(name: str, *, n_samples: int = 16) -> Method:
 
 def _classical(name: str) -> Method:
     def run(scene: Scene, seed: int) -> Prediction:
-        catalog, labels = _CLASSICAL[name](scene.image, scene.rms)
+        catalog, labels = _CLASSICAL[name](scene)
         return Prediction(catalog=catalog, labels=labels, p_galaxy=(labels > 0).astype(float))
 
     return run
