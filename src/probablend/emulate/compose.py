@@ -289,8 +289,8 @@ def draw_batch(
     turns = (uniform(len(scene), 3) < 0.5).unbind(1)
     noise = torch.randn(n, config.size, config.size, generator=generator, device=device)
     if config.correlated_fraction:
-        low, high = _KERNEL_RANGE
-        width = low + (high - low) * uniform(n)
+        narrow, wide = _KERNEL_RANGE
+        width = narrow + (wide - narrow) * uniform(n)
         correlated = uniform(n) < config.correlated_fraction
         noise = torch.where(correlated[:, None, None], correlate(noise, width), noise)
     return compose(bank, survey, scene, which, centre, mag, turns, noise)

@@ -390,7 +390,11 @@ def compare_posteriors(
 
 
 def _summary(draws: np.ndarray) -> dict[str, list[list[float]]]:
-    return {"mean": draws.mean(axis=0).tolist(), "std": draws.std(axis=0).tolist()}
+    """Of (draw, 2, parameter); half the 68 % interval is blind to far tails, std is not."""
+    low, median, high = np.quantile(draws, [0.16, 0.5, 0.84], axis=0)
+    numbers = {"mean": draws.mean(axis=0), "std": draws.std(axis=0), "median": median}
+    numbers |= {"low": low, "high": high, "half": (high - low) / 2}
+    return {key: value.tolist() for key, value in numbers.items()}
 
 
 def _gather(report: dict[str, Any], who: str, what: str) -> np.ndarray:
@@ -400,8 +404,14 @@ def _gather(report: dict[str, Any], who: str, what: str) -> np.ndarray:
 
 def mcmc_table(report: dict[str, Any]) -> str:
     """The numbers of ``mcmc.json`` as Markdown."""
-    mean, std = (_gather(report, "reference", key) for key in ("mean", "std"))
-    ours, width = (_gather(report, "network", key) for key in ("mean", "std"))
+    reference, network = (
+        {key: _gather(report, who, key) for key in ("std", "median", "low", "high", "half")}
+        for who in ("reference", "network")
+    )
+
+    def inside(said: dict[str, np.ndarray]) -> np.ndarray:
+        return ((said["low"] < truth) & (truth < said["high"])).mean(axis=0)
+
     truth = np.concatenate([np.array(b["truth"]) for b in report["blends"]])
     c2st = np.concatenate([b["c2st"] for b in report["blends"]])
     halves = np.concatenate([b["c2st_of_halves"] for b in report["blends"]])
@@ -418,12 +428,14 @@ def mcmc_table(report: dict[str, Any]) -> str:
         "|---" * (1 + len(SHARED)) + "|",
     ]
     for text, values in (
-        ("distance of the means, in widths of the reference (median)",
-         np.median(np.abs(ours - mean) / std, axis=0)),
-        ("width of the network's / of the reference (median)", np.median(width / std, axis=0)),
-        ("truths within 1σ of the mean: network",
-         (np.abs(ours - truth) < width).mean(axis=0)),
-        ("truths within 1σ of the mean: reference", (np.abs(mean - truth) < std).mean(axis=0)),
+        ("distance of the medians, in half widths of the reference (median)",
+         np.median(np.abs(network["median"] - reference["median"]) / reference["half"], axis=0)),
+        ("68 % interval of the network / of the reference (median)",
+         np.median(network["half"] / reference["half"], axis=0)),
+        ("standard deviation of the network / of the reference (median)",
+         np.median(network["std"] / reference["std"], axis=0)),
+        ("truths in the 68 % interval: network", inside(network)),
+        ("truths in the 68 % interval: reference", inside(reference)),
     ):  # fmt: skip
         lines.append(f"| {text} | " + " | ".join(f"{v:.2f}" for v in values) + " |")
     lines += [
@@ -435,13 +447,15 @@ def mcmc_table(report: dict[str, Any]) -> str:
 
 
 def _figure(report: dict[str, Any]) -> Figure:
-    """Means and widths of the network against those of the reference."""
+    """Medians and 68 % intervals of the network against those of the reference."""
     figure = Figure(figsize=(13, 8), layout="constrained")
     for ax, k in zip(figure.subplots(2, 3).ravel(), range(len(SHARED)), strict=True):
-        mean, std = (_gather(report, "reference", key)[:, k] for key in ("mean", "std"))
-        ours, width = (_gather(report, "network", key)[:, k] for key in ("mean", "std"))
         truth = np.concatenate([np.array(b["truth"]) for b in report["blends"]])[:, k]
-        ax.errorbar(mean - truth, ours - truth, xerr=std, yerr=width, fmt="o", ms=3, lw=0.8)
+        (x, wide), (y, tall) = (
+            [_gather(report, who, key)[:, k] for key in ("median", "half")]
+            for who in ("reference", "network")
+        )
+        ax.errorbar(x - truth, y - truth, xerr=wide, yerr=tall, fmt="o", ms=3, lw=0.8)
         low, high = ax.get_xlim()
         ax.plot([low, high], [low, high], color="0.6", ls="--", lw=1)
         ax.axhline(0, color="0.8", lw=0.8)
