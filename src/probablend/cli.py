@@ -553,6 +553,55 @@ def evaluate_pairs_command(
     out.print(results_table(results), markup=False, highlight=False)
 
 
+@evaluate_app.command("inject")
+def evaluate_inject_command(
+    image: Annotated[Path, typer.Argument(help="Your FITS image.")],
+    output: OutputDir = Path("injection"),
+    ext: Extension = None,
+    rms: Rms = None,
+    mask: Mask = None,
+    background: Background = "auto",
+    n: Annotated[int, typer.Option("-n", help="Galaxies to inject.", min=1)] = 400,
+    companions: Annotated[float, typer.Option(help="Share put beside real sources.")] = 0.5,
+    seed: Seed = 0,
+    model: Model = "field",
+    psf_fwhm: PsfFwhm = None,
+    pixel_scale: Annotated[
+        float | None, typer.Option(help="Arcseconds per pixel; else from the WCS.")
+    ] = None,
+    zeropoint: Zeropoint = None,
+    gain: Annotated[float | None, typer.Option(help="Electrons per count.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Prove the model on your own image: inject galaxies into it, and turn it negative.
+
+    Example: probablend evaluate inject image.fits -o injection
+    """
+    from probablend.evaluate.inject import InjectionConfig, inject, injection_table
+
+    if (output / "inject.json").exists() and not overwrite:
+        raise FileExistsError(f"{output} holds a test already: --overwrite replaces it")
+    data, noise, bad = _read_inputs(image, ext, rms, mask)
+    config = InjectionConfig(n=n, companions=companions, seed=seed)
+    with _method_bars() as show:
+        report = inject(
+            data,
+            output,
+            config,
+            rms=noise,
+            mask=bad,
+            background=background,
+            model=model,
+            psf_fwhm=psf_fwhm,
+            pixel_scale=pixel_scale,
+            zeropoint=zeropoint,
+            gain=gain,
+            command="probablend " + shlex.join(sys.argv[1:]),
+            progress=lambda done, total: show("injected", done, total),
+        )
+    out.print(injection_table(report), markup=False, highlight=False)
+
+
 @evaluate_app.command("mcmc")
 def evaluate_mcmc_command(
     output: OutputDir = Path("evaluation-mcmc"),

@@ -1,0 +1,162 @@
+"""Injection into a user's image: what is put in, what is scored, and what is said of it."""
+
+import numpy as np
+import pytest
+from astropy.table import Table
+from astropy.wcs import WCS
+
+from probablend.emulate.blend import FieldConfig, draw_field
+from probablend.emulate.parametric import ParametricGalaxies
+from probablend.evaluate import inject as module
+from probablend.evaluate.inject import InjectionConfig, inject, injection_table, verdict
+from probablend.images import ImageData
+from probablend.infer.segment import segment
+from probablend.survey import get_survey
+
+CONFIG = InjectionConfig(n=12, seed=4)
+RMS = get_survey("euclid-vis").sky_rms
+
+
+@pytest.fixture(scope="module")
+def image():
+    """A small field with a WCS, in counts."""
+    survey = get_survey("euclid-vis")
+    galaxies = ParametricGalaxies(survey, "test", n_galaxies=100, n_stars=5, seed=2)
+    config = FieldConfig(size=160, density=100)
+    scene = draw_field(galaxies, config, generator=np.random.default_rng(1))
+    wcs = WCS(naxis=2)
+    wcs.wcs.ctype = "RA---TAN", "DEC--TAN"
+    wcs.wcs.cdelt = -0.1 / 3600, 0.1 / 3600
+    return ImageData(data=scene.image, wcs=wcs, name="mine.fits", zeropoint=survey.zeropoint)
+
+
+@pytest.fixture(scope="module")
+def run(image, field_weights, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inject")
+    kept = image.data.copy()
+    report = inject(
+        image, folder, CONFIG, model=field_weights, psf_fwhm=1.7, rms=RMS, background="none"
+    )
+    np.testing.assert_array_equal(image.data, kept)
+    return report, Table.read(folder / "injected.fits"), folder
+
+
+def test_all_is_written_and_what_was_put_in_is_listed(run):
+    report, table, folder = run
+    assert {p.name for p in folder.iterdir()} == {
+        "inject.json", "inject.md", "inject.png", "injected.fits",
+    }  # fmt: skip
+    assert len(table) == report["n_injected"] == CONFIG.n
+    assert report["n_found"] == table["found"].sum()
+    assert np.isfinite(np.asarray(table["flux"], float)[table["found"]]).all()
+    assert np.isnan(np.asarray(table["flux"], float)[~np.asarray(table["found"])]).all()
+    # Number counts between 6 mag above the depth and half a magnitude below it.
+    mag = report["zeropoint"] - 2.5 * np.log10(table["flux_true"])
+    assert (mag > report["depth"] - 6.01).all()
+    assert (mag < report["depth"] + 0.51).all()
+    # 5 σ for a point source: flux √(Σ psf²) = 5 σ, Gaussian PSF.
+    flux = 10 ** (-0.4 * (report["depth"] - report["zeropoint"]))
+    y, x = np.mgrid[-9:10, -9:10]
+    psf = np.exp(-0.5 * (y**2 + x**2) / (1.7 / 2.3548) ** 2)
+    psf /= psf.sum()
+    assert flux * np.sqrt((psf**2).sum()) / RMS == pytest.approx(5, rel=0.05)
+
+
+def test_the_light_that_is_added_is_that_of_the_galaxies(image):
+    survey = get_survey("euclid-vis")
+    galaxies = ParametricGalaxies(survey, "test", n_galaxies=30, n_stars=0, seed=3)
+    generator = np.random.default_rng(0)
+    where = [np.array([50.0, 60.0]), np.array([110.0, 100.0])]
+    sources = [module._draw(galaxies, at, (21.0, 23.0), generator) for at in where]
+    added = module._add(image.data, sources, None, generator) - image.data
+    total = sum(source.stamp.image.sum() for source in sources)
+    assert added.sum() == pytest.approx(total, rel=1e-3)
+    noisy = module._add(image.data, sources, 2.0, generator) - image.data - added
+    light = np.clip(added, 0, None)
+    bright = light > 10
+    pulls = noisy[bright] / np.sqrt(light[bright] / 2.0)
+    assert pulls.std() == pytest.approx(1, abs=0.2)
+
+
+def test_galaxies_of_a_round_lie_on_good_pixels_and_far_apart(image, field_weights):
+    before = segment(image, model=field_weights, n_samples=1, psf_fwhm=1.7)
+    mask = np.zeros(image.data.shape, bool)
+    mask[:, :80] = True
+    places = module._places(before, mask, CONFIG, 1.7, 50, np.random.default_rng(0))
+    assert len(places) >= 2
+    assert (places[:, 1] > 79).all()
+    apart = np.hypot(*(places[:, None] - places[None]).T)
+    assert apart[~np.eye(len(places), dtype=bool)].min() >= 48
+
+
+def test_same_seed_same_result(image, run, field_weights, tmp_path):
+    again = inject(
+        image, tmp_path, CONFIG, model=field_weights, psf_fwhm=1.7, rms=RMS, background="none"
+    )
+    assert again == run[0]
+
+
+REPORT = {
+    "coverage": {"flux": {"68": 0.55}},
+    "error_factor": 1.4,
+    "n_found": 1000,
+    "bins": [
+        {"bin": "snr", "low": 5.0, "completeness": 0.7},
+        {"bin": "snr", "low": 10.0, "completeness": 0.95},
+        {"bin": "snr", "low": 20.0, "completeness": 0.99},
+    ],
+    "n_detections": 200,
+    "n_negative": 3,
+}
+
+
+def test_the_verdict_says_what_to_do():
+    said = verdict(REPORT)
+    assert "hold 55 %: too narrow, multiply the errors by 1.40" in said
+    assert "above S/N 10, 90 % and more" in said
+    assert "3 false detections" in said
+    assert "(1.5 %)" in said
+    assert "trust them" in verdict(REPORT | {"coverage": {"flux": {"68": 0.66}}})
+    # Of few galaxies nothing can be said for sure.
+    assert "trust them" in verdict(REPORT | {"n_found": 40})
+    assert "too wide" in verdict(REPORT | {"coverage": {"flux": {"68": 0.9}}})
+
+
+def test_errors_that_are_half_as_large_as_they_should_be_are_found_out():
+    generator = np.random.default_rng(1)
+    n = 4000
+    error, draws = generator.normal(size=n), 0.5 * generator.normal(size=(199, n))
+    table = Table(
+        {
+            "snr": np.full(n, 15.0), "separation": np.full(n, 20.0), "found": np.ones(n, bool),
+            "is_star": np.zeros(n, bool), "overlaps": np.zeros(n, bool), "p_blend": np.zeros(n),
+            "flux": np.full(n, 100.0), "flux_true": 100 + error,
+            **{f"rank_{k}": ((draws < error).sum(axis=0) + 0.5) / 200
+               for k in ("flux", "hlr", "g1", "g2")},
+        }
+    )  # fmt: skip
+    scores = module._scores(table)
+    assert scores["error_factor"] == pytest.approx(2, rel=0.06)
+    assert scores["coverage"]["flux"]["68"] == pytest.approx(0.38, abs=0.03)  # erf(0.5/√2)
+
+
+def test_the_table_reads_well(run):
+    text = injection_table(run[0])
+    assert "12 galaxies injected into mine.fits" in text
+    assert "nan" not in text
+
+
+def test_what_cannot_be_done_is_said(image, field_weights, small_weights, tmp_path):
+    bare = ImageData(data=image.data, name="bare.fits")
+    with pytest.raises(ValueError, match=r"bare.fits has no celestial coordinates"):
+        inject(bare, tmp_path, CONFIG, model=field_weights)
+    with pytest.raises(ValueError, match="pixels only"):
+        inject(image, tmp_path, CONFIG, model=small_weights)
+    with pytest.raises(ValueError, match="pixel_scale must be positive"):
+        inject(image, tmp_path, CONFIG, model=field_weights, pixel_scale=-1)
+    tiny = ImageData(data=image.data[:14, :14], wcs=image.wcs)
+    with pytest.raises(ValueError, match="no room"):
+        inject(tiny, tmp_path, CONFIG, model=field_weights, rms=RMS, psf_fwhm=1.7)
+    with pytest.raises(ValueError, match="companions"):
+        InjectionConfig(companions=2)
+    assert not list(tmp_path.iterdir())
