@@ -68,7 +68,7 @@ Methods = Annotated[
 From = Annotated[
     Path | None, typer.Option("--from", help="Score and plot this folder again; run nothing.")
 ]
-SourceName = Annotated[str, typer.Option(help="parametric, candels or cosmos.")]
+SourceName = Annotated[str, typer.Option(help="parametric, structured, candels or cosmos.")]
 
 
 def _version(show: bool) -> None:

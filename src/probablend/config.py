@@ -22,18 +22,22 @@ class BankConfig:
 
     Parameters
     ----------
-    source : {"parametric", "candels", "cosmos"}
+    source : {"parametric", "structured", "candels", "cosmos"}
         Where the galaxies come from.
     n_galaxies, n_stars : int
         How many to draw for each survey; real sets have their own number.
     refresh_every : int
         Steps after which a new bank of other galaxies is drawn; 0 = never.
+    n_random_surveys : int
+        Surveys that might be, drawn anew for every bank beside those with a name; see
+        :func:`~probablend.survey.draw_survey`.
     """
 
     source: str = "parametric"
     n_galaxies: int = 4000
     n_stars: int = 200
     refresh_every: int = 0
+    n_random_surveys: int = 0
 
     def number_at(self, step: int) -> int:
         """Which bank a step uses."""

@@ -16,9 +16,18 @@ import surveycodex
 from astropy.units import Quantity
 from surveycodex.utilities import mean_sky_level
 
-__all__ = ["PSF_PROFILES", "Survey", "available_surveys", "get_survey", "read_survey"]
+__all__ = [
+    "PSF_PROFILES",
+    "PSF_RANGE",
+    "Survey",
+    "available_surveys",
+    "draw_survey",
+    "get_survey",
+    "read_survey",
+]
 
 PSF_PROFILES = ("gaussian", "moffat", "kolmogorov", "airy")
+PSF_RANGE = (1.3, 7.0)  # FWHM in pixels, of surveys that might be
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +57,8 @@ class Survey:
         Wavelength over diameter, an angle; needed by ``"airy"`` only.
     obscuration : float
         Diameter of the central obstruction over that of the mirror; ``"airy"`` only.
+    psf_g1, psf_g2 : float
+        Shear of the PSF, pixel frame.
 
     Raises
     ------
@@ -65,6 +76,8 @@ class Survey:
     psf_beta: float = 3.0
     diffraction_scale: Quantity | None = None
     obscuration: float = 0.0
+    psf_g1: float = 0.0
+    psf_g2: float = 0.0
 
     def __post_init__(self) -> None:
         positive = {
@@ -80,6 +93,10 @@ class Survey:
             raise ValueError(f"zeropoint must be finite; got {self.zeropoint}")
         if self.psf_profile not in PSF_PROFILES:
             raise ValueError(f"psf_profile must be one of {PSF_PROFILES}; got {self.psf_profile!r}")
+        if not np.hypot(self.psf_g1, self.psf_g2) < 1:
+            raise ValueError(
+                f"psf_g1, psf_g2 must be a shear below 1; got {self.psf_g1}, {self.psf_g2}"
+            )
         if self.psf_profile == "airy" and self.diffraction_scale is None:
             raise ValueError("psf_profile 'airy' needs diffraction_scale (wavelength / diameter)")
 
@@ -208,6 +225,40 @@ def get_survey(name: str | Path) -> Survey:
             f"unknown survey {text!r}; known: {', '.join(available_surveys())}; or give a TOML file"
         )
     return _from_codex(key)
+
+
+def draw_survey(generator: np.random.Generator) -> Survey:
+    """A survey that might be: any PSF of 1.3 to 7 pixels, any depth.
+
+    Parameters
+    ----------
+    generator : numpy.random.Generator
+        Chooses PSF (width, profile, ellipticity), pixel scale, depth and gain.
+    """
+
+    def between(low: float, high: float) -> float:
+        return float(np.exp(generator.uniform(np.log(low), np.log(high))))
+
+    fwhm, pixels = between(0.1, 1.2), between(*PSF_RANGE)
+    profile = str(generator.choice(PSF_PROFILES))
+    # The magnitude of a point source of S/N 5, noise over the area of a Gaussian PSF.
+    depth, zeropoint = generator.uniform(23.5, 28.0), 25.0
+    sky_rms = 10 ** (-0.4 * (depth - zeropoint)) / (5 * math.sqrt(4 * math.pi) * pixels / 2.3548)
+    shear, angle = 0.1 * generator.uniform() ** 2, generator.uniform(0, 2 * math.pi)
+    return Survey(
+        name=f"{profile}-{pixels:.2f}px",
+        pixel_scale=fwhm / pixels * u.arcsec,
+        zeropoint=zeropoint,
+        gain=between(10, 1000) / sky_rms,
+        sky_rms=sky_rms,
+        psf_fwhm=fwhm * u.arcsec,
+        psf_profile=profile,
+        psf_beta=float(generator.uniform(2.2, 4.5)),
+        diffraction_scale=fwhm / generator.uniform(1.05, 1.6) * u.arcsec,
+        obscuration=float(generator.uniform(0, 0.45)),
+        psf_g1=shear * math.cos(angle),
+        psf_g2=shear * math.sin(angle),
+    )
 
 
 def read_survey(path: Path) -> Survey:

@@ -34,7 +34,7 @@ from probablend.models.distribution import SegmentationNetwork
 from probablend.models.field import FieldNetwork
 from probablend.models.network import Network
 from probablend.models.pairs import MASKS, PairNetwork, true_masks
-from probablend.survey import get_survey
+from probablend.survey import PSF_RANGE, get_survey
 
 __all__ = ["train", "validate"]
 
@@ -296,6 +296,7 @@ def _bank(config: TrainConfig, directory: Path, split: Split, number: int) -> Ba
         "n_stars": config.bank.n_stars // share,
         "mag_range": list(config.scenes.mag_range),
         "seed": config.seed + 1000 * number,
+        "n_random_surveys": config.bank.n_random_surveys,
     }
     if not path.exists():
         began = time.monotonic()
@@ -364,7 +365,9 @@ def _meta(config: TrainConfig, row: dict[str, float], bank: Bank) -> dict[str, A
         "surveys": [survey.as_dict() for survey in surveys],
         "psf_fwhm_pixels": [survey.psf_fwhm_pixels for survey in surveys],
         "trained_range": {
-            "psf_fwhm": [float(bank.psf_fwhm.min()), float(bank.psf_fwhm.max())],
+            "psf_fwhm": list(PSF_RANGE)
+            if config.bank.n_random_surveys
+            else [float(bank.psf_fwhm.min()), float(bank.psf_fwhm.max())],
             "flux": [0.0, float(_brightest(bank, config))],  # in units of the noise
             "hlr": [0.0, float(bank.hlr.max())],  # pixels
         },

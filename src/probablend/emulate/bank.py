@@ -18,7 +18,7 @@ from torch import Tensor
 from probablend.checkpoint import load_tensors, save_tensors
 from probablend.emulate.sources import open_source
 from probablend.emulate.stamps import Split
-from probablend.survey import Survey, get_survey
+from probablend.survey import Survey, draw_survey, get_survey
 
 __all__ = ["Bank", "draw_bank", "load_bank", "save_bank"]
 
@@ -101,6 +101,7 @@ def draw_bank(
     n_stars: int,
     mag_range: tuple[float, float],
     seed: int,
+    n_random_surveys: int = 0,
 ) -> Bank:
     """Draw a bank.
 
@@ -118,9 +119,14 @@ def draw_bank(
         Magnitudes that will be asked for.
     seed : int
         Seeds the population and the offsets.
+    n_random_surveys : int
+        Surveys that might be, beside the others.
     """
     generator = np.random.default_rng([seed, 11])
     described = [s if isinstance(s, Survey) else get_survey(s) for s in surveys]
+    described += [
+        draw_survey(np.random.default_rng([seed, 12, k])) for k in range(n_random_surveys)
+    ]
     images, rows = [], []
     for index, survey in enumerate(described):
         galaxies = open_source(

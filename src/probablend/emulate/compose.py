@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from probablend.emulate.blend import COUNTS_SLOPE, FIELD_MARGIN, STAR_COUNTS_SLOPE
 from probablend.emulate.classes import FOOTPRINT_THRESHOLD
+from probablend.emulate.damage import damage, tilt_sky
 
 if TYPE_CHECKING:
     from probablend.emulate.bank import Bank
@@ -68,6 +69,10 @@ class SceneConfig:
         Share of scenes whose noise is correlated, as in drizzled and resampled images. Its
         unit is that of :func:`~probablend.images.correlation_factor`: as strong as white
         noise over a source, smaller from pixel to pixel.
+    damaged_fraction : float
+        Share of scenes with cosmic rays, hot pixels, trails, saturation or masked patches.
+    sky_fraction : float
+        Share of scenes with a rest of the sky, level and gradient.
     mag_range : tuple of float
         Brightest and faintest AB magnitude.
     """
@@ -85,6 +90,8 @@ class SceneConfig:
     crowded_until: float = 0.6
     star_density: float = 5.0
     correlated_fraction: float = 0.0
+    damaged_fraction: float = 0.0
+    sky_fraction: float = 0.0
     mag_range: tuple[float, float] = (18.5, 26.0)
 
     def __post_init__(self) -> None:
@@ -98,6 +105,8 @@ class SceneConfig:
             "pair_fraction",
             "crowded_share",
             "correlated_fraction",
+            "damaged_fraction",
+            "sky_fraction",
         ):
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(f"{key} must lie between 0 and 1; got {getattr(self, key)}")
@@ -187,7 +196,7 @@ class SceneBatch:
     noiseless : Tensor, shape (scene, y, x)
         Σₖ gₖ, same unit.
     classes : Tensor of int64, shape (scene, y, x)
-        0 sky, 1 one source, 2 blend.
+        0 sky, 1 one source, 2 blend; −100 where there is no truth.
     psf_fwhm : Tensor, shape (scene,)
         Pixels.
     sources : Sources
@@ -293,7 +302,12 @@ def draw_batch(
         width = narrow + (wide - narrow) * uniform(n)
         correlated = uniform(n) < config.correlated_fraction
         noise = torch.where(correlated[:, None, None], correlate(noise, width), noise)
-    return compose(bank, survey, scene, which, centre, mag, turns, noise)
+    batch = compose(bank, survey, scene, which, centre, mag, turns, noise)
+    if config.sky_fraction:
+        batch = tilt_sky(batch, fraction=config.sky_fraction, generator=generator)
+    if config.damaged_fraction:
+        batch = damage(batch, fraction=config.damaged_fraction, generator=generator)
+    return batch
 
 
 def correlate(noise: Tensor, width: Tensor) -> Tensor:

@@ -27,13 +27,16 @@ def psf_profile(survey: Survey) -> galsim.GSObject:
     fwhm = float(survey.psf_fwhm.to_value("arcsec"))
     match survey.psf_profile:
         case "gaussian":
-            return galsim.Gaussian(fwhm=fwhm)
+            psf = galsim.Gaussian(fwhm=fwhm)
         case "moffat":
-            return galsim.Moffat(beta=survey.psf_beta, fwhm=fwhm)
+            psf = galsim.Moffat(beta=survey.psf_beta, fwhm=fwhm)
         case "kolmogorov":
-            return galsim.Kolmogorov(fwhm=fwhm)
+            psf = galsim.Kolmogorov(fwhm=fwhm)
         case _:
-            return _airy(survey, fwhm)
+            psf = _airy(survey, fwhm)
+    if survey.psf_g1 or survey.psf_g2:
+        psf = psf.shear(g1=survey.psf_g1, g2=survey.psf_g2)
+    return psf
 
 
 def _airy(survey: Survey, fwhm: float) -> galsim.GSObject:

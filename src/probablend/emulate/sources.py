@@ -5,11 +5,12 @@ from probablend.emulate.candels import CandelsGalaxies
 from probablend.emulate.cosmos import CosmosGalaxies
 from probablend.emulate.parametric import ParametricGalaxies
 from probablend.emulate.stamps import Galaxies, Split
+from probablend.emulate.structured import StructuredGalaxies
 from probablend.survey import Survey
 
 __all__ = ["SOURCES", "open_source"]
 
-SOURCES = ("parametric", "candels", "cosmos")
+SOURCES = ("parametric", "structured", "candels", "cosmos")
 
 
 def open_source(
@@ -26,7 +27,7 @@ def open_source(
 
     Parameters
     ----------
-    name : {"parametric", "candels", "cosmos"}
+    name : {"parametric", "structured", "candels", "cosmos"}
         ``candels`` and ``cosmos`` need their data: ``probablend data get NAME``.
     survey : Survey
         What the stamps are drawn for.
@@ -47,8 +48,9 @@ def open_source(
         If the data of a real set are missing.
     """
     match name:
-        case "parametric":
-            return ParametricGalaxies(
+        case "parametric" | "structured":
+            kind = ParametricGalaxies if name == "parametric" else StructuredGalaxies
+            return kind(
                 survey,
                 split,
                 n_galaxies=n_galaxies,

@@ -1,0 +1,99 @@
+import numpy as np
+import pytest
+import torch
+
+from probablend.emulate.bank import draw_bank
+from probablend.emulate.compose import SceneConfig, draw_batch
+from probablend.emulate.damage import IGNORED, damage, tilt_sky
+from probablend.survey import PSF_RANGE, draw_survey
+
+
+@pytest.fixture(scope="module")
+def batch():
+    bank = draw_bank(
+        "parametric", ["euclid-vis"], "train", n_galaxies=60, n_stars=20, mag_range=(18.0, 25.0),
+        seed=1,
+    )  # fmt: skip
+    config = SceneConfig(size=64, mag_range=(18.0, 25.0), star_density=100.0, crowded_share=0.0)
+    return draw_batch(bank, config, n=80, seed=2, index=0)
+
+
+def generator():
+    return torch.Generator().manual_seed(4)
+
+
+def test_damage_leaves_the_truth_alone(batch):
+    spoilt = damage(batch, fraction=1.0, generator=generator())
+    hidden = spoilt.classes == IGNORED
+    assert 0.001 < hidden.float().mean() < 0.2
+    assert torch.equal(spoilt.classes[~hidden], batch.classes[~hidden])
+    assert (spoilt.image[:, 0][hidden] == 0).all()
+    assert torch.equal(spoilt.noiseless, batch.noiseless)
+    changed = (spoilt.image != batch.image).any(dim=1).flatten(1).float().mean(dim=1)
+    assert changed.max() < 0.9
+    assert (changed > 0).float().mean() > 0.9
+
+
+def test_masked_sources_are_not_looked_for(batch):
+    spoilt = damage(batch, fraction=1.0, generator=generator())
+    s = spoilt.sources
+    gone = (s.n_pixels == 0) & (batch.sources.n_pixels > 0)
+    assert gone.any()
+    inside = (s.y >= 0) & (s.y <= 63) & (s.x >= 0) & (s.x <= 63) & (batch.sources.n_pixels > 0)
+    centre = spoilt.classes[s.scene[inside], s.y[inside].round().long(), s.x[inside].round().long()]
+    assert torch.equal(centre == IGNORED, gone[inside])
+
+
+def test_only_the_share_asked_for_is_damaged(batch):
+    spoilt = damage(batch, fraction=0.3, generator=generator())
+    touched = (spoilt.image != batch.image).flatten(1).any(dim=1).float().mean()
+    assert 0.1 < touched < 0.5
+    same = damage(batch, fraction=0.3, generator=generator())
+    assert torch.equal(same.image, spoilt.image)
+
+
+def test_a_saturated_star_is_flat_and_bleeds_along_columns(batch):
+    spoilt = damage(batch, fraction=1.0, generator=generator())
+    # What exceeds the level in a scene is cut: many pixels share the largest value.
+    lost = batch.image.flatten(1).amax(dim=1) - spoilt.image.flatten(1).amax(dim=1)
+    assert (lost > 100).any()
+    k = int(lost.argmax())
+    level = spoilt.image[k].max()
+    flat = np.argwhere((spoilt.image[k, 0] == level).numpy())
+    assert len(flat) > 5
+
+
+def test_the_sky_is_tilted_by_little(batch):
+    tilted = tilt_sky(batch, fraction=1.0, generator=generator())
+    rest = (tilted.image - batch.image)[:, 0]
+    assert 0.05 < rest.std() < 0.3
+    # A plane: second differences vanish.
+    torch.testing.assert_close(rest.diff(n=2, dim=1), torch.zeros(80, 62, 64), atol=1e-3, rtol=0)
+    some = tilt_sky(batch, fraction=0.5, generator=generator())
+    share = (some.image != batch.image).flatten(1).any(dim=1).float().mean()
+    assert 0.25 < share < 0.75
+
+
+def test_surveys_that_might_be_are_within_their_range():
+    surveys = [draw_survey(np.random.default_rng(k)) for k in range(200)]
+    width = np.array([s.psf_fwhm_pixels for s in surveys])
+    assert (width > PSF_RANGE[0]).all()
+    assert (width < PSF_RANGE[1]).all()
+    assert np.ptp(width) > 5
+    assert {s.psf_profile for s in surveys} == {"gaussian", "moffat", "kolmogorov", "airy"}
+    assert max(np.hypot(s.psf_g1, s.psf_g2) for s in surveys) > 0.08
+
+
+def test_a_bank_of_surveys_that_might_be_is_another_one_with_another_seed():
+    banks = [
+        draw_bank("parametric", ["euclid-vis"], "train", n_galaxies=20, n_stars=2,
+                  mag_range=(20.0, 24.0), seed=seed, n_random_surveys=2)
+        for seed in (1, 1, 2)
+    ]  # fmt: skip
+    assert [len(b.surveys) for b in banks] == [3, 3, 3]
+    assert banks[0].surveys == banks[1].surveys
+    assert banks[0].surveys[1:] != banks[2].surveys[1:]
+    assert torch.equal(banks[0].pixels, banks[1].pixels)
+    config = SceneConfig(size=32, mag_range=(20.0, 24.0))
+    widths = draw_batch(banks[0], config, n=60, seed=1, index=0).psf_fwhm.unique()
+    assert len(widths) == 3
