@@ -3,7 +3,12 @@ import pytest
 import torch
 from scipy.stats import kstest
 
-from probablend.models.fields import gaussian_field, gaussian_points, lattice_normals
+from probablend.models.fields import (
+    gaussian_field,
+    gaussian_fields,
+    gaussian_points,
+    lattice_normals,
+)
 
 
 def test_lattice_values_are_standard_normal_and_independent():
@@ -44,3 +49,12 @@ def test_single_points_are_those_of_the_field(generator):
     y, x = generator.integers(0, 90, size=200), generator.integers(0, 70, size=200)
     np.testing.assert_allclose(gaussian_points((2, 5), y - 10, x + 30, 6), whole[y, x], atol=1e-5)
     assert len(gaussian_points((1,), y[:0], x[:0], 6)) == 0
+
+
+def test_many_fields_at_once_are_the_same_fields():
+    keys = [(2, 5), (7,), (1, 2, 3)]
+    together = gaussian_fields(keys, (90, 70), (-10, 30), 6)
+    alone = torch.stack([gaussian_field(key, (90, 70), (-10, 30), 6) for key in keys])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
+    tile = gaussian_fields(keys, (20, 30), (13, 51), 6)
+    torch.testing.assert_close(tile, together[:, 23:43, 21:51], rtol=0, atol=1e-5)

@@ -66,13 +66,8 @@ def draw_parameters(
     for first in range(0, len(found), _CHUNK):
         part = np.arange(first, min(first + _CHUNK, len(found)))
         some = found.keep(part)
-        base = np.stack(
-            [
-                np.stack([point_normals((seed, k, SOURCE_STREAM, p), rows[part], columns[part])
-                          for p in range(len(PARAMETERS))], axis=-1)
-                for k in range(n)
-            ]
-        )  # fmt: skip
+        key = (seed, np.arange(n)[:, None, None], SOURCE_STREAM, np.arange(len(PARAMETERS)))
+        base = point_normals(key, rows[part, None], columns[part, None])
         # Positions are added afterwards: single precision would round those of large images.
         zero = torch.zeros(len(part), device=some.context.device)
         posterior = SourcePosterior(

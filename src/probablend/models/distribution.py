@@ -13,7 +13,7 @@ from torch import Tensor
 from probablend.models.fields import gaussian_field, gaussian_points
 from probablend.models.network import Network
 
-__all__ = ["SegmentationDistribution", "SegmentationNetwork"]
+__all__ = ["SegmentationDistribution", "SegmentationNetwork", "check_number"]
 
 # Streams of the random fields of one sample.
 LATENT_STREAM, PIXEL_STREAM = 0, 1
@@ -71,8 +71,7 @@ class SegmentationDistribution(ABC):
         probabilities : Tensor, shape (batch, class, y, x)
         classes : Tensor of uint8, shape (batch, y, x)
         """
-        if n < 1:
-            raise ValueError(f"the number of samples must be at least 1; got {n}")
+        check_number(n)
         for sample in range(n):
             probabilities = self.sample_logits(sample, seed=seed).softmax(dim=1)
             yield probabilities, self._draw_classes(probabilities, sample, seed)
@@ -134,6 +133,12 @@ class SegmentationDistribution(ABC):
     def mean(self, n: int = 16, *, seed: int = 0) -> Tensor:
         """Marginal class probabilities over n draws: (batch, class, y, x)."""
         return self.class_probabilities(n, seed=seed).mean(dim=0)
+
+
+def check_number(n: int) -> None:
+    """Refuse to draw nothing."""
+    if n < 1:
+        raise ValueError(f"the number of samples must be at least 1; got {n}")
 
 
 class SegmentationNetwork(Network):

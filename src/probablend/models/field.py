@@ -17,6 +17,7 @@ Nothing looks further than the receptive field: tiles agree.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -30,8 +31,9 @@ from probablend.models.distribution import (
     LATENT_STREAM,
     SegmentationDistribution,
     SegmentationNetwork,
+    check_number,
 )
-from probablend.models.fields import gaussian_points, spline_matrix
+from probablend.models.fields import gaussian_fields, spline_matrix
 from probablend.models.source import SourceFlow, SourcePosterior, truth
 from probablend.models.unet import UNetConfig, pad_to_stride, receptive_radius
 
@@ -166,27 +168,53 @@ class FieldDistribution(SegmentationDistribution):
         cells = self.network.head(self.projected, None)
         return cells, self.network.uncertain(cells).nonzero(as_tuple=True)
 
-    def sample_logits(self, sample: int, *, seed: int) -> Tensor:
-        """See :class:`SegmentationDistribution`; drawn only where it matters."""
+    def _drawn_cells(self, sample: int, seed: int) -> Tensor:
+        """Logits of a draw where the fields matter, (cell, class · stem²)."""
         config, head = self.network.config, self.network.head
         cells, (b, y, x) = self._plain
-        origin = [o // config.stem for o in self.origin_yx]
-        columns = []
-        for image in range(len(cells)):
-            own = b == image
-            rows_, columns_ = y[own].cpu().numpy() + origin[0], x[own].cpu().numpy() + origin[1]
-            columns.append(
-                torch.stack([
-                    torch.from_numpy(gaussian_points(
-                        (seed, sample, LATENT_STREAM, level, k, image), rows_, columns_, spacing))
-                    for level, spacing in enumerate(config.latent_spacings)
-                    for k in range(config.latent_channels)
-                ], dim=1)
-            )  # fmt: skip
-        latent = torch.cat(columns).to(self.projected)
+        n, n_y, n_x = cells.shape[:3]
+        origin = (self.origin_yx[0] // config.stem, self.origin_yx[1] // config.stem)
+        fields = [
+            gaussian_fields(
+                [(seed, sample, LATENT_STREAM, level, k, image)
+                 for image in range(n) for k in range(config.latent_channels)],
+                (n_y, n_x), origin, spacing,
+            ).unflatten(0, (n, -1))
+            for level, spacing in enumerate(config.latent_spacings)
+        ]  # fmt: skip
+        latent = torch.cat(fields, dim=1).to(self.projected)[b, :, y, x]
+        return head(self.projected[b, y, x], latent)
+
+    def sample_logits(self, sample: int, *, seed: int) -> Tensor:
+        """See :class:`SegmentationDistribution`; drawn only where it matters."""
+        cells, (b, y, x) = self._plain
         cells = cells.clone()
-        cells[b, y, x] = head(self.projected[b, y, x], latent)
+        if len(b):
+            cells[b, y, x] = self._drawn_cells(sample, seed)
         return self._to_map(cells)
+
+    def draws(self, n: int, *, seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """See :class:`SegmentationDistribution`; what is certain is computed once."""
+        check_number(n)
+        cells, (b, y, x) = self._plain
+        config = self.network.config
+        certain = self._to_map(cells).softmax(dim=1)
+        # Pixels of the cells that are drawn; what was padded has none.
+        n_y, n_x = self.shape_yx
+        step = torch.arange(config.stem, device=cells.device)
+        row = (y * config.stem)[:, None, None] + step[:, None]
+        column = (x * config.stem)[:, None, None] + step
+        inside = ((row < n_y) & (column < n_x)).flatten(1).T  # (stem², cell)
+        flat = ((b * n_y * config.n_classes)[:, None, None] + row) * n_x + column
+        flat = flat.flatten(1).T[inside]
+        for sample in range(n):
+            probabilities = certain.clone()
+            if len(b):
+                drawn = self._drawn_cells(sample, seed).T.unflatten(0, (config.n_classes, -1))
+                drawn = drawn.contiguous().softmax(dim=0)
+                for k in range(config.n_classes):
+                    probabilities.view(-1)[flat + k * n_y * n_x] = drawn[k][inside]
+            yield probabilities, self._draw_classes(probabilities, sample, seed)
 
     def candidates(self, *, limit: int | None = None) -> Candidates:
         """Peaks of the heatmap, at most ``limit`` per image."""

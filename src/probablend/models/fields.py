@@ -12,7 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["gaussian_field", "gaussian_points", "lattice_normals", "point_normals", "spline_matrix"]
+__all__ = [
+    "gaussian_field",
+    "gaussian_fields",
+    "gaussian_points",
+    "lattice_normals",
+    "point_normals",
+    "spline_matrix",
+]
 
 _U64 = np.uint64
 
@@ -45,13 +52,15 @@ def lattice_normals(key: Sequence[int], rows: np.ndarray, columns: np.ndarray) -
     return point_normals(key, rows[:, None], columns[None, :])
 
 
-def point_normals(key: Sequence[int], rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Like :func:`lattice_normals`, at points given one by one: rows and columns broadcast."""
+def point_normals(
+    key: Sequence[int | np.ndarray], rows: np.ndarray, columns: np.ndarray
+) -> np.ndarray:
+    """Like :func:`lattice_normals`, at points given one by one: all, key too, broadcast."""
     step = _U64(0x9E3779B97F4A7C15)
     with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is the point
         state = np.zeros(1, dtype=_U64)
         for part in key:
-            state = _mix(state + step + _mix(np.array([part], dtype=np.int64).astype(_U64)))
+            state = _mix(state + step + _mix(np.atleast_1d(part).astype(np.int64).astype(_U64)))
         by_row = _mix(state + step * rows.astype(np.int64).astype(_U64))
         cells = _mix(by_row + step * columns.astype(np.int64).astype(_U64))
         first, second = _mix(cells + step), _mix(cells + step + step)
@@ -108,6 +117,32 @@ def gaussian_field(
     return torch.from_numpy(field)
 
 
+def gaussian_fields(
+    keys: Sequence[Sequence[int]],
+    shape_yx: tuple[int, int],
+    origin_yx: tuple[int, int],
+    spacing: int,
+) -> Tensor:
+    """Several of :func:`gaussian_field` at once, equal to single precision.
+
+    Parameters
+    ----------
+    keys : sequence of sequences of int
+        Each names a field.
+    shape_yx, origin_yx, spacing
+        Of all of them; the spacing at least 2.
+
+    Returns
+    -------
+    Tensor, shape (field, y, x), float32
+    """
+    (along_y, rows), (along_x, columns) = (
+        _spline_matrix(n, spacing, first) for n, first in zip(shape_yx, origin_yx, strict=True)
+    )
+    noise = np.stack([lattice_normals(key, rows, columns) for key in keys])
+    return along_y @ (torch.from_numpy(noise) @ along_x.T)
+
+
 def gaussian_points(key: Sequence[int], y: np.ndarray, x: np.ndarray, spacing: int) -> np.ndarray:
     """The values of :func:`gaussian_field` at some pixels only.
 
@@ -152,8 +187,13 @@ def spline_matrix(n: int, spacing: int) -> Tensor:
     Tensor, shape (n, lattice), float32
         ``matrix_y @ noise @ matrix_x.T`` has the law of :func:`gaussian_field`.
     """
-    lattice, first, weights = _spline(np.arange(n), spacing)
+    return _spline_matrix(n, spacing, 0)[0]
+
+
+def _spline_matrix(n: int, spacing: int, start: int) -> tuple[Tensor, np.ndarray]:
+    """The matrix for pixels from ``start``, and the lattice points of its columns."""
+    lattice, first, weights = _spline(np.arange(start, start + n), spacing)
     matrix = np.zeros((n, len(lattice)), dtype=np.float32)
     for tap in range(4):
         matrix[np.arange(n), first + tap] = weights[tap]
-    return torch.from_numpy(matrix)
+    return torch.from_numpy(matrix), lattice

@@ -206,22 +206,81 @@ def _invert_spline(
     context: Tensor,
     base: Tensor,
 ) -> Tensor:
-    """Inverse of one autoregressive transform, parameter by parameter."""
+    """Inverse of one autoregressive transform, parameter by parameter.
+
+    A hidden unit sees the first few parameters in the order only. Sorted by how many, the units
+    are computed once each, as soon as what they see is known.
+    """
     n = base.shape[-1]
-    first, *inner, last = (m for m in spline.hyper if isinstance(m, zuko.nn.MaskedLinear))
-    weights = first.mask * first.weight
-    seen = F.linear(context, weights[:, n:], first.bias)
-    values = torch.zeros_like(base)
-    for k in sorted(range(n), key=order.__getitem__):
-        hidden = F.silu(values @ weights[:, :n].T + seen)
-        for layer in inner:
-            hidden = F.silu(layer(hidden))
-        own = slice(k * spline.total, (k + 1) * spline.total)
-        numbers = F.linear(hidden, (last.mask * last.weight)[own], last.bias[own])
-        shapes = [math.prod(shape) for shape in spline.shapes]
-        transform = spline.univariate(*numbers.split(shapes, dim=-1))
-        values[..., k] = transform.inv(base[..., k])
-    return values
+    sequence = sorted(range(n), key=order.__getitem__)
+    layers = [m for m in spline.hyper if isinstance(m, zuko.nn.MaskedLinear)]
+    weights = [layer.mask * layer.weight for layer in layers]
+    # Everything lies (unit, sample · source): what is summed over comes first.
+    seen = F.linear(context, weights[0][:, n:], layers[0].bias).T[:, None]
+    # How many parameters, in their order, each hidden unit sees.
+    rank = torch.tensor([order[k] + 1 for k in range(n)], device=base.device)
+    sights = layers[0].mask[:, :n] > 0
+    levels: list[Tensor] = []
+    for layer in layers[:-1]:
+        if levels:
+            sights = (layer.mask.float() @ sights.float()) > 0
+        levels.append((sights * rank).amax(dim=1))
+    units = [level.argsort(stable=True) for level in levels]
+    ends = [[0, *torch.bincount(level, minlength=n + 1).cumsum(0).tolist()] for level in levels]
+    inner = [w[own][:, below] for w, own, below in
+             zip(weights[1:-1], units[1:], units[:-1], strict=True)]  # fmt: skip
+    outer = weights[-1][:, units[-1]]
+
+    points = base.movedim(-1, 0).reshape(n, -1)
+    hidden = [base.new_empty(len(level), points.shape[1]) for level in levels]
+    values = torch.zeros_like(points)
+    for step, k in enumerate(sequence):
+        for j, (own, end) in enumerate(zip(units, ends, strict=True)):
+            new = own[end[step] : end[step + 1]]
+            if j == 0:
+                sums = (weights[0][new, :n] @ values).view(len(new), *base.shape[:-1])
+                sums = (sums + seen[new]).reshape(len(new), -1)
+            else:
+                known = ends[j - 1][step + 1]
+                rows = inner[j - 1][end[step] : end[step + 1], :known]
+                sums = rows @ hidden[j - 1][:known] + layers[j].bias[new][:, None]
+            hidden[j][end[step] : end[step + 1]] = F.silu(sums)
+        mine, known = slice(k * spline.total, (k + 1) * spline.total), ends[-1][step + 1]
+        numbers = outer[mine, :known] @ hidden[-1][:known] + layers[-1].bias[mine][:, None]
+        values[k] = _invert_quadratic(numbers, points[k])
+    return values.view(n, *base.shape[:-1]).movedim(0, -1)
+
+
+_BOUND, _SLOPE = 5.0, 1e-3  # of zuko's MonotonicRQSTransform
+
+
+def _invert_quadratic(numbers: Tensor, y: Tensor) -> Tensor:
+    """Inverse of a rational-quadratic spline, as zuko's; its numbers come first, (3 K − 1, n).
+
+    Gregory & Delbourgo 1982; eqs. 6–8 of arXiv:1906.04032.
+    """
+    bins = (len(numbers) + 1) // 3
+    lowest = abs(math.log(_SLOPE))
+    knots = []
+    for part in (numbers[:bins], numbers[bins : 2 * bins]):
+        share = (part / (1 + (2 * part / lowest).abs())).softmax(dim=0)
+        knots.append(F.pad(_BOUND * (2 * share.cumsum(dim=0) - 1), (0, 0, 1, 0), value=-_BOUND))
+    part = numbers[2 * bins :]
+    slopes = F.pad((part / (1 + (part / lowest).abs())).exp(), (0, 0, 1, 1), value=1.0)
+    across, up = knots
+    k = (up < y).sum(dim=0) - 1
+    inside = (k >= 0) & (k < bins)
+    low = (k % bins)[None]
+    (x0, x1), (y0, y1), (d0, d1) = (
+        (t.gather(0, low)[0], t.gather(0, low + 1)[0]) for t in (across, up, slopes)
+    )
+    s = (y1 - y0) / (x1 - x0)
+    rest, bend = inside * (y - y0), d0 + d1 - 2 * s
+    a = (y1 - y0) * (s - d0) + rest * bend
+    b = (y1 - y0) * d0 - rest * bend
+    c = -s * rest
+    z = 2 * c / (-b - (b**2 - 4 * a * c).clamp(min=0).sqrt())
+    return torch.where(inside, x0 + z * (x1 - x0), y)
 
 
 @dataclass(frozen=True, kw_only=True)
