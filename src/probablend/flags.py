@@ -15,6 +15,7 @@ class Flag(IntFlag):
     SATURATED = 4
     OUT_OF_RANGE = 8
     NO_DATA = 16
+    CUT = 32
 
 
 _MEANINGS = {
@@ -22,6 +23,7 @@ _MEANINGS = {
     Flag.MASKED_PIXELS: "touches or surrounds masked pixels",
     Flag.SATURATED: "holds a pixel at or above the saturation level",
     Flag.OUT_OF_RANGE: "PSF, flux or size beyond what the model was trained on",
+    Flag.CUT: "larger than the margin of the blocks in which a huge image is processed",
     Flag.NO_DATA: "the position lies outside the image or on a masked pixel: nothing measured",
 }
 

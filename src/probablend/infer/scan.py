@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from probablend.emulate.classes import PixelClass
-from probablend.infer.tiles import Tile, cover
+from probablend.infer.tiles import WHOLE, Tile, Window, cover
 from probablend.models.distribution import SegmentationNetwork
 from probablend.models.field import FieldDistribution
 
@@ -96,6 +96,7 @@ def scan_image(
     positions: np.ndarray | None = None,
     tile_size: int,
     device: torch.device,
+    window: Window = WHOLE,
     progress: Callable[[int, int], None] | None = None,
 ) -> Scan:
     """Pass over an image.
@@ -116,6 +117,8 @@ def scan_image(
         Side of a tile's core, pixels.
     device : torch.device
         Where the network is.
+    window : Window
+        Which part of an image ``signal`` is: random numbers belong to pixels of the image.
     progress : callable, optional
         Called with the pixels done and the pixels in all.
     """
@@ -135,9 +138,11 @@ def scan_image(
     ):
         image = torch.from_numpy(signal[tile.outer].copy())[None, None]
         image = image.to(device=device, memory_format=torch.channels_last)
-        distribution = network(image, sliding=sliding, psf_fwhm=fwhm).at(tile.origin_yx)
+        distribution = network(image, sliding=sliding, psf_fwhm=fwhm)
+        distribution = distribution.at(_in_image(tile.origin_yx, window))
         mean = torch.zeros((), device=device)
-        core = replace(distribution, origin_yx=(tile.core[0].start, tile.core[1].start))
+        first = (tile.core[0].start, tile.core[1].start)
+        core = replace(distribution, origin_yx=_in_image(first, window))
         for k, (probabilities, classes) in enumerate(distribution.draws(n_samples, seed=seed)):
             inner = probabilities[0][(slice(None), *tile.inner)]
             mean = mean + inner
@@ -167,6 +172,10 @@ def scan_image(
         draws=draws,
         found=_in_order(found) if found else None,
     )
+
+
+def _in_image(pixel: tuple[int, int], window: Window) -> tuple[int, int]:
+    return pixel[0] + window.origin_yx[0], pixel[1] + window.origin_yx[1]
 
 
 def _sources(said: FieldDistribution, tile: Tile, positions: np.ndarray | None) -> Found:

@@ -4,7 +4,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.util import find_spec
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from astropy.io import fits
 from astropy.table import QTable
 from astropy.wcs import WCS
@@ -29,6 +30,7 @@ from probablend.infer.objects import find_objects
 from probablend.infer.psf import estimate_psf_fwhm
 from probablend.infer.scan import Found, scan_image
 from probablend.infer.sources import Measured, measure_sources
+from probablend.infer.tiles import WHOLE, Window
 from probablend.models.distribution import SegmentationNetwork
 from probablend.models.field import FieldNetwork
 
@@ -348,15 +350,63 @@ def segment(
     if psf_fwhm is None and isinstance(network, FieldNetwork):
         psf_fwhm = _psf_fwhm(prepared, trained)
     psf_fwhm = float(np.median(trained)) if psf_fwhm is None else psf_fwhm
+    result = segment_prepared(
+        network.to(where), meta, prepared, data, n_samples=n_samples, seed=seed, device=where,
+        wcs=wcs, psf_fwhm=psf_fwhm, zeropoint=zeropoint, min_p_source=min_p_source,
+        positions=positions, tile_size=tile_size, progress=progress,
+    )  # fmt: skip
+    result.meta.update(model_name(model, meta))
+    return result
+
+
+def model_name(model: str | Path, meta: Mapping[str, Any]) -> dict[str, str]:
+    """Name and hash of weights, as results carry them."""
+    return {"model": meta.get("name", str(model)), "weights_hash": file_hash(find_model(model))}
+
+
+def segment_prepared(
+    network: SegmentationNetwork,
+    meta: Mapping[str, Any],
+    prepared: PreparedImage,
+    data: ImageData,
+    *,
+    n_samples: int,
+    seed: int,
+    device: torch.device,
+    wcs: WCS | None,
+    psf_fwhm: float,
+    zeropoint: float | None,
+    min_p_source: float,
+    positions: np.ndarray | None = None,
+    tile_size: int = _TILE,
+    window: Window = WHOLE,
+    progress: Callable[[int, int], None] | None = None,
+) -> Segmentation:
+    """Segment an image in units of its noise; :func:`segment` prepares it.
+
+    Parameters
+    ----------
+    network, meta
+        The model, on ``device``, and what is known of it.
+    prepared : PreparedImage
+        The image, its noise and mask.
+    data : ImageData
+        As it was read.
+    window : Window
+        Which part of a larger image this is. Positions and ``wcs`` are those of the part.
+    n_samples, seed, device, wcs, psf_fwhm, zeropoint, min_p_source, positions, tile_size, progress
+        See :func:`segment`.
+    """
     scan = scan_image(
-        network.to(where),
+        network,
         prepared.signal,
         n_samples=n_samples,
         seed=seed,
         psf_fwhm=psf_fwhm,
         positions=positions,
         tile_size=tile_size,
-        device=where,
+        device=device,
+        window=window,
         progress=progress,
     )
     scan.p_galaxy[prepared.mask] = np.nan
@@ -375,10 +425,12 @@ def segment(
         measured = measure_sources(
             network, found, prepared, draws, seed=seed, wcs=wcs, zeropoint=zeropoint,
             saturation=data.saturation, image=data.data, psf_fwhm=psf_fwhm, meta=meta,
+            window=window,
         )  # fmt: skip
         labels = label_sources(measured.ellipses, scan.p_galaxy)
         catalog = measured.catalog
     else:
+        trained = np.atleast_1d(np.asarray(meta.get("psf_fwhm_pixels", 2.0), dtype=float))
         smoothing = max(1.0, float(np.median(trained)) / 2.355)
         labels = find_objects(scan.p_galaxy, prepared.signal, smoothing=smoothing)
         catalog = catalog_of_labels(labels, prepared.signal, draws, prepared.mask, wcs=wcs)
@@ -394,8 +446,6 @@ def segment(
         sources=measured,
         meta={
             "version": __version__,
-            "model": meta.get("name", str(model)),
-            "weights_hash": file_hash(find_model(model)),
             "seed": seed,
             "n_samples": n_samples,
             "psf_fwhm": psf_fwhm,

@@ -17,6 +17,7 @@ from probablend.flags import Flag
 from probablend.images import PreparedImage
 from probablend.infer.footprints import Ellipses, blended_share, group_sources, overlap_share
 from probablend.infer.scan import Found
+from probablend.infer.tiles import WHOLE, Window
 from probablend.models.field import FieldNetwork
 from probablend.models.fields import point_normals
 from probablend.models.source import DESCRIPTIONS, PARAMETERS, SourcePosterior
@@ -39,7 +40,13 @@ N_OVERLAP = 32  # joint draws in which overlaps are counted
 
 @torch.inference_mode()
 def draw_parameters(
-    network: FieldNetwork, found: Found, unit: np.ndarray, n: int, *, seed: int
+    network: FieldNetwork,
+    found: Found,
+    unit: np.ndarray,
+    n: int,
+    *,
+    seed: int,
+    origin_yx: tuple[int, int] = (0, 0),
 ) -> np.ndarray:
     """Posterior draws of the parameters of sources.
 
@@ -55,6 +62,8 @@ def draw_parameters(
         Draws.
     seed : int
         The draws depend on it and on the pixel of the source alone.
+    origin_yx : tuple of int
+        Where in an image the pixels of the sources are counted from.
 
     Returns
     -------
@@ -62,7 +71,7 @@ def draw_parameters(
         In the order of :data:`~probablend.models.source.PARAMETERS`.
     """
     draws = np.empty((n, len(found), len(PARAMETERS)), dtype=np.float32)
-    rows, columns = found.pixel.T
+    rows, columns = (found.pixel + np.array(origin_yx)).T
     for first in range(0, len(found), _CHUNK):
         part = np.arange(first, min(first + _CHUNK, len(found)))
         some = found.keep(part)
@@ -164,6 +173,7 @@ def measure_sources(
     image: np.ndarray,
     psf_fwhm: float,
     meta: Mapping[str, Any],
+    window: Window = WHOLE,
 ) -> Measured:
     """Posterior and catalogue of sources.
 
@@ -191,11 +201,13 @@ def measure_sources(
         Pixels.
     meta : mapping
         Of the model: says what it was trained on.
+    window : Window
+        Which part of an image this is; all positions are counted from its first pixel.
     """
     shape_yx = prepared.signal.shape
     noise = np.broadcast_to(np.asarray(prepared.rms), shape_yx)[tuple(found.pixel.T)]
     noise = np.where(np.isfinite(noise) & (noise > 0), noise, 1.0)
-    draws = draw_parameters(network, found, noise, N_DRAWS, seed=seed)
+    draws = draw_parameters(network, found, noise, N_DRAWS, seed=seed, origin_yx=window.origin_yx)
     radius = draws[..., PARAMETERS.index("radius")]
     np.minimum(radius, _MAX_RADIUS, out=radius)
     origin = np.stack([found.y, found.x], axis=1)
@@ -225,7 +237,9 @@ def measure_sources(
             "p_blend": 0.5 * (by_pixels + by_footprints),
             "parent": group + 1,
             "n_siblings": np.bincount(group, minlength=len(found))[group] - 1,
-            "flags": _flags(ellipses, middle, noise, prepared, image, saturation, psf_fwhm, meta),
+            "flags": _flags(
+                ellipses, middle, noise, prepared, image, saturation, psf_fwhm, meta, window
+            ),
         }
     )
     context = found.context.clone()  # a plain tensor: log_prob can be differentiated
@@ -253,6 +267,7 @@ def _flags(
     saturation: float | None,
     psf_fwhm: float,
     meta: Mapping[str, Any],
+    window: Window,
 ) -> np.ndarray:
     n_y, n_x = prepared.signal.shape
     flags = np.zeros(len(ellipses), dtype=np.int32)
@@ -263,9 +278,12 @@ def _flags(
     def mark(pixels: np.ndarray, flag: Flag) -> None:
         flags[np.unique(source[pixels.ravel()[index]])] |= flag
 
-    border = np.zeros((n_y, n_x), dtype=bool)
-    border[[0, -1]] = border[:, [0, -1]] = True
-    mark(border, Flag.TRUNCATED)
+    for flag, which in ((Flag.TRUNCATED, True), (Flag.CUT, False)):
+        border = np.zeros((n_y, n_x), dtype=bool)
+        lines = (border[0], border[-1], border[:, 0], border[:, -1])
+        for line, is_border in zip(lines, window.borders, strict=True):
+            line[:] |= is_border == which
+        mark(border, flag)
     if prepared.mask.any():
         mark(ndimage.binary_dilation(prepared.mask, np.ones((3, 3))), Flag.MASKED_PIXELS)
     if saturation is not None:

@@ -7,7 +7,26 @@ every pixel of the image is in one core, and its answer is what the whole image 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-__all__ = ["Tile", "cover"]
+__all__ = ["WHOLE", "Tile", "Window", "cover"]
+
+
+@dataclass(frozen=True)
+class Window:
+    """A part of an image that is looked at on its own.
+
+    Parameters
+    ----------
+    origin_yx : tuple of int
+        Its first pixel in the image.
+    borders : tuple of bool
+        Whether its first and last row, first and last column are those of the image.
+    """
+
+    origin_yx: tuple[int, int] = (0, 0)
+    borders: tuple[bool, bool, bool, bool] = (True, True, True, True)
+
+
+WHOLE = Window()
 
 
 @dataclass(frozen=True)
