@@ -17,10 +17,13 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TextColumn,
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from probablend._version import __version__
 
@@ -92,14 +95,23 @@ def _main(
 
 
 def _read_inputs(
-    image: Path, ext: str | None, rms: str | None, mask: str | None
+    image: Path,
+    ext: str | None,
+    rms: str | None,
+    mask: str | None,
+    weight: str | None = None,
+    flag_bits: int = -1,
 ) -> tuple[Any, Any, np.ndarray | None]:
     """Image, noise and mask, as a user names them."""
-    from probablend.images import read_image, read_rms
+    from probablend.images import masked_pixels, read_image, read_rms, rms_of_weight
 
+    if rms is not None and weight is not None:
+        raise ValueError("--rms and --weight both say how strong the noise is: give one")
     data = read_image(image, ext=ext)
     noise = None if rms is None else read_rms(rms)
-    bad = None if mask is None else np.nan_to_num(read_image(mask).data, nan=1.0) != 0
+    if weight is not None:
+        noise = rms_of_weight(read_image(weight).data)
+    bad = None if mask is None else masked_pixels(read_image(mask).data, flag_bits)
     return data, noise, bad
 
 
@@ -130,33 +142,82 @@ def segment_command(
     keep_samples: Annotated[
         bool, typer.Option("--keep-samples", help="Write samples.fits too.")
     ] = False,
+    weight: Annotated[
+        str | None, typer.Option(help="Inverse variance, FILE or FILE[EXT]; zero = missing.")
+    ] = None,
+    flag_bits: Annotated[int, typer.Option(help="Bits of --mask that count; -1 = any.")] = -1,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a run over a huge image.")
+    ] = False,
+    dask: Annotated[
+        str | None, typer.Option(help="Dask scheduler, or local:N for N processes here.")
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Segment an image: probability maps, a catalogue with posteriors and a quicklook.
+
+    An image of more than 21 Mpx is processed block by block, in memory that does not grow with it;
+    a run that was killed goes on with --resume.
 
     Example: probablend segment image.fits --rms 0.01 -o out
     """
     from probablend.checkpoint import knows_sources, pixels_only
     from probablend.infer.segment import check_format, check_output, segment
     from probablend.infer.sources import N_DRAWS
+    from probablend.infer.stream import StreamSettings, stream, too_large
 
-    check_output(output, overwrite=overwrite)
+    check_output(output, overwrite=overwrite or resume)
     check_format(catalog_format)
     if (regions or keep_posterior) and not knows_sources(model):
         raise pixels_only(model)
     if keep_posterior > N_DRAWS:
         raise ValueError(f"at most {N_DRAWS} draws can be kept; got {keep_posterior}")
-    data, noise, bad = _read_inputs(image, ext, rms, mask)
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.completed:.1f} of {task.total:.1f} Mpx"),
+        _RateColumn(),
         TimeRemainingColumn(),
         console=err,
         disable=out.quiet or not err.is_terminal,
         transient=True,
     ) as progress:
-        task = progress.add_task("segment", total=data.data.size / 1e6)
+        task = progress.add_task("segment", total=None)
+
+        def show(done: int, total: int) -> None:
+            progress.update(task, completed=done / 1e6, total=total / 1e6)
+
+        if resume or dask or too_large(image, ext):
+            settings = StreamSettings(
+                image=str(image) if ext is None else f"{image}[{ext}]",
+                rms=None if rms is None else _number_or_file(rms),
+                weight=weight,
+                mask=mask,
+                flag_bits=flag_bits,
+                background=background,
+                n_samples=samples,
+                seed=seed,
+                model=model,
+                device=device,
+                psf_fwhm=psf_fwhm,
+                zeropoint=zeropoint,
+                min_p_source=min_p_source,
+                keep_posterior=keep_posterior,
+                keep_samples=keep_samples,
+            )
+            summary = stream(
+                settings,
+                output,
+                resume=resume,
+                overwrite=overwrite,
+                catalog_format=catalog_format,
+                regions=regions,
+                dask=dask,
+                progress=show,
+            )
+            _tell(summary["objects"], summary["blended"], output)
+            return
+        data, noise, bad = _read_inputs(image, ext, rms, mask, weight, flag_bits)
         result = segment(
             data,
             rms=noise,
@@ -169,7 +230,7 @@ def segment_command(
             psf_fwhm=psf_fwhm,
             zeropoint=zeropoint,
             min_p_source=min_p_source,
-            progress=lambda done, _: progress.update(task, completed=done / 1e6),
+            progress=show,
         )
     result.write(
         output,
@@ -179,11 +240,28 @@ def segment_command(
         catalog_format=catalog_format,
         overwrite=overwrite,
     )
-    n_blended = int((result.catalog["p_blend"] > 0.5).sum())
+    _tell(len(result.catalog), int((result.catalog["p_blend"] > 0.5).sum()), output)
+
+
+def _tell(n_objects: int, n_blended: int, output: Path) -> None:
     out.print(
-        f"{len(result.catalog)} objects, {n_blended} of them with p_blend > 0.5; "
+        f"{n_objects} objects, {n_blended} of them with p_blend > 0.5; "
         f"maps, catalogue and quicklook are in {output}"
     )
+
+
+def _number_or_file(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+class _RateColumn(ProgressColumn):
+    """Megapixels per second."""
+
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:.2f} Mpx/s")
 
 
 @app.command("measure")

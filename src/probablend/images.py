@@ -7,6 +7,8 @@ greyscale for show.
 import logging
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,11 +22,15 @@ from scipy import ndimage
 
 __all__ = [
     "ImageData",
+    "ImageFile",
+    "NothingToSegmentError",
     "PreparedImage",
     "correlation_factor",
+    "masked_pixels",
     "prepare_image",
     "read_image",
     "read_rms",
+    "rms_of_weight",
 ]
 
 log = logging.getLogger(__name__)
@@ -42,6 +48,10 @@ _MIN_HOLE = 100
 # Beyond this many times the noise a pixel is damage, not light.
 _ZEROPOINT_KEYS = ("MAGZERO", "MAGZPT", "MAGZP", "ZEROPNT", "ZEROPT", "PHOTZP", "ZP")
 _MAX_SIGNAL = 1e10
+
+
+class NothingToSegmentError(ValueError):
+    """An image, or a part of one, without a usable pixel."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,31 +123,14 @@ def read_image(path: Path | str, *, ext: int | str | None = None) -> ImageData:
     ValueError
         If it is not an image, not two-dimensional, truncated or without the extension.
     """
-    path = Path(path)
-    named = re.fullmatch(r"(.+)\[(\w+)\]", str(path))
-    if named and not path.exists():
-        path, ext = Path(named[1]), named[2] if ext is None else ext
-    if not path.exists():
-        raise FileNotFoundError(f"image file {path} does not exist")
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; an image file is wanted")
+    path, ext = _named_extension(Path(path), ext)
     if path.suffix.lower() in _PICTURES:
         return _read_picture(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", AstropyWarning)
-            # A short file is a warning to astropy; to us it is an image with a hole.
-            warnings.filterwarnings("error", message=".*truncated.*")
-            # Opened here: astropy leaves the file open when it fails half-way.
-            with path.open("rb") as handle, fits.open(handle, memmap=False) as hdus:
-                hdu = _find_hdu(hdus, ext, path)
-                data = np.asarray(hdu.data)
-                header = hdu.header
-                wcs = _celestial(header)
-    except (ValueError, FileNotFoundError):
-        raise
-    except Exception as error:
-        raise ValueError(f"{path} cannot be read as FITS: {_one_line(error)}") from error
+    with _open_fits(path) as hdus:
+        hdu = _find_hdu(hdus, ext, path)
+        data = np.asarray(hdu.data)
+        header = hdu.header
+        wcs = _celestial(header)
     return ImageData(
         data=_as_plane(data, str(path)),
         wcs=wcs,
@@ -145,6 +138,90 @@ def read_image(path: Path | str, *, ext: int | str | None = None) -> ImageData:
         zeropoint=_number(header, _ZEROPOINT_KEYS),
         saturation=_number(header, ("SATURATE",), positive=True),
     )
+
+
+class ImageFile:
+    """A FITS image that is read part by part; what cannot be is held in memory.
+
+    Parameters
+    ----------
+    path, ext
+        As for :func:`read_image`.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        (y, x).
+    wcs, zeropoint, saturation, name
+        See :class:`ImageData`.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As :func:`read_image`.
+    """
+
+    def __init__(self, path: Path | str, *, ext: int | str | None = None) -> None:
+        path, ext = _named_extension(Path(path), ext)
+        self.path, self._whole, self._number = path, None, -1
+        if path.suffix.lower() in (*_PICTURES, ".gz", ".bz2", ".xz", ".zip"):
+            self._whole = read_image(path, ext=ext)
+            self.shape = self._whole.data.shape
+            self.wcs, self.zeropoint = self._whole.wcs, self._whole.zeropoint
+            self.saturation, self.name = self._whole.saturation, self._whole.name
+            return
+        with _open_fits(path) as hdus:
+            hdu = _find_hdu(hdus, ext, path)
+            self._number = hdus.index(hdu)
+            shape = tuple(hdu.shape)
+            if len(shape) == 3 and shape[0] == 1:
+                shape = shape[1:]
+            if len(shape) != 2:
+                raise ValueError(f"{path} holds data of shape {shape}; a 2-D image is wanted")
+            self.shape = shape
+            self.wcs = _celestial(hdu.header)
+            self.zeropoint = _number(hdu.header, _ZEROPOINT_KEYS)
+            self.saturation = _number(hdu.header, ("SATURATE",), positive=True)
+            self.name = str(path)
+
+    def read(self, rows: slice, columns: slice) -> np.ndarray:
+        """A part, (y, x), float32, as it is in the file."""
+        if self._whole is not None:
+            return self._whole.data[rows, columns]
+        with _open_fits(self.path) as hdus:
+            section = hdus[self._number].section
+            flat = len(hdus[self._number].shape) == 2
+            part = section[rows, columns] if flat else section[0, rows, columns]
+        return _as_plane(np.asarray(part), self.name)
+
+
+@contextmanager
+def _open_fits(path: Path) -> Iterator[fits.HDUList]:
+    """An open FITS file; what is wrong with it becomes one sentence."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", AstropyWarning)
+            # A short file is a warning to astropy; to us it is an image with a hole.
+            warnings.filterwarnings("error", message=".*truncated.*")
+            # Opened here: astropy leaves the file open when it fails half-way.
+            with path.open("rb") as handle, fits.open(handle, memmap=False) as hdus:
+                yield hdus
+    except (ValueError, FileNotFoundError):
+        raise
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as FITS: {_one_line(error)}") from error
+
+
+def _named_extension(path: Path, ext: int | str | None) -> tuple[Path, int | str | None]:
+    """The file, and the extension that ``FILE[EXT]`` names."""
+    named = re.fullmatch(r"(.+)\[(\w+)\]", str(path))
+    if named and not path.exists():
+        path, ext = Path(named[1]), named[2] if ext is None else ext
+    if not path.exists():
+        raise FileNotFoundError(f"image file {path} does not exist")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; an image file is wanted")
+    return path, ext
 
 
 def _number(header: fits.Header, keys: tuple[str, ...], *, positive: bool = False) -> float | None:
@@ -171,15 +248,11 @@ def _find_hdu(hdus: fits.HDUList, ext: int | str | None, path: Path) -> fits.Ima
         except (KeyError, IndexError):
             names = [f"{k}:{h.name or '-'}" for k, h in enumerate(hdus)]
             raise ValueError(f"{path} has no extension {ext}; it has {', '.join(names)}") from None
-        if not isinstance(hdu, images) or hdu.data is None:
+        if not isinstance(hdu, images) or not hdu.shape:
             raise ValueError(f"extension {ext} of {path} holds no image")
         return hdu
-    filled = [
-        h
-        for h in hdus
-        if isinstance(h, images) and h.header.get("NAXIS", 0) >= 1 and h.data is not None
-    ]
-    flat = [h for h in filled if h.data.ndim == 2 or (h.data.ndim == 3 and len(h.data) == 1)]
+    filled = [h for h in hdus if isinstance(h, images) and h.shape]
+    flat = [h for h in filled if len(h.shape) == 2 or (len(h.shape) == 3 and h.shape[0] == 1)]
     if flat or filled:
         return (flat or filled)[0]
     raise ValueError(f"{path} holds no image in any extension")
@@ -247,6 +320,19 @@ def read_rms(text: str) -> float | np.ndarray:
         return read_image(text).data
 
 
+def masked_pixels(flags: np.ndarray, bits: int = -1) -> np.ndarray:
+    """Which pixels of a map of flags are not to be used; those that are not numbers never are."""
+    if bits < 0:
+        return np.nan_to_num(flags, nan=1.0) != 0
+    whole = np.nan_to_num(flags, nan=-1.0).astype(np.int64)
+    return (whole & bits) != 0
+
+
+def rms_of_weight(weight: np.ndarray) -> np.ndarray:
+    """Noise per pixel of inverse variances; NaN, which means missing, where there is no weight."""
+    return np.where(weight > 0, weight, np.nan) ** -0.5
+
+
 def prepare_image(
     image: np.ndarray,
     *,
@@ -296,10 +382,12 @@ def prepare_image(
     if isinstance(noise, np.ndarray):
         bad |= ~(np.isfinite(noise) & (noise > 0))
     if bad.all():
-        raise ValueError("image has no usable pixel: all are NaN, masked or without noise")
+        raise NothingToSegmentError(
+            "image has no usable pixel: all are NaN, masked or without noise"
+        )
     good = image[~bad]
     if good.min() == good.max():
-        raise ValueError(f"image is constant ({good[0]:g}): there is nothing to segment")
+        raise NothingToSegmentError(f"image is constant ({good[0]:g}): there is nothing to segment")
 
     clean = np.where(bad, np.median(good), image).astype(np.float32)
     level, spread = _estimate(clean, bad)

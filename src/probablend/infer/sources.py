@@ -101,6 +101,8 @@ class Measured:
         counted from ``origin``.
     origin : ndarray, shape (source, 2)
         Where each source was looked at, (y, x).
+    pixel : ndarray of int, shape (source, 2)
+        The pixel that owns each source, (y, x); no other source has the same.
     ellipses : Ellipses
         Median footprints.
     posterior : SourcePosterior
@@ -113,6 +115,7 @@ class Measured:
     catalog: QTable
     draws: np.ndarray
     origin: np.ndarray
+    pixel: np.ndarray
     ellipses: Ellipses
     posterior: SourcePosterior
     by_pixels: np.ndarray
@@ -251,6 +254,7 @@ def measure_sources(
         catalog=catalog,
         draws=draws,
         origin=origin,
+        pixel=found.pixel,
         ellipses=ellipses,
         posterior=posterior,
         by_pixels=by_pixels,

@@ -1,0 +1,289 @@
+"""A huge image gives what it would give in one piece, whoever works on it and whatever happens."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+from astropy.io import fits
+from astropy.table import QTable
+from astropy.wcs import WCS
+
+from probablend.emulate.blend import FieldConfig, draw_field
+from probablend.images import ImageFile, masked_pixels, rms_of_weight
+from probablend.infer import stream as module
+from probablend.infer.segment import segment
+from probablend.infer.stream import StreamSettings, process_block, stream
+
+N_KILLS = int(os.environ.get("PROBABLEND_KILLS", "3"))
+
+
+@pytest.fixture(scope="module")
+def image(galaxies, tmp_path_factory):
+    """A crowded field on disc, with a WCS and a hole."""
+    config = FieldConfig(size=300, mag_range=(20.5, 25.0), companion_fraction=0.4)
+    scene = draw_field(galaxies, config, generator=np.random.default_rng(3))
+    data = scene.image[:270].copy()
+    data[100:120, 30:60] = np.nan
+    wcs = WCS(naxis=2)
+    wcs.wcs.ctype = "RA---TAN", "DEC--TAN"
+    wcs.wcs.crval, wcs.wcs.crpix = (150.0, 2.0), (100.0, 80.0)
+    wcs.wcs.cdelt = -0.1 / 3600, 0.1 / 3600
+    path = tmp_path_factory.mktemp("image") / "huge.fits"
+    fits.HDUList([fits.PrimaryHDU(), fits.ImageHDU(data, wcs.to_header(), name="SCI")]).writeto(
+        path
+    )
+    return path, scene.rms
+
+
+@pytest.fixture(scope="module")
+def settings(image, field_weights):
+    path, rms = image
+    return StreamSettings(
+        image=str(path), rms=rms, background="none", n_samples=3, seed=5, psf_fwhm=1.7,
+        model=str(field_weights), zeropoint=25.0, keep_posterior=4, keep_samples=True, block=96,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def streamed(settings, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("streamed")
+    summary = stream(settings, folder, regions=True)
+    return folder, summary
+
+
+@pytest.fixture(scope="module")
+def whole(settings, tmp_path_factory):
+    result = segment(
+        settings.image, rms=settings.rms, background="none", n_samples=3, seed=5, psf_fwhm=1.7,
+        model=settings.model, zeropoint=25.0,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("whole")
+    result.write(folder, keep_posterior=4, keep_samples=True, regions=True)
+    return folder
+
+
+def test_products_are_complete_and_nothing_else_is_left(streamed):
+    folder, summary = streamed
+    assert {p.name for p in folder.iterdir()} == {
+        "maps.fits", "catalog.fits", "quicklook.png", "samples.fits", "posterior.fits",
+        "sources.reg", "summary.json",
+    }  # fmt: skip
+    assert summary["blocks"] == 12
+    assert summary["megapixels"] == pytest.approx(0.081)
+    assert json.loads((folder / "summary.json").read_text()) == summary
+    assert summary["objects"] > 20
+
+
+def test_maps_are_those_of_the_image_in_one_piece(streamed, whole):
+    with fits.open(streamed[0] / "maps.fits") as ours, fits.open(whole / "maps.fits") as wanted:
+        assert [h.name for h in ours] == [h.name for h in wanted]
+        for name in ("P_GALAXY", "P_BLEND"):
+            assert ours[name].data.dtype == wanted[name].data.dtype
+            np.testing.assert_allclose(ours[name].data, wanted[name].data, atol=1e-4)
+        np.testing.assert_array_equal(ours["MASK"].data, wanted["MASK"].data)
+        assert (ours["LABELS"].data != wanted["LABELS"].data).mean() < 1e-3
+        for key in ("CRVAL1", "CRPIX2", "CTYPE1"):
+            assert ours["P_BLEND"].header[key] == wanted["P_BLEND"].header[key]
+        for key in ("PBMODEL", "PBHASH", "PBSEED", "PBFWHM"):
+            assert ours[0].header[key] == wanted[0].header[key]
+        ours.verify("exception")
+    with fits.open(streamed[0] / "samples.fits") as ours, fits.open(whole / "samples.fits") as w:
+        assert (ours["SAMPLES"].data != w["SAMPLES"].data).mean() < 1e-3
+
+
+@pytest.mark.parametrize("name", ["catalog.fits", "posterior.fits"])
+def test_tables_are_those_of_the_image_in_one_piece(streamed, whole, name):
+    ours, wanted = (QTable.read(f / name) for f in (streamed[0], whole))
+    assert ours.colnames == wanted.colnames
+    assert len(ours) == len(wanted)
+    for column in wanted.colnames:
+        a, b = (np.asarray(getattr(t[column], "value", t[column]), float) for t in (ours, wanted))
+        np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-3, err_msg=column)
+        assert getattr(ours[column], "unit", None) == getattr(wanted[column], "unit", None)
+
+
+def test_regions_are_those_of_the_image_in_one_piece(streamed, whole):
+    ours, wanted = ((f / "sources.reg").read_text().splitlines() for f in (streamed[0], whole))
+    assert len(ours) == len(wanted)
+    assert ours[:3] == wanted[:3]
+
+
+def _bytes(folder):
+    """Data of all products; headers hold the hour."""
+    found = {}
+    for name in ("maps.fits", "catalog.fits", "samples.fits", "posterior.fits"):
+        with fits.open(folder / name) as hdus:
+            found |= {(name, h.name): h.data.tobytes() for h in hdus[1:]}
+    return found
+
+
+def test_the_order_of_work_does_not_matter_and_a_run_goes_on_where_it_stopped(
+    settings, streamed, tmp_path, monkeypatch
+):
+    seen = []
+
+    def backwards_and_dying(work, todo, dask):
+        for number in reversed(todo):
+            if len(seen) == 5:
+                raise KeyboardInterrupt
+            seen.append(process_block(str(work), number))
+            yield number
+
+    monkeypatch.setattr(module, "_process", backwards_and_dying)
+    with pytest.raises(KeyboardInterrupt):
+        stream(settings, tmp_path)
+    assert not (tmp_path / "maps.fits").exists()
+    monkeypatch.undo()
+    with pytest.raises(FileExistsError, match="unfinished run"):
+        stream(settings, tmp_path)
+    summary = stream(settings, tmp_path, resume=True)
+    assert summary["blocks_this_time"] == 7
+    assert _bytes(tmp_path) == _bytes(streamed[0])
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_and_resumed_it_ends_with_the_same_bytes(settings, streamed, tmp_path):
+    script = textwrap.dedent(
+        """
+        import json, sys, torch
+        from pathlib import Path
+        torch.set_num_threads(1)
+        from probablend.infer.stream import StreamSettings, stream
+        folder = Path(sys.argv[1])
+        begun = (folder / ".probablend-run" / "plan.json").exists()
+        stream(StreamSettings(**json.loads(sys.argv[2])), folder, resume=begun, overwrite=True)
+        """
+    )
+    command = [sys.executable, "-c", script, str(tmp_path), json.dumps(asdict(settings))]
+    generator = np.random.default_rng(int(time.time()))
+    plan = tmp_path / ".probablend-run" / "plan.json"
+    for _ in range(N_KILLS):
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        while not plan.exists() and process.poll() is None:
+            time.sleep(0.05)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=generator.uniform(0.0, 4.0))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    assert (tmp_path / "summary.json").exists()
+    assert _bytes(tmp_path) == _bytes(streamed[0])
+
+
+@pytest.mark.slow
+def test_two_workers_one_of_them_killed_give_the_same_bytes(settings, streamed, tmp_path):
+    distributed = pytest.importorskip("dask.distributed")
+    cluster = distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+    )
+    with cluster, distributed.Client(cluster) as client:
+        killed = []
+
+        def kill_one(done, total):
+            if done and not killed:
+                killed.append(next(iter(client.run(os.getpid).values())))
+                os.kill(killed[0], signal.SIGKILL)
+
+        stream(settings, tmp_path, dask=cluster.scheduler_address, progress=kill_one)
+    assert killed
+    assert _bytes(tmp_path) == _bytes(streamed[0])
+
+
+def test_a_run_is_resumed_as_it_was_begun(settings, tmp_path, monkeypatch):
+    def nothing(work, todo, dask):
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr(module, "_process", nothing)
+    with pytest.raises(FileNotFoundError, match="no unfinished run"):
+        stream(settings, tmp_path, resume=True)
+    with pytest.raises(KeyboardInterrupt):
+        stream(settings, tmp_path)
+    with pytest.raises(ValueError, match="another seed"):
+        stream(replace(settings, seed=6), tmp_path, resume=True)
+    touched = fits.getdata(settings.image, "SCI").copy()
+    moved = tmp_path / "moved.fits"
+    fits.writeto(moved, touched)
+    with pytest.raises(ValueError, match="another image"):
+        stream(replace(settings, image=str(moved)), tmp_path, resume=True)
+
+
+def test_a_block_without_a_pixel_is_missing_not_zero(settings, tmp_path):
+    data = fits.getdata(settings.image, "SCI").astype(np.float32)
+    data[:, 150:] = np.nan
+    fits.writeto(tmp_path / "half.fits", data)
+    some = replace(
+        settings, image=str(tmp_path / "half.fits"), keep_posterior=0, keep_samples=False
+    )
+    stream(some, tmp_path / "out")
+    with fits.open(tmp_path / "out" / "maps.fits") as hdus:
+        assert np.isnan(hdus["P_BLEND"].data[:, 150:]).all()
+        assert (hdus["MASK"].data[:, 150:] == 1).all()
+        assert np.isfinite(hdus["P_BLEND"].data[:90, :150]).all()
+    fits.writeto(tmp_path / "none.fits", np.full((80, 80), np.nan, np.float32))
+    with pytest.raises(ValueError, match="no usable pixel"):
+        stream(replace(some, image=str(tmp_path / "none.fits")), tmp_path / "none")
+
+
+def test_weights_and_flags(settings, image, tmp_path):
+    weight = np.full((2, 3), 0.25)
+    weight[0, 0], weight[1, 2] = 0, -1
+    rms = rms_of_weight(weight)
+    assert np.isnan(rms[0, 0])
+    assert np.isnan(rms[1, 2])
+    assert rms[0, 1] == 2
+    flags = np.array([0, 1, 2, 4, 6, np.nan])
+    assert masked_pixels(flags).tolist() == [False, True, True, True, True, True]
+    assert masked_pixels(flags, 2).tolist() == [False, False, True, False, True, True]
+    # A weight map is the noise it stands for.
+    path, noise = image
+    shape = ImageFile(path).shape
+    fits.writeto(tmp_path / "weight.fits", np.full(shape, noise**-2, np.float32))
+    few = replace(settings, keep_posterior=0, keep_samples=False, n_samples=1, block=512)
+    stream(few, tmp_path / "a")
+    stream(replace(few, rms=None, weight=str(tmp_path / "weight.fits")), tmp_path / "b")
+    a, b = (fits.getdata(tmp_path / k / "maps.fits", "P_GALAXY") for k in "ab")
+    np.testing.assert_allclose(a, b, atol=1e-3)
+
+
+def test_a_cluster_that_makes_no_sense(settings, tmp_path):
+    pytest.importorskip("dask.distributed")
+    with pytest.raises(ValueError, match="local:N"):
+        stream(settings, tmp_path, dask="local:many")
+
+
+def test_what_cannot_be_streamed_is_said(settings, small_weights, image, tmp_path):
+    with pytest.raises(ValueError, match="pixels only"):
+        stream(replace(settings, model=str(small_weights)), tmp_path)
+    fits.writeto(tmp_path / "small.fits", np.ones((10, 10), np.float32))
+    with pytest.raises(ValueError, match="mask must have the image's shape"):
+        stream(replace(settings, mask=str(tmp_path / "small.fits")), tmp_path / "x")
+    with pytest.raises(ValueError, match="give one"):
+        replace(settings, weight="w.fits")
+    with pytest.raises(ValueError, match="block must be"):
+        replace(settings, block=3)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_an_image_is_read_part_by_part(tmp_path, compressed):
+    data = np.random.default_rng(0).normal(size=(50, 70)).astype(np.float32)
+    kind = fits.CompImageHDU if compressed else fits.ImageHDU
+    path = tmp_path / "image.fits"
+    fits.HDUList([fits.PrimaryHDU(), kind(data)]).writeto(path)
+    image = ImageFile(path)
+    assert image.shape == (50, 70)
+    part = image.read(slice(10, 30), slice(5, 70))
+    np.testing.assert_allclose(part, fits.getdata(path)[10:30, 5:], rtol=1e-6)
+    scaled = fits.PrimaryHDU((1000 * data).astype(np.int16))
+    scaled.header["BZERO"], scaled.header["BSCALE"] = 5.0, 0.5
+    scaled.writeto(tmp_path / "scaled.fits.gz")
+    part = ImageFile(tmp_path / "scaled.fits.gz").read(slice(0, 2), slice(3, 5))
+    np.testing.assert_allclose(part, fits.getdata(tmp_path / "scaled.fits.gz")[:2, 3:5])
