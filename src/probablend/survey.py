@@ -27,7 +27,10 @@ __all__ = [
 ]
 
 PSF_PROFILES = ("gaussian", "moffat", "kolmogorov", "airy")
-PSF_RANGE = (1.3, 7.0)  # FWHM in pixels, of surveys that might be
+# Of surveys that might be: FWHM in pixels; arcseconds per pixel, so that scenes hold some galaxies
+# and not hundreds.
+PSF_RANGE = (1.3, 7.0)
+_SCALE_RANGE = (0.03, 0.3)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,7 +242,9 @@ def draw_survey(generator: np.random.Generator) -> Survey:
     def between(low: float, high: float) -> float:
         return float(np.exp(generator.uniform(np.log(low), np.log(high))))
 
-    fwhm, pixels = between(0.1, 1.2), between(*PSF_RANGE)
+    pixels = between(*PSF_RANGE)
+    low, high = (scale * pixels for scale in _SCALE_RANGE)
+    fwhm = between(max(low, 0.1), min(high, 1.2))
     profile = str(generator.choice(PSF_PROFILES))
     # The magnitude of a point source of S/N 5, noise over the area of a Gaussian PSF.
     depth, zeropoint = generator.uniform(23.5, 28.0), 25.0
