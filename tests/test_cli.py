@@ -58,6 +58,50 @@ def test_the_same_seed_writes_the_same_bytes(run, image, small_weights, tmp_path
         assert a.tobytes() == b.tobytes()
 
 
+def test_a_progress_bar_is_drawn_in_a_terminal(run, image, small_weights, tmp_path, monkeypatch):
+    terminal = cli.Console(file=(tmp_path / "screen").open("w"), force_terminal=True)
+    monkeypatch.setattr(cli, "err", terminal)
+    code, *_ = run("segment", image, "--samples", 1, "--model", small_weights, "-o", tmp_path / "o")
+    terminal.file.close()
+    assert code == 0
+    assert "0.0 Mpx" in (tmp_path / "screen").read_text()
+
+
+def test_a_huge_image_goes_block_by_block_and_gives_the_same(
+    run, scene, field_weights, tmp_path, monkeypatch
+):
+    bands = fits.HDUList([fits.PrimaryHDU(), fits.ImageHDU(0 * scene.image + 1, name="SCI-B")])
+    bands.append(fits.ImageHDU(scene.image, name="SCI-A"))
+    bands.writeto(tmp_path / "bands.fits")
+    flags = np.zeros(scene.image.shape, np.int16)
+    flags[20:30, 20:40], flags[100:, 150:] = 4, 8
+    fits.writeto(tmp_path / "flags.fits", flags)
+    weight = np.full(scene.image.shape, scene.rms**-2, np.float32)
+    fits.writeto(tmp_path / "weight.fits", weight)
+    command = [
+        "segment", tmp_path / "bands.fits", "--ext", "SCI-A", "--weight", tmp_path / "weight.fits",
+        "--mask", tmp_path / "flags.fits", "--flag-bits", 4, "--samples", 2, "--psf-fwhm", 1.7,
+        "--background", "none", "--model", field_weights,
+    ]  # fmt: skip
+    code, said, _ = run(*command, "-o", tmp_path / "whole")
+    assert code == 0
+    monkeypatch.setattr("probablend.infer.stream._IN_MEMORY", 100)
+    code, streamed, _ = run(*command, "-o", tmp_path / "parts")
+    assert code == 0
+    assert said.split("objects")[0].split()[-1] == streamed.split("objects")[0].split()[-1]
+    assert "maps, catalogue and quicklook are in" in " ".join(streamed.split())
+    for name in ("P_GALAXY", "MASK"):
+        a, b = (fits.getdata(tmp_path / k / "maps.fits", name) for k in ("whole", "parts"))
+        np.testing.assert_allclose(a, b, atol=1e-4)
+    assert (b == 1).sum() == 200  # bit 8 does not count
+    code, _, said = run(*command, "-o", tmp_path / "new", "--resume")
+    assert code == 1
+    assert "no unfinished run" in said
+    code, _, said = run(*command, "--rms", 1, "-o", tmp_path / "two")
+    assert code == 1
+    assert "give one" in said
+
+
 def write(path, data):
     fits.PrimaryHDU(np.asarray(data, dtype=float)).writeto(path)
     return path

@@ -103,7 +103,7 @@ def _read_inputs(
     flag_bits: int = -1,
 ) -> tuple[Any, Any, np.ndarray | None]:
     """Image, noise and mask, as a user names them."""
-    from probablend.images import masked_pixels, read_image, read_rms, rms_of_weight
+    from probablend.images import ImageFile, masked_pixels, read_image, read_rms, rms_of_weight
 
     if rms is not None and weight is not None:
         raise ValueError("--rms and --weight both say how strong the noise is: give one")
@@ -111,7 +111,9 @@ def _read_inputs(
     noise = None if rms is None else read_rms(rms)
     if weight is not None:
         noise = rms_of_weight(read_image(weight).data)
-    bad = None if mask is None else masked_pixels(read_image(mask).data, flag_bits)
+    bad = None
+    if mask is not None:
+        bad = masked_pixels(ImageFile(mask).read_all(exact=True), flag_bits)
     return data, noise, bad
 
 
@@ -182,14 +184,15 @@ def segment_command(
         disable=out.quiet or not err.is_terminal,
         transient=True,
     ) as progress:
-        task = progress.add_task("segment", total=None)
+        task = progress.add_task("segment", total=0.0)
 
         def show(done: int, total: int) -> None:
             progress.update(task, completed=done / 1e6, total=total / 1e6)
 
-        if resume or dask or too_large(image, ext):
+        if resume or dask or (knows_sources(model) and too_large(image, ext)):
             settings = StreamSettings(
-                image=str(image) if ext is None else f"{image}[{ext}]",
+                image=str(image),
+                ext=ext,
                 rms=None if rms is None else _number_or_file(rms),
                 weight=weight,
                 mask=mask,
@@ -215,7 +218,7 @@ def segment_command(
                 dask=dask,
                 progress=show,
             )
-            _tell(summary["objects"], summary["blended"], output)
+            _tell(summary["objects"], summary["blended"], output, summary["products"])
             return
         data, noise, bad = _read_inputs(image, ext, rms, mask, weight, flag_bits)
         result = segment(
@@ -240,13 +243,14 @@ def segment_command(
         catalog_format=catalog_format,
         overwrite=overwrite,
     )
-    _tell(len(result.catalog), int((result.catalog["p_blend"] > 0.5).sum()), output)
+    n_blended = int((result.catalog["p_blend"] > 0.5).sum())
+    _tell(len(result.catalog), n_blended, output, ["maps", "catalogue", "quicklook"])
 
 
-def _tell(n_objects: int, n_blended: int, output: Path) -> None:
+def _tell(n_objects: int, n_blended: int, output: Path, products: list[str]) -> None:
+    written = f"{', '.join(products[:-1])} and {products[-1]}"
     out.print(
-        f"{n_objects} objects, {n_blended} of them with p_blend > 0.5; "
-        f"maps, catalogue and quicklook are in {output}"
+        f"{n_objects} objects, {n_blended} of them with p_blend > 0.5; {written} are in {output}"
     )
 
 

@@ -129,6 +129,9 @@ class TrainConfig:
                 f"scenes ({self.scenes.size}): leave it out"
             )
 
+        if self.scenes.damaged_fraction and self.model.get("kind") != "field":
+            raise ValueError("damaged_fraction: only the field model can leave pixels out")
+
     @property
     def model_settings(self) -> dict[str, Any]:
         """Settings of the network, the patch size among them."""

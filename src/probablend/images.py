@@ -9,7 +9,8 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -124,16 +125,34 @@ def read_image(path: Path | str, *, ext: int | str | None = None) -> ImageData:
         If it is not an image, not two-dimensional, truncated or without the extension.
     """
     path, ext = _named_extension(Path(path), ext)
+    data, known = _read_whole(path, ext)
+    return replace(known, data=_as_plane(data, str(path)))
+
+
+def _read_whole(path: Path, ext: int | str | None) -> tuple[np.ndarray, "ImageData"]:
+    """Pixels as they are in a file, and what else it says."""
     if path.suffix.lower() in _PICTURES:
-        return _read_picture(path)
+        picture = _read_picture(path)
+        return picture.data, picture
     with _open_fits(path) as hdus:
         hdu = _find_hdu(hdus, ext, path)
-        data = np.asarray(hdu.data)
-        header = hdu.header
-        wcs = _celestial(header)
+        return np.asarray(hdu.data), _known(hdu.header, path)
+
+
+@lru_cache(maxsize=3)
+def _held(path: Path, ext: int | str | None, changed: int) -> tuple[np.ndarray, "ImageData"]:
+    """As :func:`_read_whole`, once for all parts that are asked for."""
+    data, known = _read_whole(path, ext)
+    if data.ndim == 3 and len(data) == 1:
+        data = data[0]
+    return data, known
+
+
+def _known(header: fits.Header, path: Path) -> "ImageData":
+    """What a header says of an image, without its pixels."""
     return ImageData(
-        data=_as_plane(data, str(path)),
-        wcs=wcs,
+        data=np.zeros((0, 0), np.float32),
+        wcs=_celestial(header),
         name=str(path),
         zeropoint=_number(header, _ZEROPOINT_KEYS),
         saturation=_number(header, ("SATURATE",), positive=True),
@@ -162,37 +181,44 @@ class ImageFile:
     """
 
     def __init__(self, path: Path | str, *, ext: int | str | None = None) -> None:
-        path, ext = _named_extension(Path(path), ext)
-        self.path, self._whole, self._number = path, None, -1
-        if path.suffix.lower() in (*_PICTURES, ".gz", ".bz2", ".xz", ".zip"):
-            self._whole = read_image(path, ext=ext)
-            self.shape = self._whole.data.shape
-            self.wcs, self.zeropoint = self._whole.wcs, self._whole.zeropoint
-            self.saturation, self.name = self._whole.saturation, self._whole.name
-            return
-        with _open_fits(path) as hdus:
-            hdu = _find_hdu(hdus, ext, path)
-            self._number = hdus.index(hdu)
-            shape = tuple(hdu.shape)
-            if len(shape) == 3 and shape[0] == 1:
-                shape = shape[1:]
-            if len(shape) != 2:
-                raise ValueError(f"{path} holds data of shape {shape}; a 2-D image is wanted")
-            self.shape = shape
-            self.wcs = _celestial(hdu.header)
-            self.zeropoint = _number(hdu.header, _ZEROPOINT_KEYS)
-            self.saturation = _number(hdu.header, ("SATURATE",), positive=True)
-            self.name = str(path)
+        self.path, self._ext = _named_extension(Path(path), ext)
+        self._number = -1  # held in memory
+        if self.path.suffix.lower() in (*_PICTURES, ".gz", ".bz2", ".xz", ".zip"):
+            data, known = self._all()
+            shape = data.shape
+        else:
+            with _open_fits(self.path) as hdus:
+                hdu = _find_hdu(hdus, self._ext, self.path)
+                self._number = hdus.index(hdu)
+                shape, known = tuple(hdu.shape), _known(hdu.header, self.path)
+        self._flat = len(shape) == 2
+        if len(shape) == 3 and shape[0] == 1:
+            shape = shape[1:]
+        if len(shape) != 2:
+            raise ValueError(
+                f"{self.path} holds {len(shape)}-dimensional data of shape {shape}; "
+                "a 2-D image (y, x) is wanted"
+            )
+        self.shape: tuple[int, int] = shape
+        self.wcs, self.zeropoint = known.wcs, known.zeropoint
+        self.saturation, self.name = known.saturation, known.name
 
-    def read(self, rows: slice, columns: slice) -> np.ndarray:
-        """A part, (y, x), float32, as it is in the file."""
-        if self._whole is not None:
-            return self._whole.data[rows, columns]
-        with _open_fits(self.path) as hdus:
-            section = hdus[self._number].section
-            flat = len(hdus[self._number].shape) == 2
-            part = section[rows, columns] if flat else section[0, rows, columns]
-        return _as_plane(np.asarray(part), self.name)
+    def _all(self) -> tuple[np.ndarray, "ImageData"]:
+        return _held(self.path, self._ext, self.path.stat().st_mtime_ns)
+
+    def read(self, rows: slice, columns: slice, *, exact: bool = False) -> np.ndarray:
+        """A part, (y, x): float32, or ``exact`` as it is in the file."""
+        if self._number < 0:
+            part = self._all()[0][rows, columns]
+        else:
+            with _open_fits(self.path) as hdus:
+                section = hdus[self._number].section
+                part = section[rows, columns] if self._flat else section[0, rows, columns]
+        return np.asarray(part) if exact else _as_plane(np.asarray(part), self.name)
+
+    def read_all(self, *, exact: bool = False) -> np.ndarray:
+        """The whole image, as :meth:`read`."""
+        return self.read(slice(None), slice(None), exact=exact)
 
 
 @contextmanager
@@ -322,10 +348,11 @@ def read_rms(text: str) -> float | np.ndarray:
 
 def masked_pixels(flags: np.ndarray, bits: int = -1) -> np.ndarray:
     """Which pixels of a map of flags are not to be used; those that are not numbers never are."""
+    flags = np.asarray(flags)
     if bits < 0:
         return np.nan_to_num(flags, nan=1.0) != 0
-    whole = np.nan_to_num(flags, nan=-1.0).astype(np.int64)
-    return (whole & bits) != 0
+    whole = flags if flags.dtype.kind in "iub" else np.nan_to_num(flags, nan=-1.0)
+    return (whole.astype(np.int64) & bits) != 0
 
 
 def rms_of_weight(weight: np.ndarray) -> np.ndarray:
@@ -394,7 +421,7 @@ def prepare_image(
     if noise is None:
         noise = spread
         if not (np.isfinite(noise) and noise > 0):
-            raise ValueError("the noise cannot be estimated: give it with rms")
+            raise NothingToSegmentError("the noise cannot be estimated: give it with rms")
         flat = ((clean - level) / noise).astype(np.float32)
         if (factor := correlation_factor(flat, bad)) > 1:
             log.info("the noise is correlated: counted %.2f times as strong", factor)
@@ -487,7 +514,7 @@ def _check_rms(rms: float | np.ndarray, shape: tuple[int, ...]) -> float | np.nd
     if values.shape != shape:
         raise ValueError(f"rms must have the image's shape {shape}; got {values.shape}")
     if not (values > 0).any():
-        raise ValueError("rms must be positive; the map has no positive pixel")
+        raise NothingToSegmentError("rms must be positive; the map has no positive pixel")
     if (values < 0).any():
         n_negative = int((values < 0).sum())
         raise ValueError(f"rms must be positive; the map has {n_negative} negative pixels")
@@ -496,7 +523,10 @@ def _check_rms(rms: float | np.ndarray, shape: tuple[int, ...]) -> float | np.nd
 
 def _estimate(image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray | float, float]:
     """Background (map or constant) and noise, from SExtractor's estimator."""
-    if min(image.shape) < 2 * _BOX:
+    # sep takes boxes that are half full; without any it says that the noise is 1.
+    n_y, n_x = (n // _BOX * _BOX for n in image.shape)
+    boxes = ~mask[:n_y, :n_x].reshape(n_y // _BOX, _BOX, n_x // _BOX, _BOX)
+    if min(image.shape) < 2 * _BOX or boxes.mean(axis=(1, 3)).max() < 0.6:
         # In double precision: images in physical units are as small as 1e-23.
         _, median, spread = sigma_clipped_stats(
             image.astype(float), mask=mask, sigma=3, maxiters=10

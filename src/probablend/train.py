@@ -220,10 +220,11 @@ def _class_scores(
         said = model(batch.image, psf_fwhm=batch.psf_fwhm)
         draws = said.class_probabilities(_N_VALIDATION_SAMPLES, seed=seed)
         mean = draws.mean(dim=0)
+        known = classes >= 0  # where there is a truth
         for k, (p, truth) in enumerate(((1 - mean[:, 0], classes > 0), (mean[:, 2], classes == 2))):
-            overlap[k] += float(((p > 0.5) & truth).sum())
-            union[k] += float(((p > 0.5) | truth).sum())
-        active = mean[:, 0] < 0.99
+            overlap[k] += float(((p > 0.5) & truth & known).sum())
+            union[k] += float((((p > 0.5) | truth) & known).sum())
+        active = (mean[:, 0] < 0.99) & known
         best = draws.argmax(dim=2)
         n_differ += float(((best[1:] != best[:-1]) & active).sum()) / max(1, len(best) - 1)
         n_active += float(active.sum())

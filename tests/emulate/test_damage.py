@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from probablend.emulate.bank import draw_bank
-from probablend.emulate.compose import SceneConfig, draw_batch
+from probablend.emulate.compose import SceneBatch, SceneConfig, Sources, draw_batch
 from probablend.emulate.damage import IGNORED, damage, tilt_sky
 from probablend.survey import PSF_RANGE, draw_survey
 
@@ -52,15 +52,31 @@ def test_only_the_share_asked_for_is_damaged(batch):
     assert torch.equal(same.image, spoilt.image)
 
 
-def test_a_saturated_star_is_flat_and_bleeds_along_columns(batch):
-    spoilt = damage(batch, fraction=1.0, generator=generator())
-    # What exceeds the level in a scene is cut: many pixels share the largest value.
-    lost = batch.image.flatten(1).amax(dim=1) - spoilt.image.flatten(1).amax(dim=1)
-    assert (lost > 100).any()
-    k = int(lost.argmax())
-    level = spoilt.image[k].max()
-    flat = np.argwhere((spoilt.image[k, 0] == level).numpy())
+def test_a_saturated_star_is_flat_and_bleeds_along_its_column():
+    n = 1
+    zero = torch.zeros(n)
+    star = Sources(
+        scene=zero.long(), y=zero + 30.0, x=zero + 40.0, flux=zero + 1e6, hlr=zero,
+        g1=zero, g2=zero, is_star=zero == 0, n_pixels=zero + 900, e1=zero, e2=zero, snr=zero + 1e5,
+        blended=zero > 0, blendedness=zero,
+    )  # fmt: skip
+    y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+    light = 1e5 * torch.exp(-0.5 * ((y - 30) ** 2 + (x - 40) ** 2) / 1.5**2)
+    blank = SceneBatch(
+        image=light[None, None], noiseless=light[None], psf_fwhm=zero + 3.5, sources=star,
+        classes=torch.zeros(1, 64, 64, dtype=torch.int64),
+    )  # fmt: skip
+    flat = []
+    for seed in range(40):
+        spoilt = damage(blank, fraction=1.0, generator=torch.Generator().manual_seed(seed))
+        top = spoilt.image.max()
+        if top < 5000 and spoilt.image[0, 0, 30, 40] == top:  # saturated this time, not masked
+            rows, columns = torch.nonzero(spoilt.image[0, 0] == top, as_tuple=True)
+            flat.append((len(rows), int(rows.max() - rows.min()), float(columns.median())))
     assert len(flat) > 5
+    assert min(one[0] for one in flat) > 20
+    assert all(one[2] == 40 for one in flat)
+    assert np.median([one[1] for one in flat]) > 40  # a column, not a row
 
 
 def test_the_sky_is_tilted_by_little(batch):

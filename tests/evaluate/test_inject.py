@@ -119,6 +119,10 @@ def test_the_verdict_says_what_to_do():
     assert "trust them" in verdict(REPORT | {"coverage": {"flux": {"68": 0.66}}})
     # Of few galaxies nothing can be said for sure.
     assert "trust them" in verdict(REPORT | {"n_found": 40})
+    bins = [
+        row | {"completeness": c} for row, c in zip(REPORT["bins"], (0.91, 0.6, 0.95), strict=True)
+    ]
+    assert "above S/N 20" in verdict(REPORT | {"bins": bins})
     assert "too wide" in verdict(REPORT | {"coverage": {"flux": {"68": 0.9}}})
 
 
@@ -138,6 +142,16 @@ def test_errors_that_are_half_as_large_as_they_should_be_are_found_out():
     scores = module._scores(table)
     assert scores["error_factor"] == pytest.approx(2, rel=0.06)
     assert scores["coverage"]["flux"]["68"] == pytest.approx(0.38, abs=0.03)  # erf(0.5/√2)
+
+
+def test_nothing_found_is_a_result_too(image, field_weights, tmp_path):
+    config = InjectionConfig(n=1, seed=1, companions=0.0)
+    report = inject(
+        image, tmp_path, config, model=field_weights, psf_fwhm=1.7, rms=50 * RMS, background="none"
+    )
+    assert report["n_found"] == 0
+    assert (tmp_path / "inject.png").exists()
+    assert "false detections" in report["verdict"]
 
 
 def test_the_table_reads_well(run):

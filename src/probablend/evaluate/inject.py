@@ -1,7 +1,7 @@
 """Proof on a user's own image: galaxies injected into it, and the image turned negative.
 
-Emulated galaxies are added where the sky is empty and close to real sources, in the noise and
-with the PSF of that image, a few at a time and far from each other. The model sees each such
+Emulated galaxies are added anywhere and close to real sources, in the noise and with the PSF of
+that image, a few at a time and far from each other. The model sees each such
 image anew. What it says of the injected ones is compared with what was put in. In the negative
 image, where the sky is as it was and nothing else is, every detection is a false one.
 """
@@ -203,8 +203,8 @@ def inject(
     directory.mkdir(parents=True, exist_ok=True)
     write_table(table, directory / "injected.fits")
     (directory / "inject.md").write_text(injection_table(report))
-    _figure(report, table).savefig(directory / "inject.png", dpi=100)
     write_json(directory / "inject.json", report)
+    _figure(report, table).savefig(directory / "inject.png", dpi=100)
     return report
 
 
@@ -397,12 +397,15 @@ def verdict(report: dict[str, Any]) -> str:
             text += f"{kind}, multiply the errors by {report['error_factor']:.2f}"
         parts.append(text)
     by_snr = [row for row in report["bins"] if row["bin"] == "snr"]
-    deep = [row for row in by_snr if row["completeness"] >= 0.9]
-    if deep:
-        parts.append(f"above S/N {min(row['low'] for row in deep):g}, 90 % and more are found")
+    deep = None  # every bin from there on is complete
+    for row in reversed(by_snr):
+        if row["completeness"] < 0.9:
+            break
+        deep = row["low"]
+    if deep is not None:
+        parts.append(f"above S/N {deep:g}, 90 % and more are found")
     elif by_snr:
-        best = max(row["completeness"] for row in by_snr)
-        parts.append(f"at no S/N more than {100 * best:.0f} % are found")
+        parts.append(f"of the brightest {100 * by_snr[-1]['completeness']:.0f} % are found")
     n, false = report["n_detections"], report["n_negative"]
     parts.append(
         f"{false} false detections on the negative image beside {n} on the image"
@@ -481,7 +484,8 @@ def _figure(report: dict[str, Any], table: Table) -> Figure:
         ax.plot(np.asarray(seen[key], float), error, ".", ms=3)
         ax.axhline(0, color="0.5", lw=0.8)
         ax.set(xlabel=label, ylabel="flux − truth, mag (> 0: too bright)", ylim=(-1.5, 1.5))
-    axes[0, 2].set_xscale("log")
+    if len(seen):
+        axes[0, 2].set_xscale("log")
     plot_pit(np.array(report["places"]["flux"]), axes[1, 1]).set_title("flux")
     if "p_blend" in report:
         said = report["p_blend"]

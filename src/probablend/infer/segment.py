@@ -54,6 +54,7 @@ PRODUCTS = (
     "samples.fits",
     "posterior.fits",
     "sources.reg",
+    "summary.json",
 )
 _TILE = 512  # side of a tile's core, pixels
 
@@ -309,14 +310,9 @@ def segment(
     ValueError
         If an argument cannot be used; the message says which and why.
     """
-    if n_samples < 1:
-        raise ValueError(f"n_samples must be at least 1; got {n_samples}")
+    check_numbers(n_samples, min_p_source, psf_fwhm, zeropoint)
     if tile_size < 1:
         raise ValueError(f"tile_size must be at least 1 pixel; got {tile_size}")
-    if not 0 <= min_p_source <= 1:
-        raise ValueError(f"min_p_source must lie between 0 and 1; got {min_p_source}")
-    if psf_fwhm is not None and not (np.isfinite(psf_fwhm) and psf_fwhm > 0):
-        raise ValueError(f"psf_fwhm must be positive; got {psf_fwhm}")
     if isinstance(image, str | Path):
         image = read_image(image)
     data = image if isinstance(image, ImageData) else ImageData(data=image)
@@ -340,8 +336,6 @@ def segment(
             raise ValueError(f"positions must have shape (n, 2); got {positions.shape}")
         if not ((positions > -0.5) & (positions < (n_y - 0.5, n_x - 0.5))).all():
             raise ValueError("positions must lie in the image; measure() takes any")
-    if zeropoint is not None and not np.isfinite(zeropoint):
-        raise ValueError(f"zeropoint must be finite; got {zeropoint}")
     prepared = prepare_image(data.data, rms=rms, mask=mask, background=background)
     if prepared.mask.any():
         n_masked = int(prepared.mask.sum())
@@ -357,6 +351,20 @@ def segment(
     )  # fmt: skip
     result.meta.update(model_name(model, meta))
     return result
+
+
+def check_numbers(
+    n_samples: int, min_p_source: float, psf_fwhm: float | None, zeropoint: float | None
+) -> None:
+    """Refuse settings that make no sense, before any work is done."""
+    if n_samples < 1:
+        raise ValueError(f"n_samples must be at least 1; got {n_samples}")
+    if not 0 <= min_p_source <= 1:
+        raise ValueError(f"min_p_source must lie between 0 and 1; got {min_p_source}")
+    if psf_fwhm is not None and not (np.isfinite(psf_fwhm) and psf_fwhm > 0):
+        raise ValueError(f"psf_fwhm must be positive; got {psf_fwhm}")
+    if zeropoint is not None and not np.isfinite(zeropoint):
+        raise ValueError(f"zeropoint must be finite; got {zeropoint}")
 
 
 def model_name(model: str | Path, meta: Mapping[str, Any]) -> dict[str, str]:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,6 @@ from probablend.checkpoint import (
     knows_sources,
     load_model,
     load_tensors,
-    pixels_only,
     save_tensors,
 )
 from probablend.device import resolve_device
@@ -51,14 +51,15 @@ from probablend.images import (
 from probablend.infer.footprints import Ellipses
 from probablend.infer.psf import estimate_psf_fwhm
 from probablend.infer.segment import (
-    CATALOG_FORMATS,
     PRODUCTS,
     Segmentation,
     check_format,
+    check_numbers,
     check_output,
     model_name,
     segment_prepared,
 )
+from probablend.infer.sources import N_DRAWS
 from probablend.infer.tiles import Tile, Window, cover
 from probablend.models.field import FieldNetwork
 from probablend.models.source import DESCRIPTIONS, PARAMETERS
@@ -72,9 +73,10 @@ _MARGIN = 128  # pixels around it in which sources are seen as they are
 _IN_MEMORY = 4608**2  # pixels: larger images are streamed
 _SAMPLE = 1024  # pixels, side of the windows that decide for the whole image
 _QUICKLOOK = 1024
+_STRIP = 512  # rows
 _WORK = ".probablend-run"
 _PLANES = {"P_GALAXY": ">f4", "P_BLEND": ">f4", "LABELS": ">i4", "MASK": "u1"}
-_BITPIX = {">f4": -32, ">i4": 32, "u1": 8}
+_FILES = ("image", "rms", "weight", "mask")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +87,8 @@ class StreamSettings:
     ----------
     image : str
         File, ``FILE[EXT]`` names an extension.
+    ext : str, optional
+        Extension of ``image``.
     rms : str or float, optional
         A file, or a number.
     weight : str, optional
@@ -103,6 +107,7 @@ class StreamSettings:
     """
 
     image: str
+    ext: str | None = None
     rms: str | float | None = None
     weight: str | None = None
     mask: str | None = None
@@ -122,10 +127,23 @@ class StreamSettings:
     def __post_init__(self) -> None:
         if self.block < 64:
             raise ValueError(f"block must be at least 64 pixels; got {self.block}")
-        if self.n_samples < 1:
-            raise ValueError(f"n_samples must be at least 1; got {self.n_samples}")
+        check_numbers(self.n_samples, self.min_p_source, self.psf_fwhm, self.zeropoint)
+        if not 0 <= self.keep_posterior <= N_DRAWS:
+            raise ValueError(f"at most {N_DRAWS} draws can be kept; got {self.keep_posterior}")
         if self.rms is not None and self.weight is not None:
             raise ValueError("rms and weight both say how strong the noise is: give one")
+
+    def open(self, name: str = "image") -> ImageFile:
+        """One of the files."""
+        return ImageFile(getattr(self, name), ext=self.ext if name == "image" else None)
+
+    def absolute(self) -> "StreamSettings":
+        """The same with files that do not depend on where one stands."""
+        names = [name for name in _FILES if isinstance(getattr(self, name), str)]
+        if self.model.endswith(".safetensors"):
+            names.append("model")
+        paths: dict[str, Any] = {k: str(Path(getattr(self, k)).resolve()) for k in names}
+        return replace(self, **paths)
 
 
 def too_large(path: Path, ext: str | None) -> bool:
@@ -188,6 +206,8 @@ def stream(
     blocks = _blocks(plan)
     n_y, n_x = plan["shape"]
     todo = [k for k in range(len(blocks)) if not _block_file(work, k).exists()]
+    if (work / "finished.json").exists():
+        todo = []
     done = sum(_area(blocks[k].core) for k in set(range(len(blocks))) - set(todo))
     if progress:
         progress(done, n_y * n_x)
@@ -195,30 +215,47 @@ def stream(
         done += _area(blocks[k].core)
         if progress:
             progress(done, n_y * n_x)
-    n_sources, n_blended = _finish(work, plan, catalog_format, regions)
-    spent = time.monotonic() - began
-    summary = {
-        "version": __version__,
-        "image": plan["meta"]["input"],
-        "megapixels": n_y * n_x / 1e6,
-        "objects": n_sources,
-        "blended": n_blended,
-        "blocks": len(blocks),
-        "blocks_this_time": len(todo),
-        "seconds_this_time": round(spent, 3),
-        "model": plan["meta"]["model"],
-        "weights_hash": plan["meta"]["weights_hash"],
-        "settings": plan["settings"],
-    }
-    (work / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    ready = sorted(p for p in (work / "ready").iterdir())
+    if not (work / "finished.json").exists():
+        summary = {
+            "version": __version__,
+            "image": plan["meta"]["input"],
+            "megapixels": n_y * n_x / 1e6,
+            "blocks": len(blocks),
+            "blocks_this_time": len(todo),
+            "model": plan["meta"]["model"],
+            "weights_hash": plan["meta"]["weights_hash"],
+            "settings": plan["settings"],
+            **_finish(work, plan, catalog_format, regions),
+        }
+        summary["seconds_this_time"] = round(time.monotonic() - began, 3)
+        _write(work / "ready" / "summary.json", json.dumps(summary, indent=2) + "\n")
+        _write(work / "finished.json", json.dumps(summary))
+    # From here on all is done, and what is left to move is moved.
+    summary = json.loads((work / "finished.json").read_text())
     for name in PRODUCTS:  # what an earlier run left would not belong to these maps
-        if not (work / "ready" / name).exists():
+        if name not in summary["files"]:
             (output / name).unlink(missing_ok=True)
-    for product in [*ready, work / "summary.json"]:
-        os.replace(product, output / product.name)
-    shutil.rmtree(work)
+    for name in summary["files"]:
+        if (work / "ready" / name).exists():
+            os.replace(work / "ready" / name, output / name)
+    _discard(work)
     return summary
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a text; the name appears only when the file is whole."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    os.replace(part, path)
+
+
+def _discard(work: Path) -> None:
+    """Remove a run; it is none any more from the first moment on."""
+    if work.exists():
+        gone = work.with_name(f"{work.name}-gone")
+        shutil.rmtree(gone, ignore_errors=True)
+        os.replace(work, gone)
+        shutil.rmtree(gone)
 
 
 def _begin(
@@ -226,8 +263,11 @@ def _begin(
 ) -> dict[str, Any]:
     """The plan of a run: what there is, and what was decided for the whole image."""
     if not knows_sources(settings.model):
-        raise pixels_only(settings.model)
-    wanted = asdict(settings) | _fingerprint(settings)
+        raise ValueError(
+            f"model {settings.model} knows pixels only: it cannot go block by block; use 'field'"
+        )
+    settings = settings.absolute()
+    wanted = asdict(settings) | _fingerprint(settings) | {"version": __version__}
     if resume:
         if not (work / "plan.json").exists():
             raise FileNotFoundError(f"{work.parent} holds no unfinished run: start one")
@@ -239,15 +279,23 @@ def _begin(
                 "resume it as it was begun, or overwrite it"
             )
         return plan
-    if work.exists() and not overwrite:
+    if (work / "plan.json").exists() and not overwrite:
         raise FileExistsError(f"{work.parent} holds an unfinished run: resume or overwrite it")
-    image = ImageFile(settings.image)
+    image = settings.open()
     n_y, n_x = image.shape
     if n_y * n_x >= 2**31:
         raise ValueError(f"an image has at most 2^31 pixels; {image.name} has {n_y} × {n_x}")
-    for name, path in (("rms", settings.rms), ("weight", settings.weight), ("mask", settings.mask)):
-        if isinstance(path, str) and (shape := ImageFile(path).shape) != image.shape:
+    for name in _FILES[1:]:
+        given = isinstance(getattr(settings, name), str)
+        if given and (shape := settings.open(name).shape) != image.shape:
             raise ValueError(f"{name} must have the image's shape {image.shape}; got {shape}")
+    if isinstance(settings.rms, str):
+        rms, n_negative = settings.open("rms"), 0
+        for first in range(0, n_y, _STRIP):  # better said now than in hours
+            part = rms.read(slice(first, min(first + _STRIP, n_y)), slice(0, n_x))
+            n_negative += int((part < 0).sum())
+        if n_negative:
+            raise ValueError(f"rms must be positive; the map has {n_negative} negative pixels")
     network, meta = load_model(settings.model)
     assert isinstance(network, FieldNetwork)
     resolve_device(settings.device)
@@ -269,30 +317,28 @@ def _begin(
             **model_name(settings.model, meta),
         },
     }
-    shutil.rmtree(work, ignore_errors=True)
+    _discard(work)
     (work / "ready").mkdir(parents=True)
     wcs_header = fits.Header() if image.wcs is None else image.wcs.to_header(relax=True)
     header = provenance_header(plan["meta"])
+    header["PBNMASK"] = (0, "masked pixels (NaN in the maps)")
+    header["DATE"] = (datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S"), "UTC")
     _make_fits(work / "ready" / "maps.fits", header, wcs_header, _PLANES, (n_y, n_x))
     if settings.keep_samples:
-        cube = {"SAMPLES": "u1"}
-        shape = (settings.n_samples, n_y, n_x)
-        _make_fits(work / "ready" / "samples.fits", header, wcs_header, cube, shape)
+        size = (settings.n_samples, n_y, n_x)
+        _make_fits(work / "ready" / "samples.fits", header, wcs_header, {"SAMPLES": "u1"}, size)
     with (work / "labels.raw").open("wb") as handle:
         handle.truncate(4 * n_y * n_x)
-    part = work / "plan.json.part"
-    part.write_text(json.dumps(plan, indent=1))
-    os.replace(part, work / "plan.json")
+    _write(work / "plan.json", json.dumps(plan, indent=1))
     return plan
 
 
 def _fingerprint(settings: StreamSettings) -> dict[str, Any]:
     """What tells whether files have changed since a run began."""
     marks: dict[str, Any] = {"weights_hash": file_hash(find_model(settings.model))}
-    for name in ("image", "rms", "weight", "mask"):
-        value = getattr(settings, name)
-        if isinstance(value, str):
-            state = ImageFile(value).path.stat()
+    for name in _FILES:
+        if isinstance(getattr(settings, name), str):
+            state = settings.open(name).path.stat()
             marks[f"{name}_state"] = [state.st_size, state.st_mtime_ns]
     return marks
 
@@ -341,14 +387,14 @@ def _noise_and_mask(settings: StreamSettings, box: tuple[slice, slice]) -> dict[
     """Noise and mask of a part of the image, as :func:`prepare_image` takes them."""
     rms: float | np.ndarray | None = None
     if isinstance(settings.rms, str):
-        rms = ImageFile(settings.rms).read(*box)
+        rms = settings.open("rms").read(*box)
     elif settings.rms is not None:
         rms = settings.rms
     elif settings.weight is not None:
-        rms = rms_of_weight(ImageFile(settings.weight).read(*box))
+        rms = rms_of_weight(settings.open("weight").read(*box))
     mask = None
     if settings.mask is not None:
-        mask = masked_pixels(ImageFile(settings.mask).read(*box), settings.flag_bits)
+        mask = masked_pixels(settings.open("mask").read(*box, exact=True), settings.flag_bits)
     return {"rms": rms, "mask": mask}
 
 
@@ -421,15 +467,16 @@ def process_block(folder: str, number: int) -> int:
     network, meta = _network(settings.model, settings.device, plan["settings"]["weights_hash"])
     tile, shape = _blocks(plan)[number], tuple(plan["shape"])
     core, outer, inner = tile.core, tile.outer, tile.inner
-    image = ImageFile(settings.image)
+    image = settings.open()
     pixels = image.read(*outer)
     try:
         prepared = prepare_image(
             pixels, background=plan["background"], **_noise_and_mask(settings, outer)
         )
     except NothingToSegmentError:
-        _write_empty(work, settings, core, shape)
-        save_tensors(_block_file(work, number), {}, {})
+        _write_empty(work, core, shape)
+        tensors = {"n_masked": torch.tensor([_area(core)])}
+        save_tensors(_block_file(work, number), tensors, {})
         return number
     borders = (outer[0].start == 0, outer[0].stop == shape[0],
                outer[1].start == 0, outer[1].stop == shape[1])  # fmt: skip
@@ -448,6 +495,7 @@ def process_block(folder: str, number: int) -> int:
     _write_planes(work, settings, core, shape, result, inner, tensors["flat"].numpy())
     if all(c.start <= n // 2 < c.stop for c, n in zip(core, shape, strict=True)):
         _quicklook(work, result, plan, inner)
+    tensors["n_masked"] = torch.tensor([int(result.mask[inner].sum())])
     save_tensors(_block_file(work, number), tensors, {})
     return number
 
@@ -562,9 +610,7 @@ def _write_planes(
             _put(cube, start, shape[1], core, sample[inner])
 
 
-def _write_empty(
-    work: Path, settings: StreamSettings, core: tuple[slice, slice], shape: tuple[int, int]
-) -> None:
+def _write_empty(work: Path, core: tuple[slice, slice], shape: tuple[int, int]) -> None:
     """A block without a usable pixel: missing, not zero."""
     maps = work / "ready" / "maps.fits"
     at = _offsets(maps)
@@ -599,31 +645,37 @@ def _quicklook(
     os.replace(part, work / "ready" / "quicklook.png")
 
 
-def _finish(
-    work: Path, plan: dict[str, Any], catalog_format: str, regions: bool
-) -> tuple[int, int]:
+def _finish(work: Path, plan: dict[str, Any], catalog_format: str, regions: bool) -> dict[str, Any]:
     """Number the sources as in one piece, and write what goes over all blocks."""
-    assert catalog_format in CATALOG_FORMATS
+    ready = work / "ready"
+    for name in PRODUCTS:  # an earlier attempt may have ended here
+        if name not in ("maps.fits", "samples.fits", "quicklook.png"):
+            (ready / name).unlink(missing_ok=True)
     blocks = _blocks(plan)
     parts: list[dict[str, np.ndarray]] = []
+    n_masked = 0
     for number in range(len(blocks)):
-        tensors, _ = load_tensors(_block_file(work, number))
-        if tensors:
-            part = {key: value.numpy() for key, value in tensors.items()}
-            parts.append(part | {"own_flat": part["flat"][part["own"]]})
+        part = _load(work, number)
+        n_masked += int(part["n_masked"][0])
+        if "flat" in part:
+            parts.append(part)
     flat = _joined(parts, "own_flat", np.int64)
     order = np.argsort(flat)
     flat = flat[order]
     n_x = plan["shape"][1]
-    ready = work / "ready"
 
-    at = _offsets(ready / "maps.fits")["LABELS"]
+    maps = ready / "maps.fits"
+    at = _offsets(maps)["LABELS"]
     for core in (block.core for block in blocks):
         numbers = _get(work / "labels.raw", n_x, core)
         place = np.searchsorted(flat, numbers - 1).clip(max=max(len(flat) - 1, 0))
         known = (numbers > 0) & (flat[place] == numbers - 1) if len(flat) else numbers < 0
         labels = np.where(known, place + 1, 0)
-        _put(ready / "maps.fits", at, n_x, core, labels.astype(">i4"))
+        _put(maps, at, n_x, core, labels.astype(">i4"))
+    header = fits.getheader(maps)
+    header["PBNMASK"] = n_masked
+    with maps.open("r+b") as handle:
+        handle.write(_padded(header))
 
     columns = {
         name: _joined(parts, f"catalog.{name}", kind)[order]
@@ -632,25 +684,37 @@ def _finish(
     }
     columns["id"] = np.arange(1, len(flat) + 1)
     columns["parent"], columns["n_siblings"] = _groups(parts, flat)
-    catalog = build_table(columns)
     header = provenance_header(plan["meta"])
-    _fresh(ready / f"catalog.{catalog_format}", lambda p: write_catalog(catalog, p, header))
-    if n := plan["settings"]["keep_posterior"]:
-        table = _posterior(parts, order, n)
-        _fresh(ready / "posterior.fits", lambda p: write_catalog(table, p, header, "POSTERIOR"))
+    write_catalog(build_table(columns), ready / f"catalog.{catalog_format}", header)
     if regions:
         shapes = {
             name: _joined(parts, f"ellipse.{name}", float)[order]
             for name in ("y", "x", "radius", "e1", "e2")
         }
         (ready / "sources.reg").write_text(Ellipses(**shapes).to_regions())
-    return len(flat), int((columns["p_blend"] > 0.5).sum())
+    if n := plan["settings"]["keep_posterior"]:
+        _write_posterior(work, plan, flat, n)
+    names = {"maps.fits": "maps", f"catalog.{catalog_format}": "catalogue",
+             "quicklook.png": "quicklook", "samples.fits": "samples",
+             "posterior.fits": "posterior", "sources.reg": "regions"}  # fmt: skip
+    files = [name for name in names if (ready / name).exists()]
+    return {
+        "objects": len(flat),
+        "blended": int((columns["p_blend"] > 0.5).sum()),
+        "products": [names[name] for name in files],
+        "files": [*files, "summary.json"],
+    }
 
 
-def _fresh(path: Path, write: Callable[[Path], None]) -> None:
-    """Write a file that an earlier attempt may have begun."""
-    path.unlink(missing_ok=True)
-    write(path)
+def _load(work: Path, number: int, *, draws: bool = False) -> dict[str, np.ndarray]:
+    """What a block found; its joint draws only if they are asked for."""
+    tensors, _ = load_tensors(_block_file(work, number))
+    part = {key: value.numpy() for key, value in tensors.items()}
+    if not draws:
+        part = {key: v.copy() for key, v in part.items() if key not in ("draws", "origin")}
+    if "flat" in part:
+        part["own_flat"] = part["flat"][part["own"]]
+    return part
 
 
 def _joined(parts: list[dict[str, np.ndarray]], key: str, kind: type) -> np.ndarray:
@@ -690,13 +754,37 @@ def _groups(parts: list[dict[str, np.ndarray]], flat: np.ndarray) -> tuple[np.nd
     return lowest[which] + 1, np.bincount(which, minlength=n_groups)[which] - 1
 
 
-def _posterior(parts: list[dict[str, np.ndarray]], order: np.ndarray, n: int) -> QTable:
-    """Joint draws of all sources, one row each."""
-    draws = np.concatenate([p["draws"] for p in parts], axis=1) if parts else np.zeros((n, 0, 10))
-    origin = _joined(parts, "origin", float).reshape(-1, 2)[order]
-    table = QTable({"id": np.arange(1, len(order) + 1, dtype=np.int32)})
+def _write_posterior(work: Path, plan: dict[str, Any], flat: np.ndarray, n: int) -> None:
+    """Joint draws of all sources, block by block into their rows of the table."""
+    path = work / "ready" / "posterior.fits"
+    empty = _posterior(np.zeros((n, 1, len(PARAMETERS)), np.float32), np.zeros((1, 2)), np.ones(1))
+    write_catalog(empty, path, provenance_header(plan["meta"]), "POSTERIOR")
+    primary, header = (fits.getheader(path, k) for k in (0, 1))
+    row = header["NAXIS1"]
+    header["NAXIS2"] = len(flat)
+    with path.open("wb") as handle:
+        handle.write(_padded(primary) + _padded(header))
+        start = handle.tell()
+        handle.truncate(start + -(-row * len(flat) // 2880) * 2880)
+        for number in range(len(_blocks(plan))):
+            part = _load(work, number, draws=True)
+            if "flat" not in part or not len(part["own_flat"]):
+                continue
+            ids = np.searchsorted(flat, part["own_flat"]) + 1
+            table = np.asarray(
+                fits.BinTableHDU(_posterior(part["draws"], part["origin"], ids)).data
+            )
+            values = table.astype(table.dtype.newbyteorder(">")).tobytes()
+            for k, place in enumerate(ids - 1):
+                handle.seek(start + int(place) * row)
+                handle.write(values[k * row : (k + 1) * row])
+
+
+def _posterior(draws: np.ndarray, origin: np.ndarray, ids: np.ndarray) -> QTable:
+    """Joint draws of some sources, one row each."""
+    table = QTable({"id": np.asarray(ids, dtype=np.int32)})
     for k, name in enumerate(PARAMETERS):
-        values = draws[:, order, k].astype(float).T
+        values = draws[:, :, k].astype(float).T
         if name in ("y", "x"):
             values = values + origin[:, "yx".index(name), None]
         values = np.ascontiguousarray(values)

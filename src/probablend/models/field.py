@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from probablend.emulate.compose import SceneBatch, Sources
+from probablend.emulate.damage import IGNORED
 from probablend.models.blocks import Decoder, Encoder
 from probablend.models.distribution import (
     LATENT_STREAM,
@@ -406,13 +407,13 @@ class FieldNetwork(SegmentationNetwork):
         cells = self.head(said.projected, None)  # (batch, y', x', class · stem²)
         n, n_y, n_x, _ = cells.shape
         # The truth on the same grid; what was padded does not count.
-        padded = F.pad(classes, (0, n_x * config.stem - classes.shape[-1],
-                                 0, n_y * config.stem - classes.shape[-2]), value=-100)  # fmt: skip
+        missing = (n_x * config.stem - classes.shape[-1], n_y * config.stem - classes.shape[-2])
+        padded = F.pad(classes, (0, missing[0], 0, missing[1]), value=IGNORED)
         target = F.pixel_unshuffle(padded[:, None], config.stem).movedim(1, -1)
 
         def nats(logits: Tensor, wanted: Tensor) -> Tensor:
             by_class = logits.unflatten(-1, (config.n_classes, -1)).movedim(-2, 1)
-            return F.cross_entropy(by_class, wanted, reduction="none", ignore_index=-100)
+            return F.cross_entropy(by_class, wanted, reduction="none", ignore_index=IGNORED)
 
         def averaged(draws: Tensor) -> Tensor:
             return (math.log(config.n_draws) - torch.logsumexp(-draws, dim=0)).sum()
