@@ -135,7 +135,7 @@ def _saturate(
                 bands += 0.005 * flux / half * away * _fall(bands, y, x, half)
         if flux > 30 * level:
             bleed = min(60.0, flux / (30 * level))
-            bands.copy_(torch.maximum(bands, level * line(y, x, 0.5 * math.pi, bleed, 0.2)))
+            bands.copy_(torch.maximum(bands, level * line(y, x, 0.5 * math.pi, bleed, 0.5)))
     bands.clamp_(max=level)
 
 
