@@ -104,6 +104,9 @@ def field_weights(tmp_path_factory):
         context=10,
         flow_hidden=(12,),
         head_width=6,
+        apertures=(1.0, 3.0),
+        gather_hidden=(16,),
+        photometry=True,
     )
     network = FieldNetwork(config)
     network.train()

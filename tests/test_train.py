@@ -167,6 +167,26 @@ def test_a_misspelt_network_is_refused_before_anything_is_drawn(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_parts_of_a_network_can_start_afresh(tmp_path):
+    first = train(small("field", n_steps=2), tmp_path / "a", device="cpu")
+    still = OptimizerConfig(n_steps=1, batch_size=4, learning_rate=1e-12)
+    config = replace(small("field"), start_from=str(first), optimizer=still)
+    other = replace(config, model={**config.model, "photometry": True, "gather_hidden": [7]})
+    with pytest.raises(ValueError, match="must be named as fresh"):
+        train(other, tmp_path / "b", device="cpu")
+    with pytest.raises(ValueError, match="fresh names nothing"):
+        train(replace(config, fresh=("nothing",)), tmp_path / "c", device="cpu")
+    parts = ("gather", "photometry", "kind", "flow")
+    second = train(replace(other, fresh=parts), tmp_path / "d", device="cpu")
+    old, new = (load_model(path)[0].state_dict() for path in (first, second))
+    assert any(key.startswith("photometry.") for key in new)
+    kept = [key for key in old if key.split(".")[0] not in parts and "running" not in key]
+    assert len(kept) > 10
+    for key in kept:
+        if old[key].is_floating_point():
+            torch.testing.assert_close(new[key], old[key], rtol=1e-3, atol=1e-5)
+
+
 def test_a_training_can_start_from_earlier_weights(tmp_path):
     first = train(small(n_steps=3), tmp_path / "a", device="cpu")
     still = OptimizerConfig(n_steps=1, batch_size=4, learning_rate=1e-12)

@@ -95,6 +95,8 @@ class TrainConfig:
         Seeds galaxies, scenes, weights and latents.
     start_from : str
         Weights to start from, shipped ones or a ``.safetensors`` file; random if empty.
+    fresh : tuple of str
+        Parts of the network that do not start from there but at random.
     model : mapping
         ``kind`` and settings of the network, see :func:`~probablend.models.build_model`.
     bank, scenes, optimizer
@@ -109,6 +111,7 @@ class TrainConfig:
     surveys: tuple[str, ...] = ("euclid-vis",)
     seed: int = 0
     start_from: str = ""
+    fresh: tuple[str, ...] = ()
     model: Mapping[str, Any] = field(default_factory=lambda: {"kind": "punet"})
     bank: BankConfig = field(default_factory=BankConfig)
     scenes: SceneConfig = field(default_factory=SceneConfig)

@@ -89,7 +89,7 @@ def train(
     torch.manual_seed(config.seed)
     bare = build_model(config.model_settings)
     if config.start_from and not resume:
-        _start_from(bare, config.start_from)
+        _start_from(bare, config.start_from, config.fresh)
     tensors, state = load_tensors(last) if resume else ({}, {})
     if resume and state["config"] != _plain(config):
         raise ValueError(f"{last} was made with another configuration; start a new directory")
@@ -322,13 +322,23 @@ def _validation(config: TrainConfig, directory: Path, device: torch.device) -> l
     return [draw_batch(bank, config.scenes, n=size, seed=config.seed + 1, index=k) for k in numbers]
 
 
-def _start_from(model: Network, name: str) -> None:
-    """Take over the weights of an earlier network."""
-    earlier = load_model(name)[0].state_dict()
-    shapes = [{key: value.shape for key, value in d.items()} for d in (earlier, model.state_dict())]
-    if shapes[0] != shapes[1]:
-        raise ValueError(f"start_from: {name} is another network than the one configured")
-    model.load_state_dict(earlier)
+def _start_from(model: Network, name: str, fresh: Sequence[str]) -> None:
+    """Take over the weights of an earlier network, but for the parts that start afresh."""
+    own = model.state_dict()
+    parts = {key.split(".")[0] for key in own}
+    if unknown := sorted(set(fresh) - parts):
+        raise ValueError(f"fresh names {', '.join(unknown)}; the network has {sorted(parts)}")
+    earlier = {
+        key: value for key, value in load_model(name)[0].state_dict().items()
+        if key.split(".")[0] not in fresh
+    }  # fmt: skip
+    wanted = {key: value.shape for key, value in own.items() if key.split(".")[0] not in fresh}
+    if {key: value.shape for key, value in earlier.items()} != wanted:
+        raise ValueError(
+            f"start_from: {name} is another network than the one configured; parts of another "
+            "shape must be named as fresh"
+        )
+    model.load_state_dict(own | earlier)
 
 
 def _schedule(optimizer: OptimizerConfig, step: int) -> tuple[float, float]:

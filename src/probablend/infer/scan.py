@@ -199,8 +199,8 @@ def _sources(said: FieldDistribution, tile: Tile, positions: np.ndarray | None) 
     context = said.context(scene, at_y, at_x, detected=positions is None)
     # The kind of a source is learnt at positions from elsewhere.
     given = said.context(scene, at_y, at_x, detected=False)
-    exists = said.network.kind(context)[:, 0].sigmoid().cpu().double().numpy()
-    star = said.network.kind(given)[:, 1].sigmoid().cpu().double().numpy()
+    exists = said.network.kinds(context)[:, 0].sigmoid().cpu().double().numpy()
+    star = said.network.kinds(given)[:, 1].sigmoid().cpu().double().numpy()
     pixel = np.stack([pixel_y, pixel_x], axis=1)[index]
     return Found(y=y[index], x=x[index], p_source=exists, p_star=star, context=context,
                  pixel=pixel, row=index)  # fmt: skip

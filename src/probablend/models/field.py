@@ -20,6 +20,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -42,14 +43,15 @@ __all__ = ["Candidates", "FieldDistribution", "FieldNetwork", "FieldNetworkConfi
 
 MIN_TRUE_PIXELS = 5  # sources with smaller footprints are not looked for
 MATCH_RADIUS = 3.0  # pixels
-_APERTURES = (1.0, 2.0, 4.0, 8.0)  # widths (σ) of Gaussian weights, pixels
+_STEEP = 4.0  # how differences of logarithms of sums of light are stretched
+_SHARP = 0.05  # errors of ln flux below this count by their square
 _HEAT_WIDTH = 1.0  # σ of the target around a centre, pixels
 _HEAT_LEVEL = 0.05  # peaks below are no candidates
 _WORST = 200.0  # nats: one source that nothing explains must not spoil a step
 _CERTAIN = 0.995  # cells this sure to be sky are not drawn
 # Most of the nats of the classes are pixels on the rim of a footprint, of which nothing can be
 # known; they would outvote the few that say whether there is a galaxy.
-_WEIGHT = {"cross_entropy": 0.4, "centres": 3.0}
+_WEIGHT = {"cross_entropy": 0.4, "centres": 3.0, "photometry": 0.2}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +76,12 @@ class FieldNetworkConfig(UNetConfig):
         that of each pixel keeps probabilities right.
     context : int
         Length of what is gathered at a position.
+    apertures : tuple of float
+        Widths (σ, pixels) of the Gaussian weights with which light is summed at a position.
+    gather_hidden : tuple of int
+        Widths of the layers that gather.
+    photometry : bool
+        Whether a network of its own finds the flux from these sums, and the flow what is left.
     flow_hidden : tuple of int
         Widths of the layers of the flow.
     """
@@ -85,6 +93,9 @@ class FieldNetworkConfig(UNetConfig):
     window: int = 4
     joint_weight: float = 0.3
     context: int = 128
+    apertures: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
+    gather_hidden: tuple[int, ...] = (192,)
+    photometry: bool = False
     flow_hidden: tuple[int, ...] = (128, 128)
 
     def __post_init__(self) -> None:
@@ -92,6 +103,8 @@ class FieldNetworkConfig(UNetConfig):
         for key in ("latent_channels", "head_width", "n_draws", "window", "context"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} must be at least 1; got {getattr(self, key)}")
+        if not self.apertures or min(self.apertures) <= 0:
+            raise ValueError(f"apertures must be positive; got {self.apertures}")
         if not self.latent_spacings or min(self.latent_spacings) < 2:
             raise ValueError(f"latent_spacings must be at least 2; got {self.latent_spacings}")
 
@@ -113,6 +126,34 @@ class PointwiseHead(nn.Module):
         """(..., width) and (..., latent) → (..., class · stem²)."""
         moved = projected if latent is None else projected + self.from_latent(latent)
         return self.outer(F.silu(self.inner(F.silu(moved))))
+
+
+class Photometry(nn.Module):
+    """ln flux from sums of light within Gaussian weights: a mean of them, and what they miss.
+
+    Sums are linear and precise, features of a convolution are not. What a profile holds beyond
+    its weights shows in their ratios; which of them a neighbour spoils, in the features.
+    """
+
+    _WIDTH = 128
+
+    def __init__(self, config: FieldNetworkConfig) -> None:
+        super().__init__()
+        n = len(config.apertures)
+        self.inner = nn.Sequential(
+            nn.Linear(2 * n + config.context, self._WIDTH), nn.SiLU(),
+            nn.Linear(self._WIDTH, self._WIDTH), nn.SiLU(),
+        )  # fmt: skip
+        self.outer = nn.Linear(self._WIDTH, n + 1)
+        nn.init.zeros_(self.outer.weight)
+        nn.init.zeros_(self.outer.bias)
+
+    def forward(self, sums: Tensor, log_fwhm: Tensor, context: Tensor) -> Tensor:
+        """(source,) from (source, aperture), arcsinh, (source, 1) and (source, channel)."""
+        steps = _STEEP * sums.diff(dim=1)
+        seen = torch.cat([(sums - 5) / 2.5, steps, log_fwhm, context], dim=1)
+        said = self.outer(self.inner(seen))
+        return (said[:, :-1].softmax(dim=1) * sums).sum(dim=1) + said[:, -1]
 
 
 @dataclass(frozen=True)
@@ -241,12 +282,13 @@ class FieldDistribution(SegmentationDistribution):
         return Candidates(b, y + dy, x + dx, y, x, heat[b, y, x])
 
     def context(self, scene: Tensor, y: Tensor, x: Tensor, *, detected: bool) -> Tensor:
-        """What is seen at positions, (source, channel).
+        """What is seen at positions, (source, channel); ln flux last if photometry finds it.
 
         ``detected`` says where a position comes from: a peak of this very image leans towards
         the noise, a position from elsewhere does not.
         """
-        stem = self.network.config.stem
+        config = self.network.config
+        stem = config.stem
         # The 3 × 3 cells around on the finest level; one look-up, whose gradient is one sum.
         steps = torch.tensor([-stem, 0, stem], device=y.device)
         dy, dx = (d.reshape(9, 1) for d in torch.meshgrid(steps, steps, indexing="ij"))
@@ -256,10 +298,15 @@ class FieldDistribution(SegmentationDistribution):
             _gather(level, scene, y, x, stem * 2 ** (k + 1))
             for k, level in enumerate(self.features[1:])
         ]
-        flux = torch.asinh(_gather(self.apertures, scene, y, x, 1))
+        sums = torch.asinh(_gather(self.apertures, scene, y, x, 1))
+        log_fwhm = self.log_fwhm[scene][:, None]
         origin = torch.full_like(y, float(detected))
-        parts += [flux, self.log_fwhm[scene][:, None], origin[:, None]]
-        return F.silu(self.network.gather(torch.cat(parts, dim=1)))
+        parts += [sums, log_fwhm, origin[:, None]]
+        context = F.silu(self.network.gather(torch.cat(parts, dim=1)))
+        if self.network.photometry is None:
+            return context
+        ln_flux = self.network.photometry(sums, log_fwhm, context)
+        return torch.cat([context, ln_flux[:, None]], dim=1)
 
     def sources(
         self, scene: Tensor, y: Tensor, x: Tensor, unit: Tensor, *, detected: bool
@@ -283,10 +330,10 @@ def _gather(features: Tensor, scene: Tensor, y: Tensor, x: Tensor, cell: int) ->
     return (rows[scene * (n_y * n_x) + corners] * weights[..., None]).sum(dim=0)
 
 
-def _aperture_fluxes(image: Tensor) -> Tensor:
+def _aperture_fluxes(image: Tensor, widths: tuple[float, ...]) -> Tensor:
     """Gaussian-weighted fluxes of (batch, 1, y, x), scaled to that of a matched source."""
     fluxes = []
-    for width in _APERTURES:
+    for width in widths:
         reach = math.ceil(3 * width)
         t = torch.arange(-reach, reach + 1, device=image.device, dtype=image.dtype)
         kernel = torch.exp(-0.5 * (t / width) ** 2)
@@ -322,18 +369,26 @@ class FieldNetwork(SegmentationNetwork):
         )
         assert isinstance(self.heat[-1].bias, Tensor)
         nn.init.constant_(self.heat[-1].bias, -4.0)
-        n_gathered = 9 * channels[0] + sum(channels[1:]) + len(_APERTURES) + 2
-        self.gather = nn.Sequential(
-            nn.Linear(n_gathered, 192), nn.SiLU(), nn.Linear(192, config.context)
-        )
+        n_gathered = 9 * channels[0] + sum(channels[1:]) + len(config.apertures) + 2
+        widths = [n_gathered, *config.gather_hidden]
+        layers: list[nn.Module] = []
+        for n_in, n_out in pairwise(widths):
+            layers += [nn.Linear(n_in, n_out), nn.SiLU()]
+        self.gather = nn.Sequential(*layers, nn.Linear(widths[-1], config.context))
+        self.photometry = Photometry(config) if config.photometry else None
         self.kind = nn.Linear(config.context, 2)  # logits: a source, a star
-        self.flow = SourceFlow(config.context, hidden=config.flow_hidden)
+        self.flow = SourceFlow(config.context, hidden=config.flow_hidden, shifted=config.photometry)
+
+    def kinds(self, context: Tensor) -> Tensor:
+        """Logits that there is a source, and that it is a star, (source, 2)."""
+        return self.kind(context[:, : self.config.context])
 
     @property
     def halo(self) -> int:
         """Pixels around a tile that its answer depends on."""
         # The heatmap's 3×3 convolution and gathering look a few cells further.
-        return receptive_radius(self.config) + 2 * self.config.stride
+        reach = receptive_radius(self.config) + 2 * self.config.stride
+        return max(reach, math.ceil(3 * max(self.config.apertures)) + 2)
 
     def uncertain(self, cells: Tensor) -> Tensor:
         """Cells that may be other than sky: bool, (batch, y', x')."""
@@ -368,7 +423,7 @@ class FieldNetwork(SegmentationNetwork):
             features=features,
             projected=self.head.from_features(features[0].movedim(1, -1)),
             heat_logits=heat,
-            apertures=_aperture_fluxes(image[:, :1]),
+            apertures=_aperture_fluxes(image[:, :1], config.apertures),
             log_fwhm=log_fwhm,
             shape_yx=(n_y, n_x),
             stride=config.stride,
@@ -469,7 +524,7 @@ class FieldNetwork(SegmentationNetwork):
         context = said.context(scene, y, x, detected=True)
         real = partner >= 0
         existence = F.binary_cross_entropy_with_logits(
-            self.kind(context)[:, 0], real.to(context), reduction="sum"
+            self.kinds(context)[:, 0], real.to(context), reduction="sum"
         )
         if not bool(real.any()):
             return {"existence": existence, "flow_peaks": zero}
@@ -489,7 +544,8 @@ class FieldNetwork(SegmentationNetwork):
         n = len(sources)
         zero = said.heat_logits.new_zeros(())
         if n == 0:
-            return {"flow": zero, "star": zero, "existence_given": zero}
+            terms = dict.fromkeys(("flow", "star", "existence_given"), zero)
+            return terms if self.photometry is None else terms | {"photometry": zero}
         noise = torch.randn(n, 7, generator=generator).to(said.heat_logits)
         spread = 0.7 * torch.rand(n, generator=generator).to(noise)
         y = sources.y + spread * noise[:, 5]
@@ -499,7 +555,7 @@ class FieldNetwork(SegmentationNetwork):
         known = sources.has_shape  # real galaxies may have none
         wanted = truth(sources, y, x, fwhm, noise[:, :5])[known]
         nats = -self.flow(context[known]).log_prob(wanted)
-        kind = self.kind(context)
+        kind = self.kinds(context)
         star = F.binary_cross_entropy_with_logits(
             kind[:, 1], sources.is_star.to(nats), reduction="sum"
         )
@@ -508,10 +564,16 @@ class FieldNetwork(SegmentationNetwork):
         at = at * torch.tensor(said.shape_yx, device=at.device) - 0.5
         blank = _distances(sources.scene, at[:, 0], at[:, 1], kept).amin(dim=1) > MATCH_RADIUS
         empty = said.context(sources.scene[blank], at[blank, 0], at[blank, 1], detected=False)
-        logits = torch.cat([kind[:, 0], self.kind(empty)[:, 0]])
+        logits = torch.cat([kind[:, 0], self.kinds(empty)[:, 0]])
         there = torch.cat([torch.ones(n), torch.zeros(len(empty))]).to(logits)
         existence = F.binary_cross_entropy_with_logits(logits, there, reduction="sum")
-        return {"flow": nats.clamp(max=_WORST).sum(), "star": star, "existence_given": existence}
+        terms = {"flow": nats.clamp(max=_WORST).sum(), "star": star, "existence_given": existence}
+        if self.photometry is not None:
+            error = context[:, -1] - sources.flux.log()
+            terms["photometry"] = F.smooth_l1_loss(
+                error, torch.zeros_like(error), beta=_SHARP, reduction="sum"
+            ) / _SHARP  # fmt: skip
+        return terms
 
 
 def _distances(scene: Tensor, y: Tensor, x: Tensor, kept: Sources) -> Tensor:

@@ -9,6 +9,7 @@ of the quantities themselves and carries the Jacobian.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import zuko
@@ -125,18 +126,37 @@ def truth(sources: Sources, y: Tensor, x: Tensor, fwhm: Tensor, noise: Tensor) -
 class _Standardize(zuko.lazy.LazyTransform):
     """(value − location) / scale, both from the context."""
 
-    def __init__(self, n_context: int) -> None:
+    def __init__(self, n_context: int, *, shifted: bool) -> None:
         super().__init__()
+        self.shifted = shifted
         self.location = nn.Linear(n_context, len(PARAMETERS))
         self.log_scale = nn.Linear(n_context, len(PARAMETERS))
         for layer, start in ((self.location, _MEAN), (self.log_scale, _SPREAD)):
             nn.init.normal_(layer.weight, std=0.01)
             value = torch.tensor(start)
+            if shifted:
+                value[0] = 0.0 if layer is self.location else 0.3
             layer.bias.data = value.log() if layer is self.log_scale else value
 
     def forward(self, c: Tensor) -> Transform:
-        scale = self.log_scale(c).clamp(*_LOG_SCALE).exp()
-        return AffineTransform(self.location(c), scale).inv
+        seen = c[..., : self.location.in_features]
+        scale = self.log_scale(seen).clamp(*_LOG_SCALE).exp()
+        location = self.location(seen)
+        if self.shifted:
+            first = location[..., :1] + c[..., -1:]
+            location = torch.cat([first, location[..., 1:]], dim=-1)
+        return AffineTransform(location, scale).inv
+
+
+class _Spline(zuko.flows.autoregressive.MaskedAutoregressiveTransform):
+    """A spline that does not see the first estimate of the flux behind its context."""
+
+    def __init__(self, *, context: int, **settings: Any) -> None:
+        super().__init__(context=context, **settings)
+        self.n_context = context
+
+    def forward(self, c: Tensor) -> Transform:
+        return super().forward(c[..., : self.n_context])
 
 
 class SourceFlow(zuko.lazy.Flow):
@@ -150,6 +170,9 @@ class SourceFlow(zuko.lazy.Flow):
         Widths of the layers that turn it into splines.
     n_transforms, bins : int
         Autoregressive spline transforms, and bins of each spline.
+    shifted : bool
+        Whether the last number of the context is a first estimate of ln flux, from which the
+        flow counts.
     """
 
     def __init__(
@@ -159,11 +182,12 @@ class SourceFlow(zuko.lazy.Flow):
         hidden: Sequence[int] = (128, 128),
         n_transforms: int = 2,
         bins: int = 8,
+        shifted: bool = False,
     ) -> None:
         n = len(PARAMETERS)
         orders = [torch.arange(n), torch.arange(n).flip(0)]
         splines = [
-            zuko.flows.autoregressive.MaskedAutoregressiveTransform(
+            _Spline(
                 features=n,
                 context=n_context,
                 order=orders[k % 2],
@@ -177,8 +201,10 @@ class SourceFlow(zuko.lazy.Flow):
         base = zuko.lazy.UnconditionalDistribution(
             zuko.distributions.DiagNormal, torch.zeros(n), torch.ones(n), buffer=True
         )
-        super().__init__([_Standardize(n_context), *splines], base)
+        standardize = _Standardize(n_context, shifted=shifted)
+        super().__init__([standardize, *splines], base)
         self.order = orders
+        self.n_context = n_context
 
     def invert(self, context: Tensor, base: Tensor) -> Tensor:
         """Free parameters that belong to standard normal numbers.
@@ -195,8 +221,9 @@ class SourceFlow(zuko.lazy.Flow):
             Standard normal.
         """
         standardize, *splines = self.transform.transforms
+        seen = context[..., : self.n_context]
         for number, spline in reversed(list(enumerate(splines))):
-            base = _invert_spline(spline, self.order[number % 2].tolist(), context, base)
+            base = _invert_spline(spline, self.order[number % 2].tolist(), seen, base)
         return standardize(context).inv(base)
 
 
