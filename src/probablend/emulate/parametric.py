@@ -26,15 +26,18 @@ from probablend.emulate.stamps import ProfileGalaxies, Split
 from probablend.survey import Survey
 
 __all__ = [
+    "BULGE_SHARE",
     "MAX_SHEAR",
     "RADIUS_SCATTER",
     "SERSIC_INDEX",
     "SERSIC_RANGE",
     "ParametricGalaxies",
+    "bulge_density",
     "draw_disc_shears",
     "half_light_radius",
     "median_radius",
     "sersic_profile",
+    "shares",
     "shear_density",
 ]
 
@@ -42,6 +45,8 @@ SERSIC_INDEX = (1.4, 0.75)  # median, scatter in ln n
 SERSIC_RANGE = (0.5, 4.5)
 RADIUS_SCATTER = 0.45  # in ln of the major-axis half-light radius
 MAX_SHEAR = 0.804  # of discs
+
+BULGE_SHARE = 0.10  # Miller et al.: a tenth is bulge-dominated
 
 _KINDS = ("sersic", "bulge+disc", "knots")
 _SHARES = (0.55, 0.30, 0.15)
@@ -169,7 +174,7 @@ def _population(
     low, high = (10 ** (0.1 * m) for m in mag_range)
     mag = 10 * np.log10(generator.uniform(low, high, size=n))
     drawn = generator.choice(_KINDS, size=n, p=_SHARES)
-    is_bulge = generator.uniform(size=n) < 0.10  # Miller et al.: a tenth is bulge-dominated
+    is_bulge = generator.uniform(size=n) < BULGE_SHARE
     q = np.where(is_bulge, _bulge_axis_ratio(n, generator), _disc_axis_ratio(n, generator))
     angle = generator.uniform(0, np.pi, size=n)
     g = (1 - q) / (1 + q)
@@ -233,8 +238,22 @@ def _disc_axis_ratio(n: int, generator: np.random.Generator) -> np.ndarray:
 
 def _bulge_axis_ratio(n: int, generator: np.random.Generator) -> np.ndarray:
     e = np.linspace(0, 0.8, 2000)[1:-1]
-    e = _draw(e, e * np.exp(-2.368 * e - 6.691 * e**2), n, generator)
+    e = _draw(e, e * _bulge_fall(e), n, generator)
     return (1 - e) / (1 + e)
+
+
+def _bulge_fall(e: np.ndarray) -> np.ndarray:
+    return np.exp(-2.368 * e - 6.691 * e**2)
+
+
+def bulge_density(g: np.ndarray) -> np.ndarray:
+    """As :func:`shear_density`, of bulge-dominated galaxies."""
+    return np.where(g < 0.8, _bulge_fall(np.minimum(g, 0.8)), 0.0)
+
+
+def shares() -> dict[str, float]:
+    """Shares of the kinds of galaxies that are not bulge-dominated."""
+    return dict(zip(_KINDS, _SHARES, strict=True))
 
 
 def _draw(x: np.ndarray, density: np.ndarray, n: int, generator: np.random.Generator) -> np.ndarray:
