@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from scipy.stats import kstest
 from torch.autograd.functional import jacobian
 
+from probablend.models.field import _light
 from probablend.models.source import (
     PARAMETERS,
     SourceFlow,
@@ -96,3 +98,46 @@ def test_the_flux_of_samples_follows_the_density(posterior):
     # Where nothing was clipped, each is normal.
     for k in range(6):
         assert kstest(base[:, 0, k].numpy(), "norm").pvalue > 1e-4
+
+
+def test_sums_of_light_are_those_of_smoothed_maps_between_pixels():
+    widths = (1.0, 2.5, 6.0)
+    image = torch.randn(2, 50, 40, generator=torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(2)
+    scene = torch.randint(2, (60,), generator=generator)
+    y, x = (
+        52 * torch.rand(60, generator=generator) - 1,
+        42 * torch.rand(60, generator=generator) - 1,
+    )
+    got = _light(image, scene, y, x, widths).numpy()
+    for k, width in enumerate(widths):
+        maps = [
+            ndimage.gaussian_filter(
+                one, width, mode="constant", truncate=np.ceil(3 * width) / width
+            )
+            for one in image.double().numpy()
+        ]
+        # scipy's weights sum to 1; ours give a Gaussian source of this width its flux.
+        factor = 4 * np.pi * width**2
+        for j in range(len(y)):
+            at = [np.clip(float(v), 0, n - 1) for v, n in ((y[j], 50), (x[j], 40))]
+            wanted = factor * ndimage.map_coordinates(
+                maps[scene[j]], np.array(at)[:, None], order=1
+            )
+            assert got[j, k] == pytest.approx(wanted[0], rel=0.02, abs=0.02)
+
+
+def test_a_first_estimate_of_the_flux_moves_the_flow_with_it():
+    torch.manual_seed(3)
+    flow = SourceFlow(6, hidden=(16,), shifted=True)
+    context = torch.randn(4, 7)
+    moved = context + torch.tensor([0.0] * 6 + [0.7])
+    base = torch.randn(50, 4, len(PARAMETERS))
+    with torch.no_grad():
+        before, after = flow.invert(context, base), flow.invert(moved, base)
+        shift = torch.zeros(len(PARAMETERS))
+        shift[0] = 0.7
+        torch.testing.assert_close(after, before + shift, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            flow(moved).log_prob(after), flow(context).log_prob(before), rtol=1e-4, atol=1e-3
+        )

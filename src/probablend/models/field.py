@@ -44,6 +44,7 @@ __all__ = ["Candidates", "FieldDistribution", "FieldNetwork", "FieldNetworkConfi
 MIN_TRUE_PIXELS = 5  # sources with smaller footprints are not looked for
 MATCH_RADIUS = 3.0  # pixels
 _STEEP = 4.0  # how differences of logarithms of sums of light are stretched
+_AT_ONCE = 2048  # sources whose surroundings are held at once
 _SHARP = 0.05  # errors of ln flux below this count by their square
 _HEAT_WIDTH = 1.0  # σ of the target around a centre, pixels
 _HEAT_LEVEL = 0.05  # peaks below are no candidates
@@ -185,8 +186,8 @@ class FieldDistribution(SegmentationDistribution):
         Finest features, ready for the pointwise head.
     heat_logits : Tensor, shape (batch, y, x)
         Of the centres.
-    apertures : Tensor, shape (batch, aperture, y, x)
-        Gaussian-weighted fluxes.
+    image : Tensor, shape (batch, y, x)
+        The first band, in units of the noise.
     log_fwhm : Tensor, shape (batch,)
         Of the PSF, pixels.
     """
@@ -195,7 +196,7 @@ class FieldDistribution(SegmentationDistribution):
     features: list[Tensor]
     projected: Tensor
     heat_logits: Tensor
-    apertures: Tensor
+    image: Tensor
     log_fwhm: Tensor
 
     def _to_map(self, cells: Tensor) -> Tensor:
@@ -298,7 +299,7 @@ class FieldDistribution(SegmentationDistribution):
             _gather(level, scene, y, x, stem * 2 ** (k + 1))
             for k, level in enumerate(self.features[1:])
         ]
-        sums = torch.asinh(_gather(self.apertures, scene, y, x, 1))
+        sums = torch.asinh(_light(self.image, scene, y, x, config.apertures))
         log_fwhm = self.log_fwhm[scene][:, None]
         origin = torch.full_like(y, float(detected))
         parts += [sums, log_fwhm, origin[:, None]]
@@ -330,18 +331,42 @@ def _gather(features: Tensor, scene: Tensor, y: Tensor, x: Tensor, cell: int) ->
     return (rows[scene * (n_y * n_x) + corners] * weights[..., None]).sum(dim=0)
 
 
-def _aperture_fluxes(image: Tensor, widths: tuple[float, ...]) -> Tensor:
-    """Gaussian-weighted fluxes of (batch, 1, y, x), scaled to that of a matched source."""
-    fluxes = []
-    for width in widths:
-        reach = math.ceil(3 * width)
-        t = torch.arange(-reach, reach + 1, device=image.device, dtype=image.dtype)
-        kernel = torch.exp(-0.5 * (t / width) ** 2)
-        kernel = kernel / (kernel**2).sum().sqrt()  # unit noise
-        smooth = F.conv2d(image, kernel.view(1, 1, -1, 1), padding=(reach, 0))
-        smooth = F.conv2d(smooth, kernel.view(1, 1, 1, -1), padding=(0, reach))
-        fluxes.append(smooth * (2 * math.sqrt(math.pi) * width))
-    return torch.cat(fluxes, dim=1)
+def _light(image: Tensor, scene: Tensor, y: Tensor, x: Tensor, widths: tuple[float, ...]) -> Tensor:
+    """Gaussian-weighted sums of light of (batch, y', x') at positions, (source, width).
+
+    Scaled to the flux of a source that has the shape of the weight. Between pixels the sums, not
+    the weights, are interpolated.
+    """
+    reach = math.ceil(3 * max(widths))
+    t = torch.arange(-reach, reach + 2, device=image.device, dtype=image.dtype)
+    weights = []  # about the pixel below a position, and about the next one
+    for shift in (0, 1):
+        rows = []
+        for width in widths:
+            weight = torch.exp(-0.5 * ((t - shift) / width) ** 2)
+            weight = weight * ((t - shift).abs() <= math.ceil(3 * width))
+            # Unit noise, then the flux of a matched source.
+            scale = math.sqrt(2 * math.sqrt(math.pi) * width)
+            rows.append(weight / (weight**2).sum().sqrt() * scale)
+        weights.append(torch.stack(rows))
+    n_y, n_x = image.shape[-2:]
+    padded = F.pad(image, (reach, reach + 1, reach, reach + 1))
+    span = torch.arange(len(t), device=image.device)
+    sums = []
+    for part in torch.arange(len(y), device=y.device).split(_AT_ONCE):
+        along = []
+        for place, n in ((y[part], n_y), (x[part], n_x)):
+            place = place.clamp(0, n - 1)
+            first = place.floor()
+            rest = (place - first)[:, None, None]
+            along.append((first.long(), (1 - rest) * weights[0] + rest * weights[1]))
+        (row, down), (column, across) = along
+        patch = padded[
+            scene[part][:, None, None], (row[:, None] + span)[:, :, None],
+            (column[:, None] + span)[:, None],
+        ]  # fmt: skip
+        sums.append(((down @ patch) * across).sum(dim=-1))
+    return torch.cat(sums) if sums else image.new_zeros(0, len(widths))
 
 
 class FieldNetwork(SegmentationNetwork):
@@ -423,7 +448,7 @@ class FieldNetwork(SegmentationNetwork):
             features=features,
             projected=self.head.from_features(features[0].movedim(1, -1)),
             heat_logits=heat,
-            apertures=_aperture_fluxes(image[:, :1], config.apertures),
+            image=image[:, 0],
             log_fwhm=log_fwhm,
             shape_yx=(n_y, n_x),
             stride=config.stride,
