@@ -1,4 +1,6 @@
 import csv
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -199,3 +201,44 @@ def test_a_training_can_start_from_earlier_weights(tmp_path):
     with pytest.raises(ValueError, match="is another network"):
         train(replace(small("unet"), start_from=str(first)), tmp_path / "c", device="cpu")
     assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_losses_of_one_with_both_batches(tmp_path):
+    text = """
+    name = "two"
+    seed = 3
+    n_validation = 4
+    validate_every = 1
+    [model]
+    kind = "field"
+    channels = [4, 6]
+    n_convs = 1
+    context = 8
+    flow_hidden = [8]
+    head_width = 4
+    [bank]
+    n_galaxies = 40
+    n_stars = 4
+    [scenes]
+    size = 32
+    [optimizer]
+    n_steps = 4
+    batch_size = 4
+    n_batches = 2
+    """
+    (tmp_path / "two.toml").write_text(text)
+    logs = {}
+    for devices in (1, 2):
+        command = [sys.executable, "-m", "probablend.cli", "train", tmp_path / "two.toml", "-o",
+                   tmp_path / str(devices), "--device", "cpu", "--devices", devices]  # fmt: skip
+        done = subprocess.run([str(c) for c in command], capture_output=True, timeout=300)
+        assert done.returncode == 0, done.stderr.decode()
+        logs[devices] = read_log(tmp_path / str(devices))
+    assert len(logs[1]) == len(logs[2]) == 4
+    for one, two in zip(logs[1], logs[2], strict=True):
+        for key in one:
+            if key.startswith("train_"):
+                assert float(two[key]) == pytest.approx(float(one[key]), rel=1e-3), key
+    with pytest.raises(ValueError, match="cannot share"):
+        train(small(), tmp_path / "x", device="cpu", devices=2)

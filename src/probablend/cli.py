@@ -358,6 +358,8 @@ def train_command(
     output: OutputDir = Path("runs"),
     device: Device = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
+    devices: Annotated[int, typer.Option(help="Processes on each machine.", min=1)] = 1,
+    num_nodes: Annotated[int, typer.Option(help="Machines.", min=1)] = 1,
 ) -> None:
     """Train a network; the best weights are written as safetensors.
 
@@ -366,7 +368,10 @@ def train_command(
     from probablend.config import read_train_config
     from probablend.train import train
 
-    best = train(read_train_config(config), output, device=device, resume=resume)
+    best = train(
+        read_train_config(config), output, device=device, resume=resume, devices=devices,
+        num_nodes=num_nodes,
+    )  # fmt: skip
     out.print(f"best weights: {best}")
 
 

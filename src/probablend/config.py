@@ -53,7 +53,9 @@ class OptimizerConfig:
     n_steps : int
         Optimiser steps in all.
     batch_size : int
-        Scenes per step.
+        Scenes per batch.
+    n_batches : int
+        Batches per step, shared by all processes of a training; the gradient is their mean.
     learning_rate : float
         At its peak: it rises over the first ``warmup`` of the steps and falls to zero as a
         half cosine.
@@ -69,6 +71,7 @@ class OptimizerConfig:
 
     n_steps: int = 10_000
     batch_size: int = 16
+    n_batches: int = 1
     learning_rate: float = 2e-3
     warmup: float = 0.02
     kl_warmup: float = 0.2
@@ -76,7 +79,7 @@ class OptimizerConfig:
     gradient_clip: float = 1.0
 
     def __post_init__(self) -> None:
-        _at_least_one(self, "n_steps", "batch_size")
+        _at_least_one(self, "n_steps", "batch_size", "n_batches")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be positive; got {self.learning_rate}")
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.loggers import TensorBoardLogger
+from lightning_fabric.strategies import DDPStrategy
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
@@ -50,6 +51,8 @@ def train(
     device: str = "auto",
     resume: bool = False,
     stop_after: int | None = None,
+    devices: int = 1,
+    num_nodes: int = 1,
 ) -> Path:
     """Train a network and keep the best weights.
 
@@ -66,6 +69,9 @@ def train(
         Whether to go on from ``last.safetensors``.
     stop_after : int, optional
         Leave after this step, as a time limit would.
+    devices, num_nodes : int
+        Processes on each machine, and machines: they share the batches of a step, see
+        :class:`~probablend.config.OptimizerConfig`. All need the same folder.
 
     Returns
     -------
@@ -81,6 +87,11 @@ def train(
     FileExistsError
         If there is a checkpoint and ``resume`` is not set.
     """
+    if config.optimizer.n_batches % (devices * num_nodes):
+        raise ValueError(
+            f"{devices * num_nodes} processes cannot share {config.optimizer.n_batches} batches "
+            "evenly: set n_batches to a multiple"
+        )
     last, best = directory / "last.safetensors", directory / f"{config.name}.safetensors"
     if last.exists() and not resume:
         raise FileExistsError(f"{directory} holds a training already: resume it, or name another")
@@ -96,15 +107,21 @@ def train(
     accelerator = resolve_device(device).type
 
     directory.mkdir(parents=True, exist_ok=True)
-    _keep_rows(directory / "log.csv", until=state.get("step", 0))
+    many = devices * num_nodes > 1
     fabric = Fabric(
         accelerator=accelerator,
-        devices=1,
+        devices=devices,
+        num_nodes=num_nodes,
+        strategy=DDPStrategy(find_unused_parameters=True) if many else "auto",
         loggers=TensorBoardLogger(root_dir=directory, name="tensorboard", version=""),
     )
     fabric.launch()
+    first = fabric.is_global_zero
+    if first:
+        _keep_rows(directory / "log.csv", until=state.get("step", 0))
 
-    validation = _validation(config, directory, fabric.device)
+    with fabric.rank_zero_first():
+        validation = _validation(config, directory, fabric.device)
 
     bare.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(bare.parameters(), lr=config.optimizer.learning_rate)
@@ -125,29 +142,44 @@ def train(
         for step in range(start, end):
             if (wanted := config.bank.number_at(step)) != number:
                 number = wanted
-                bank = _bank(config, directory, "train", number).to(fabric.device)
+                with fabric.rank_zero_first():
+                    bank = _bank(config, directory, "train", number).to(fabric.device)
             assert bank is not None
-            batch = draw_batch(
-                bank, config.scenes, n=config.optimizer.batch_size, seed=config.seed, index=step,
-                progress=step / config.optimizer.n_steps,
-            )  # fmt: skip
             model.train()
             rate, beta = _schedule(config.optimizer, step)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-            terms = model.training_loss(batch, generator=generator, beta=beta)
-            if not torch.isfinite(terms["loss"]):
-                raise ValueError(f"the loss is not finite at step {step}: lower the learning rate")
             optimizer.zero_grad()
-            # Per pixel, so that rate and clipping mean the same for every patch size.
-            fabric.backward(terms["loss"] / n_pixels)
+            n_batches = config.optimizer.n_batches
+            own = range(fabric.global_rank, n_batches, fabric.world_size)
+            parts = []
+            for k in own:
+                index = step * n_batches + k
+                batch = draw_batch(
+                    bank, config.scenes, n=config.optimizer.batch_size, seed=config.seed,
+                    index=index, progress=step / config.optimizer.n_steps,
+                )  # fmt: skip
+                generator = torch.Generator().manual_seed(config.seed * 1_000_003 + index)
+                with fabric.no_backward_sync(model, enabled=k != own[-1]):
+                    terms = model.training_loss(batch, generator=generator, beta=beta)
+                    if not torch.isfinite(terms["loss"]):
+                        raise ValueError(
+                            f"the loss is not finite at step {step}: lower the learning rate"
+                        )
+                    # Per pixel, so that rate and clipping mean the same for every patch size.
+                    fabric.backward(terms["loss"] / (n_pixels * len(own)))
+                parts.append({key: value.detach() for key, value in terms.items()})
             fabric.clip_gradients(model, optimizer, max_norm=config.optimizer.gradient_clip)
             optimizer.step()
+            terms = {k: torch.stack([part[k] for part in parts]).mean() for k in parts[0]}
+            if many:
+                terms = {k: fabric.all_reduce(v, reduce_op="mean") for k, v in terms.items()}
 
             done = step + 1
             shown = " ".join(f"{key} {value.item():.4g}" for key, value in terms.items())
             progress.update(task, completed=done, text=shown)
+            if not first:
+                continue
             if done % config.validate_every == 0 or done == config.optimizer.n_steps:
                 spent = seconds + time.monotonic() - began
                 scores = validate(bare, validation, seed=config.seed)
@@ -164,6 +196,7 @@ def train(
                 spent = seconds + time.monotonic() - began
                 state = {"config": _plain(config), "step": done, "best_score": best_score}
                 save_tensors(last, _state(bare, optimizer), state | {"seconds": spent})
+    fabric.barrier()
     return best
 
 

@@ -55,6 +55,7 @@ def test_the_fast_inverse_is_the_inverse(posterior):
     fast = posterior.flow.invert(posterior.context, base)
     slow = posterior.flow(posterior.context).transform.inv(base)
     torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-4)
+    assert posterior.flow.invert(posterior.context[:0], base[:, :0]).shape == (50, 0, 10)
     back = posterior.flow(posterior.context).transform(fast)
     torch.testing.assert_close(back, base, rtol=1e-3, atol=1e-3)
 

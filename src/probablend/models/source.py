@@ -258,7 +258,7 @@ def _invert_spline(
              zip(weights[1:-1], units[1:], units[:-1], strict=True)]  # fmt: skip
     outer = weights[-1][:, units[-1]]
 
-    points = base.movedim(-1, 0).reshape(n, -1)
+    points = base.movedim(-1, 0).reshape(n, base[..., 0].numel())
     hidden = [base.new_empty(len(level), points.shape[1]) for level in levels]
     values = torch.zeros_like(points)
     for step, k in enumerate(sequence):
@@ -266,7 +266,7 @@ def _invert_spline(
             new = own[end[step] : end[step + 1]]
             if j == 0:
                 sums = (weights[0][new, :n] @ values).view(len(new), *base.shape[:-1])
-                sums = (sums + seen[new]).reshape(len(new), -1)
+                sums = (sums + seen[new]).reshape(len(new), points.shape[1])
             else:
                 known = ends[j - 1][step + 1]
                 rows = inner[j - 1][end[step] : end[step + 1], :known]
