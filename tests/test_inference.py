@@ -77,7 +77,7 @@ def test_weights_turn_one_prior_into_another():
 
 def test_a_prior_far_away_is_warned_of(caplog):
     draws = np.random.default_rng(1).normal(size=(200, 4))
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING, logger="probablend"):
         importance_weights(norm.logpdf(draws, 8, 0.5), norm.logpdf(draws, 0, 3))
     assert "4 of 4 sources" in caplog.text
     with pytest.raises(ValueError, match="not theirs"):
