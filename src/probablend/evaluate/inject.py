@@ -153,8 +153,7 @@ def inject(
 
     before = look(sky)
     fwhm = float(before.meta["psf_fwhm"])
-    typical = float(np.median(np.asarray(prepared.rms)[~prepared.mask])
-                    if isinstance(prepared.rms, np.ndarray) else prepared.rms)  # fmt: skip
+    typical = float(before.meta["rms"])
     known_zeropoint = data.zeropoint if zeropoint is None else zeropoint
     survey, depth = _describe(scale, typical, fwhm, known_zeropoint, gain)
     mag_range = (depth - _BRIGHT, depth + _FAINT)

@@ -39,6 +39,7 @@ __all__ = [
     "DEFAULT_MODEL",
     "PRODUCTS",
     "Segmentation",
+    "assumed_psf_fwhm",
     "check_output",
     "segment",
 ]
@@ -340,10 +341,9 @@ def segment(
     if prepared.mask.any():
         n_masked = int(prepared.mask.sum())
         log.warning("%d of %d pixels are masked: NaN in the maps", n_masked, prepared.mask.size)
-    trained = np.atleast_1d(np.asarray(meta.get("psf_fwhm_pixels", 2.0), dtype=float))
     if psf_fwhm is None and isinstance(network, FieldNetwork):
-        psf_fwhm = _psf_fwhm(prepared, trained)
-    psf_fwhm = float(np.median(trained)) if psf_fwhm is None else psf_fwhm
+        psf_fwhm = _psf_fwhm(prepared, meta)
+    psf_fwhm = float(np.median(_trained_fwhms(meta))) if psf_fwhm is None else psf_fwhm
     result = segment_prepared(
         network.to(where), meta, prepared, data, n_samples=n_samples, seed=seed, device=where,
         wcs=wcs, psf_fwhm=psf_fwhm, zeropoint=zeropoint, min_p_source=min_p_source,
@@ -438,8 +438,7 @@ def segment_prepared(
         labels = label_sources(measured.ellipses, scan.p_galaxy)
         catalog = measured.catalog
     else:
-        trained = np.atleast_1d(np.asarray(meta.get("psf_fwhm_pixels", 2.0), dtype=float))
-        smoothing = max(1.0, float(np.median(trained)) / 2.355)
+        smoothing = max(1.0, float(np.median(_trained_fwhms(meta))) / 2.355)
         labels = find_objects(scan.p_galaxy, prepared.signal, smoothing=smoothing)
         catalog = catalog_of_labels(labels, prepared.signal, draws, prepared.mask, wcs=wcs)
     return Segmentation(
@@ -466,17 +465,27 @@ def segment_prepared(
     )
 
 
-def _psf_fwhm(prepared: PreparedImage, trained: np.ndarray) -> float:
+def _trained_fwhms(meta: Mapping[str, Any]) -> np.ndarray:
+    """FWHM of the PSFs that a model was trained on, pixels."""
+    return np.atleast_1d(np.asarray(meta.get("psf_fwhm_pixels", 2.0), dtype=float))
+
+
+def assumed_psf_fwhm(meta: Mapping[str, Any]) -> float:
+    """The narrowest PSF that the model was trained on, where the image does not tell."""
+    assumed = float(_trained_fwhms(meta).min())
+    log.warning(
+        "too few bright sources to measure the PSF: a FWHM of %.2f pixels is assumed; "
+        "give psf_fwhm to say otherwise", assumed,
+    )  # fmt: skip
+    return assumed
+
+
+def _psf_fwhm(prepared: PreparedImage, meta: Mapping[str, Any]) -> float:
     """FWHM of the image's own stars, or what the model was trained on."""
     found = estimate_psf_fwhm(prepared.signal, prepared.mask)
     if found is None:
-        found = float(trained.min())
-        log.warning(
-            "too few bright sources to measure the PSF: a FWHM of %.2f pixels is assumed; "
-            "give psf_fwhm to say otherwise", found,
-        )  # fmt: skip
-    else:
-        log.info("PSF from the image's stars: FWHM %.2f pixels", found)
+        return assumed_psf_fwhm(meta)
+    log.info("PSF from the image's stars: FWHM %.2f pixels", found)
     return found
 
 

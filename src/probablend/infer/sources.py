@@ -26,6 +26,7 @@ __all__ = [
     "N_DRAWS",
     "Measured",
     "draw_parameters",
+    "draws_table",
     "measure_sources",
 ]
 
@@ -136,12 +137,7 @@ class Measured:
         """
         if not 1 <= n <= len(self.draws):
             raise ValueError(f"between 1 and {len(self.draws)} draws can be kept; got {n}")
-        table = QTable({"id": self.catalog["id"]})
-        for name in PARAMETERS:
-            values = np.ascontiguousarray(self.parameter(name)[:n].T)
-            table[name] = values * u.pix if name in ("y", "x", "hlr", "radius") else values
-            table[name].info.description = DESCRIPTIONS[name]
-        return table
+        return draws_table(self.draws[:n], self.origin, self.catalog["id"])
 
     def footprint(
         self, k: int, shape_yx: tuple[int, int]
@@ -161,6 +157,29 @@ class Measured:
         values = np.zeros((box[0].stop - box[0].start, box[1].stop - box[1].start))
         values[rows - box[0].start, columns - box[1].start] = share
         return box, values
+
+
+def draws_table(draws: np.ndarray, origin: np.ndarray, ids: np.ndarray) -> QTable:
+    """Joint draws of some sources, one row each, every column of shape (draw,).
+
+    Parameters
+    ----------
+    draws : ndarray, shape (draw, source, parameter)
+        Positions counted from ``origin``.
+    origin : ndarray, shape (source, 2)
+        (y, x).
+    ids : ndarray of int, shape (source,)
+        Numbers of the sources.
+    """
+    table = QTable({"id": np.asarray(ids, dtype=np.int32)})
+    for k, name in enumerate(PARAMETERS):
+        values = draws[..., k].astype(float)
+        if name in ("y", "x"):
+            values = values + origin[:, "yx".index(name)]
+        values = np.ascontiguousarray(values.T)
+        table[name] = values * u.pix if name in ("y", "x", "hlr", "radius") else values
+        table[name].info.description = DESCRIPTIONS[name]
+    return table
 
 
 def measure_sources(

@@ -21,11 +21,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import astropy.units as u
 import numpy as np
 import torch
 from astropy.io import fits
-from astropy.table import QTable
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -49,20 +47,22 @@ from probablend.images import (
     rms_of_weight,
 )
 from probablend.infer.footprints import Ellipses
+from probablend.infer.planes import make_fits, padded, plane_offsets, read_box, write_box
 from probablend.infer.psf import estimate_psf_fwhm
 from probablend.infer.segment import (
     PRODUCTS,
     Segmentation,
+    assumed_psf_fwhm,
     check_format,
     check_numbers,
     check_output,
     model_name,
     segment_prepared,
 )
-from probablend.infer.sources import N_DRAWS
+from probablend.infer.sources import N_DRAWS, draws_table
 from probablend.infer.tiles import Tile, Window, cover
 from probablend.models.field import FieldNetwork
-from probablend.models.source import DESCRIPTIONS, PARAMETERS
+from probablend.models.source import PARAMETERS
 
 __all__ = ["StreamSettings", "process_block", "stream", "too_large"]
 
@@ -323,10 +323,10 @@ def _begin(
     header = provenance_header(plan["meta"])
     header["PBNMASK"] = (0, "masked pixels (NaN in the maps)")
     header["DATE"] = (datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S"), "UTC")
-    _make_fits(work / "ready" / "maps.fits", header, wcs_header, _PLANES, (n_y, n_x))
+    make_fits(work / "ready" / "maps.fits", header, wcs_header, _PLANES, (n_y, n_x))
     if settings.keep_samples:
         size = (settings.n_samples, n_y, n_x)
-        _make_fits(work / "ready" / "samples.fits", header, wcs_header, {"SAMPLES": "u1"}, size)
+        make_fits(work / "ready" / "samples.fits", header, wcs_header, {"SAMPLES": "u1"}, size)
     with (work / "labels.raw").open("wb") as handle:
         handle.truncate(4 * n_y * n_x)
     _write(work / "plan.json", json.dumps(plan, indent=1))
@@ -345,7 +345,6 @@ def _fingerprint(settings: StreamSettings) -> dict[str, Any]:
 
 def _decide(settings: StreamSettings, image: ImageFile, meta: dict[str, Any]) -> tuple[float, str]:
     """Width of the PSF, and whether there is a background, for the whole image."""
-    trained = np.atleast_1d(np.asarray(meta.get("psf_fwhm_pixels", 2.0), dtype=float))
     fwhm, background, seen = settings.psf_fwhm, settings.background, False
     for box in _samples(image.shape):
         try:
@@ -362,11 +361,7 @@ def _decide(settings: StreamSettings, image: ImageFile, meta: dict[str, Any]) ->
     if not seen and len(list(_samples(image.shape))) == 1:
         raise NothingToSegmentError("image has no usable pixel: all are NaN, masked or constant")
     if fwhm is None:
-        fwhm = float(trained.min())
-        log.warning(
-            "too few bright sources to measure the PSF: a FWHM of %.2f pixels is assumed; "
-            "give psf_fwhm to say otherwise", fwhm,
-        )  # fmt: skip
+        fwhm = assumed_psf_fwhm(meta)
     return fwhm, "none" if background == "auto" else background
 
 
@@ -544,47 +539,6 @@ def _sources(
     return tensors
 
 
-def _make_fits(
-    path: Path,
-    primary: fits.Header,
-    header: fits.Header,
-    planes: dict[str, str],
-    shape: tuple[int, ...],
-) -> None:
-    """A FITS file of zeros that takes no room yet."""
-    with path.open("wb") as handle:
-        handle.write(_padded(fits.PrimaryHDU(header=primary).header))
-        for name, kind in planes.items():
-            card = fits.ImageHDU(np.zeros((1,) * len(shape), kind), header, name=name).header
-            for k, n in enumerate(reversed(shape), start=1):
-                card[f"NAXIS{k}"] = n
-            handle.write(_padded(card))
-            n_bytes = int(np.prod(shape)) * np.dtype(kind).itemsize
-            handle.seek(handle.tell() + -(-n_bytes // 2880) * 2880)
-        handle.truncate()
-
-
-def _padded(header: fits.Header) -> bytes:
-    return header.tostring(sep="", endcard=True, padding=True).encode("ascii")
-
-
-def _offsets(path: Path) -> dict[str, int]:
-    """Where the pixels of each extension begin, bytes."""
-    with path.open("rb") as handle, fits.open(handle, memmap=False) as hdus:
-        return {hdu.name: hdu.fileinfo()["datLoc"] for hdu in hdus[1:]}
-
-
-def _put(path: Path, offset: int, n_x: int, core: tuple[slice, slice], values: np.ndarray) -> None:
-    """Write a box of pixels into a plane of a file."""
-    size = values.dtype.itemsize
-    with path.open("r+b") as handle:
-        for k, row in enumerate(range(core[0].start, core[0].stop)):
-            handle.seek(offset + (row * n_x + core[1].start) * size)
-            handle.write(np.ascontiguousarray(values[k]).tobytes())
-        handle.flush()
-        os.fsync(handle.fileno())
-
-
 def _write_planes(
     work: Path,
     settings: StreamSettings,
@@ -595,28 +549,28 @@ def _write_planes(
     flat: np.ndarray,
 ) -> None:
     maps = work / "ready" / "maps.fits"
-    at = _offsets(maps)
+    at = plane_offsets(maps)
     planes = {"P_GALAXY": result.p_galaxy, "P_BLEND": result.p_blend, "MASK": result.mask}
     for name, plane in planes.items():
-        _put(maps, at[name], shape[1], core, plane[inner].astype(_PLANES[name]))
+        write_box(maps, at[name], shape[1], core, plane[inner].astype(_PLANES[name]))
     # Until all sources are known, the pixel that owns a source is its number.
     numbers = np.concatenate([[0], flat + 1])[result.labels[inner]]
-    _put(work / "labels.raw", 0, shape[1], core, numbers.astype("<i4"))
+    write_box(work / "labels.raw", 0, shape[1], core, numbers.astype("<i4"))
     if settings.keep_samples:
         cube = work / "ready" / "samples.fits"
-        first = _offsets(cube)["SAMPLES"]
+        first = plane_offsets(cube)["SAMPLES"]
         for k, sample in enumerate(result.samples):
             start = first + k * shape[0] * shape[1]
-            _put(cube, start, shape[1], core, sample[inner])
+            write_box(cube, start, shape[1], core, sample[inner])
 
 
 def _write_empty(work: Path, core: tuple[slice, slice], shape: tuple[int, int]) -> None:
     """A block without a usable pixel: missing, not zero."""
     maps = work / "ready" / "maps.fits"
-    at = _offsets(maps)
+    at = plane_offsets(maps)
     size = tuple(side.stop - side.start for side in core)
     for name, value in (("P_GALAXY", np.nan), ("P_BLEND", np.nan), ("MASK", 1)):
-        _put(maps, at[name], shape[1], core, np.full(size, value, _PLANES[name]))
+        write_box(maps, at[name], shape[1], core, np.full(size, value, _PLANES[name]))
 
 
 def _quicklook(
@@ -665,17 +619,17 @@ def _finish(work: Path, plan: dict[str, Any], catalog_format: str, regions: bool
     n_x = plan["shape"][1]
 
     maps = ready / "maps.fits"
-    at = _offsets(maps)["LABELS"]
+    at = plane_offsets(maps)["LABELS"]
     for core in (block.core for block in blocks):
-        numbers = _get(work / "labels.raw", n_x, core)
+        numbers = read_box(work / "labels.raw", n_x, core)
         place = np.searchsorted(flat, numbers - 1).clip(max=max(len(flat) - 1, 0))
         known = (numbers > 0) & (flat[place] == numbers - 1) if len(flat) else numbers < 0
         labels = np.where(known, place + 1, 0)
-        _put(maps, at, n_x, core, labels.astype(">i4"))
+        write_box(maps, at, n_x, core, labels.astype(">i4"))
     header = fits.getheader(maps)
     header["PBNMASK"] = n_masked
     with maps.open("r+b") as handle:
-        handle.write(_padded(header))
+        handle.write(padded(header))
 
     columns = {
         name: _joined(parts, f"catalog.{name}", kind)[order]
@@ -722,16 +676,6 @@ def _joined(parts: list[dict[str, np.ndarray]], key: str, kind: type) -> np.ndar
     return np.concatenate(values) if values else np.zeros(0, dtype=kind)
 
 
-def _get(path: Path, n_x: int, core: tuple[slice, slice]) -> np.ndarray:
-    """A box of pixels of the raw labels."""
-    rows = []
-    with path.open("rb") as handle:
-        for row in range(core[0].start, core[0].stop):
-            handle.seek(4 * (row * n_x + core[1].start))
-            rows.append(np.frombuffer(handle.read(4 * (core[1].stop - core[1].start)), "<i4"))
-    return np.stack(rows).astype(np.int64)
-
-
 def _groups(parts: list[dict[str, np.ndarray]], flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Lowest number of each group whose footprints touch, across blocks; and other members."""
     n = len(flat)
@@ -757,13 +701,13 @@ def _groups(parts: list[dict[str, np.ndarray]], flat: np.ndarray) -> tuple[np.nd
 def _write_posterior(work: Path, plan: dict[str, Any], flat: np.ndarray, n: int) -> None:
     """Joint draws of all sources, block by block into their rows of the table."""
     path = work / "ready" / "posterior.fits"
-    empty = _posterior(np.zeros((n, 1, len(PARAMETERS)), np.float32), np.zeros((1, 2)), np.ones(1))
+    empty = draws_table(np.zeros((n, 1, len(PARAMETERS)), np.float32), np.zeros((1, 2)), np.ones(1))
     write_catalog(empty, path, provenance_header(plan["meta"]), "POSTERIOR")
     primary, header = (fits.getheader(path, k) for k in (0, 1))
     row = header["NAXIS1"]
     header["NAXIS2"] = len(flat)
     with path.open("wb") as handle:
-        handle.write(_padded(primary) + _padded(header))
+        handle.write(padded(primary) + padded(header))
         start = handle.tell()
         handle.truncate(start + -(-row * len(flat) // 2880) * 2880)
         for number in range(len(_blocks(plan))):
@@ -772,22 +716,9 @@ def _write_posterior(work: Path, plan: dict[str, Any], flat: np.ndarray, n: int)
                 continue
             ids = np.searchsorted(flat, part["own_flat"]) + 1
             table = np.asarray(
-                fits.BinTableHDU(_posterior(part["draws"], part["origin"], ids)).data
+                fits.BinTableHDU(draws_table(part["draws"], part["origin"], ids)).data
             )
             values = table.astype(table.dtype.newbyteorder(">")).tobytes()
             for k, place in enumerate(ids - 1):
                 handle.seek(start + int(place) * row)
                 handle.write(values[k * row : (k + 1) * row])
-
-
-def _posterior(draws: np.ndarray, origin: np.ndarray, ids: np.ndarray) -> QTable:
-    """Joint draws of some sources, one row each."""
-    table = QTable({"id": np.asarray(ids, dtype=np.int32)})
-    for k, name in enumerate(PARAMETERS):
-        values = draws[:, :, k].astype(float).T
-        if name in ("y", "x"):
-            values = values + origin[:, "yx".index(name), None]
-        values = np.ascontiguousarray(values)
-        table[name] = values * u.pix if name in ("y", "x", "hlr", "radius") else values
-        table[name].info.description = DESCRIPTIONS[name]
-    return table
