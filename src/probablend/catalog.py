@@ -19,6 +19,7 @@ from astropy.wcs import WCS, NoConvergence
 from scipy import ndimage
 
 from probablend.flags import Flag
+from probablend.hats import write_hats
 from probablend.models.source import PARAMETERS
 
 log = logging.getLogger(__name__)
@@ -70,6 +71,7 @@ COLUMNS: dict[str, tuple[type, u.Unit | str | None, str]] = {
     "parent": (np.int32, None, "lowest id of the objects whose footprints touch"),
     "n_siblings": (np.int32, None, "other objects in that group"),
     "flags": (np.int32, None, "; ".join(f"{f.value} {f.name}" for f in Flag)),
+    "cutout": (np.int64, None, "row of the nearest position in the table of cut-outs, from 0"),
 }
 
 
@@ -121,6 +123,9 @@ def write_catalog(table: QTable, path: Path, header: fits.Header, name: str = "C
         return
     table = table.copy()
     table.meta.update({card.keyword: card.value for card in header.cards})
+    if path.suffix == ".hats":
+        write_hats(table, path)
+        return
     table.write(path, format="ascii.ecsv" if path.suffix == ".ecsv" else "parquet")
 
 
@@ -133,6 +138,8 @@ def write_table(table: QTable, path: Path) -> None:
         table = table.copy()
         table.meta.clear()
         write_catalog(table, work / path.name, header)
+        if path.is_dir():
+            shutil.rmtree(path)
         os.replace(work / path.name, path)
     finally:
         shutil.rmtree(work, ignore_errors=True)

@@ -40,6 +40,8 @@ app.add_typer(emulate_app, name="emulate")
 app.add_typer(data_app, name="data")
 app.add_typer(evaluate_app, name="evaluate")
 
+_CUTOUT_BLOCK = 256  # pixels, side of the blocks that are looked at around positions
+
 out = Console()
 err = Console(stderr=True)
 
@@ -119,7 +121,7 @@ def _read_inputs(
 
 @app.command("segment")
 def segment_command(
-    image: Annotated[Path, typer.Argument(help="FITS (or PNG, JPEG) image.")],
+    images: Annotated[list[Path], typer.Argument(help="FITS (or PNG, JPEG) images.")],
     output: OutputDir = Path("probablend-out"),
     ext: Extension = None,
     rms: Rms = None,
@@ -134,7 +136,9 @@ def segment_command(
     min_p_source: Annotated[
         float, typer.Option(help="Leave out detections less probable than this.")
     ] = 0.5,
-    catalog_format: Annotated[str, typer.Option(help="fits, ecsv or parquet.")] = "fits",
+    catalog_format: Annotated[
+        str, typer.Option(help="fits, ecsv, parquet, or hats: Parquet by place on the sky.")
+    ] = "fits",
     regions: Annotated[
         bool, typer.Option("--regions", help="Write sources.reg, footprints for ds9.")
     ] = False,
@@ -148,25 +152,38 @@ def segment_command(
         str | None, typer.Option(help="Inverse variance, FILE or FILE[EXT]; zero = missing.")
     ] = None,
     flag_bits: Annotated[int, typer.Option(help="Bits of --mask that count; -1 = any.")] = -1,
+    cutouts: Annotated[
+        Path | None,
+        typer.Option(help="Catalogue of positions: look only around them; no maps."),
+    ] = None,
+    cutout_size: Annotated[
+        int, typer.Option(help="Side of the square around each position, pixels.", min=1)
+    ] = 128,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with a run over a huge image.")
+        bool, typer.Option("--resume", help="Go on with a run that was killed.")
     ] = False,
     dask: Annotated[
         str | None, typer.Option(help="Dask scheduler, or local:N for N processes here.")
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Segment an image: probability maps, a catalogue with posteriors and a quicklook.
+    """Segment images: probability maps, a catalogue with posteriors and a quicklook.
 
     An image of more than 21 Mpx is processed block by block, in memory that does not grow with it;
-    a run that was killed goes on with --resume.
+    a run that was killed goes on with --resume. Of several images each gets a folder of its own,
+    and in the names of --rms, --weight and --mask {} stands for the image without its ending.
 
     Example: probablend segment image.fits --rms 0.01 -o out
+
+    Example: probablend segment tiles/*.fits --weight '{}.weight.fits' --dask local:4 -o out
     """
     from probablend.checkpoint import knows_sources, pixels_only
-    from probablend.infer.segment import check_format, check_output, segment
+    from probablend.infer.many import stem, stream_many
+    from probablend.infer.plan import BLOCK, StreamSettings
+    from probablend.infer.products import check_format, check_output
+    from probablend.infer.segment import segment
     from probablend.infer.sources import N_DRAWS
-    from probablend.infer.stream import StreamSettings, stream, too_large
+    from probablend.infer.stream import stream, too_large
 
     check_output(output, overwrite=overwrite or resume)
     check_format(catalog_format)
@@ -174,53 +191,55 @@ def segment_command(
         raise pixels_only(model)
     if keep_posterior > N_DRAWS:
         raise ValueError(f"at most {N_DRAWS} draws can be kept; got {keep_posterior}")
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:.1f} of {task.total:.1f} Mpx"),
-        _RateColumn(),
-        TimeRemainingColumn(),
-        console=err,
-        disable=out.quiet or not err.is_terminal,
-        transient=True,
-    ) as progress:
-        task = progress.add_task("segment", total=0.0)
 
-        def show(done: int, total: int) -> None:
-            progress.update(task, completed=done / 1e6, total=total / 1e6)
+    def of(text: str | None, image: Path) -> str | None:
+        return None if text is None else text.replace("{}", stem(str(image)))
 
-        if resume or dask or (knows_sources(model) and too_large(image, ext)):
-            settings = StreamSettings(
-                image=str(image),
-                ext=ext,
-                rms=None if rms is None else _number_or_file(rms),
-                weight=weight,
-                mask=mask,
-                flag_bits=flag_bits,
-                background=background,
-                n_samples=samples,
-                seed=seed,
-                model=model,
-                device=device,
-                psf_fwhm=psf_fwhm,
-                zeropoint=zeropoint,
-                min_p_source=min_p_source,
-                keep_posterior=keep_posterior,
-                keep_samples=keep_samples,
-            )
-            summary = stream(
-                settings,
-                output,
-                resume=resume,
-                overwrite=overwrite,
-                catalog_format=catalog_format,
-                regions=regions,
-                dask=dask,
-                progress=show,
-            )
+    parts = cutouts is not None or resume or dask is not None
+    with _progress("images" if len(images) > 1 else "Mpx") as show:
+        if len(images) > 1 or parts or (knows_sources(model) and too_large(images[0], ext)):
+            settings = [
+                StreamSettings(
+                    image=str(image),
+                    ext=ext,
+                    rms=None if rms is None else _number_or_file(str(of(rms, image))),
+                    weight=of(weight, image),
+                    mask=of(mask, image),
+                    flag_bits=flag_bits,
+                    background=background,
+                    n_samples=samples,
+                    seed=seed,
+                    model=model,
+                    device=device,
+                    psf_fwhm=psf_fwhm,
+                    zeropoint=zeropoint,
+                    min_p_source=min_p_source,
+                    keep_posterior=keep_posterior,
+                    keep_samples=keep_samples,
+                    block=BLOCK if cutouts is None else max(_CUTOUT_BLOCK, cutout_size),
+                    cutouts=None if cutouts is None else str(cutouts),
+                    cutout_size=cutout_size,
+                )
+                for image in images
+            ]
+            how: dict[str, Any] = {
+                "resume": resume,
+                "overwrite": overwrite,
+                "catalog_format": catalog_format,
+                "regions": regions,
+                "dask": dask,
+                "progress": show,
+            }
+            if len(images) > 1:
+                _tell_many(stream_many(settings, output, **how), output)
+                return
+            summary = stream(settings[0], output, **how)
             _tell(summary["objects"], summary["blended"], output, summary["products"])
             return
-        data, noise, bad = _read_inputs(image, ext, rms, mask, weight, flag_bits)
+        image = images[0]
+        data, noise, bad = _read_inputs(
+            image, ext, of(rms, image), of(mask, image), of(weight, image), flag_bits
+        )
         result = segment(
             data,
             rms=noise,
@@ -247,6 +266,42 @@ def segment_command(
     _tell(len(result.catalog), n_blended, output, ["maps", "catalogue", "quicklook"])
 
 
+@contextmanager
+def _progress(unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar, and what moves it."""
+    scale = 1e6 if unit == "Mpx" else 1.0
+    digits = ".1f" if unit == "Mpx" else ".0f"
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn(f"{{task.completed:{digits}}} of {{task.total:{digits}}} {unit}"),
+        _RateColumn(unit),
+        TimeRemainingColumn(),
+        console=err,
+        disable=out.quiet or not err.is_terminal,
+        transient=True,
+    ) as progress:
+        task = progress.add_task("segment", total=0.0)
+
+        def show(done: int, total: int) -> None:
+            progress.update(task, completed=done / scale, total=total / scale)
+
+        yield show
+
+
+def _tell_many(summary: dict[str, Any], output: Path) -> None:
+    out.print(
+        f"{summary['images']} images, {summary['objects']} objects, {summary['blended']} of them "
+        f"with p_blend > 0.5; a folder for each image and the catalogue of all are in {output}"
+    )
+    if failed := summary["failed"]:
+        first, why = next(iter(failed.items()))
+        raise ValueError(
+            f"{len(failed)} images could not be used, see {output / 'summary.json'}: the first is "
+            f"{first}: {why}"
+        )
+
+
 def _tell(n_objects: int, n_blended: int, output: Path, products: list[str]) -> None:
     written = f"{', '.join(products[:-1])} and {products[-1]}"
     out.print(
@@ -262,10 +317,14 @@ def _number_or_file(text: str) -> float | str:
 
 
 class _RateColumn(ProgressColumn):
-    """Megapixels per second."""
+    """What is done per second."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self.unit = unit
 
     def render(self, task: Task) -> Text:
-        return Text("" if task.speed is None else f"{task.speed:.2f} Mpx/s")
+        return Text("" if task.speed is None else f"{task.speed:.2f} {self.unit}/s")
 
 
 @app.command("measure")
@@ -295,7 +354,7 @@ def measure_command(
     """
     from probablend.catalog import write_table
     from probablend.infer.measure import measure, read_positions
-    from probablend.infer.segment import check_format, check_output
+    from probablend.infer.products import check_format, check_output
 
     check_format(output.suffix.removeprefix("."))
     if output.is_dir():

@@ -24,7 +24,7 @@ from probablend.infer import stream as module
 from probablend.infer.footprints import Ellipses
 from probablend.infer.segment import segment
 from probablend.infer.sources import _flags
-from probablend.infer.stream import StreamSettings, process_block, stream
+from probablend.infer.stream import StreamSettings, stream
 from probablend.infer.tiles import Window
 from probablend.models.source import PARAMETERS
 
@@ -152,14 +152,14 @@ def test_the_order_of_work_does_not_matter_and_a_run_goes_on_where_it_stopped(
 ):
     seen = []
 
-    def backwards_and_dying(work, todo, dask):
-        for number in reversed(todo):
+    def backwards_and_dying(function, arguments, dask):
+        for some in reversed(arguments):
             if len(seen) == 5:
                 raise KeyboardInterrupt
-            seen.append(process_block(str(work), number))
-            yield number
+            seen.append(function(*some))
+            yield seen[-1]
 
-    monkeypatch.setattr(module, "_process", backwards_and_dying)
+    monkeypatch.setattr(module, "each", backwards_and_dying)
     with pytest.raises(KeyboardInterrupt):
         stream(settings, tmp_path)
     assert not (tmp_path / "maps.fits").exists()
@@ -258,11 +258,11 @@ def test_two_workers_one_of_them_killed_give_the_same_bytes(settings, streamed, 
 
 
 def test_a_run_is_resumed_as_it_was_begun(settings, tmp_path, monkeypatch):
-    def nothing(work, todo, dask):
+    def nothing(function, arguments, dask):
         raise KeyboardInterrupt
         yield
 
-    monkeypatch.setattr(module, "_process", nothing)
+    monkeypatch.setattr(module, "each", nothing)
     with pytest.raises(FileNotFoundError, match="no unfinished run"):
         stream(settings, tmp_path, resume=True)
     with pytest.raises(KeyboardInterrupt):
@@ -274,6 +274,51 @@ def test_a_run_is_resumed_as_it_was_begun(settings, tmp_path, monkeypatch):
     fits.writeto(moved, touched)
     with pytest.raises(ValueError, match="another image"):
         stream(replace(settings, image=str(moved)), tmp_path, resume=True)
+
+
+def test_cutouts_hold_what_the_whole_image_holds_there(settings, streamed, tmp_path):
+    # Two that overlap, one at the edge, one outside, one nowhere; on the sky and in pixels.
+    at = np.array([[60.0, 60.0], [75.0, 62.0], [2.0, 260.0], [900.0, 10.0], [np.nan, 3.0]])
+    whole = QTable.read(streamed[0] / "catalog.fits")
+    x, y = (whole[k].value for k in "xy")
+    away = np.maximum(abs(x[:, None] - at[:, 0]), abs(y[:, None] - at[:, 1]))
+    inside = np.nanmin(away, axis=1) <= 20
+    wcs = WCS(fits.getheader(settings.image, "SCI"))
+    sky = wcs.pixel_to_world(at[:, 0], at[:, 1])
+    on_sky = QTable({"RA": np.nan_to_num(sky.ra.deg), "DEC": np.nan_to_num(sky.dec.deg, nan=50.0)})
+    for name, table in (("pixels", QTable({"x": at[:, 0], "y": at[:, 1]})), ("sky", on_sky)):
+        table.write(tmp_path / f"{name}.fits")
+        some = replace(
+            settings, cutouts=str(tmp_path / f"{name}.fits"), cutout_size=40, keep_samples=False
+        )
+        summary = stream(some, tmp_path / name, regions=True)
+        assert set(summary["files"]) == {
+            "catalog.fits", "posterior.fits", "sources.reg", "summary.json",
+        }  # fmt: skip
+        assert summary["blocks"] < 12
+        ours = QTable.read(tmp_path / name / "catalog.fits")
+        assert 3 < len(ours) == inside.sum()
+        for column in ("x", "y", "flux", "p_blend", "g1", "flags"):
+            a, b = (np.asarray(t[column], float) for t in (ours, whole[inside]))
+            np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-3, err_msg=column)
+        np.testing.assert_array_equal(ours["cutout"], np.nanargmin(away[inside], axis=1))
+        assert set(ours["cutout"]) <= {0, 1, 2}
+
+
+def test_cutouts_that_make_no_sense(settings, tmp_path):
+    QTable({"x": [1e4], "y": [5.0]}).write(tmp_path / "far.fits")
+    QTable({"name": ["a"]}).write(tmp_path / "none.fits")
+    far = replace(settings, cutouts=str(tmp_path / "far.fits"), keep_samples=False)
+    assert stream(far, tmp_path / "far")["objects"] == 0
+    assert len(QTable.read(tmp_path / "far" / "catalog.fits")) == 0
+    with pytest.raises(ValueError, match="needs columns x and y"):
+        stream(replace(far, cutouts=str(tmp_path / "none.fits")), tmp_path / "none")
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        stream(replace(far, cutouts="nowhere.fits"), tmp_path / "none")
+    with pytest.raises(ValueError, match="no samples of maps"):
+        replace(settings, cutouts="a.fits")
+    with pytest.raises(ValueError, match="cutout_size"):
+        replace(far, cutout_size=0)
 
 
 def test_a_block_without_a_pixel_is_missing_not_zero(settings, tmp_path):

@@ -1,13 +1,11 @@
 """Image → posterior samples of pixel classes → probabilities, objects and a catalogue."""
 
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from probablend.emulate.classes import N_CLASSES, class_entropy
 from probablend.images import ImageData, PreparedImage, prepare_image, read_image
 from probablend.infer.footprints import label_sources
 from probablend.infer.objects import find_objects
+from probablend.infer.products import PRODUCTS, check_format, check_output, move, remove
 from probablend.infer.psf import estimate_psf_fwhm
 from probablend.infer.scan import Found, scan_image
 from probablend.infer.sources import Measured, measure_sources
@@ -35,28 +34,15 @@ from probablend.models.distribution import SegmentationNetwork
 from probablend.models.field import FieldNetwork
 
 __all__ = [
-    "CATALOG_FORMATS",
     "DEFAULT_MODEL",
-    "PRODUCTS",
     "Segmentation",
     "assumed_psf_fwhm",
-    "check_output",
     "segment",
 ]
 
 log = logging.getLogger(__name__)
 
 DEFAULT_MODEL = "field"
-CATALOG_FORMATS = ("fits", "ecsv", "parquet")
-PRODUCTS = (
-    "maps.fits",
-    *(f"catalog.{kind}" for kind in CATALOG_FORMATS),
-    "quicklook.png",
-    "samples.fits",
-    "posterior.fits",
-    "sources.reg",
-    "summary.json",
-)
 _TILE = 512  # side of a tile's core, pixels
 
 
@@ -135,7 +121,7 @@ class Segmentation:
             How many joint draws of every source to write, ``posterior.fits``.
         regions : bool
             Whether to write the footprints for ds9, ``sources.reg``.
-        catalog_format : {"fits", "ecsv", "parquet"}
+        catalog_format : {"fits", "ecsv", "parquet", "hats"}
             Of the catalogue.
         overwrite : bool
             Whether products that are there already may be replaced.
@@ -173,9 +159,9 @@ class Segmentation:
             if overwrite:  # what an earlier run left would not belong to these maps
                 for name in PRODUCTS:
                     if not (work / name).exists():
-                        (directory / name).unlink(missing_ok=True)
+                        remove(directory / name)
             for product in sorted(work.iterdir()):
-                os.replace(product, directory / product.name)
+                move(product, directory / product.name)
         finally:
             shutil.rmtree(work, ignore_errors=True)
         return directory
@@ -200,49 +186,6 @@ class Segmentation:
         header["PBNMASK"] = (int(self.mask.sum()), "masked pixels (NaN in the maps)")
         header["DATE"] = (datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S"), "UTC")
         return header
-
-
-def check_output(directory: Path, *, overwrite: bool) -> None:
-    """Refuse a folder that cannot be used, before any work is done.
-
-    Parameters
-    ----------
-    directory : Path
-        Where products are meant to go.
-    overwrite : bool
-        Whether those that are there may be replaced.
-
-    Raises
-    ------
-    FileExistsError
-        If products are there and may not be replaced, or a file is in the way.
-    PermissionError
-        If the folder cannot be written.
-    """
-    if directory.exists() and not directory.is_dir():
-        raise FileExistsError(f"{directory} is a file; a folder is wanted")
-    there = [name for name in PRODUCTS if (directory / name).exists()]
-    if there and not overwrite:
-        raise FileExistsError(
-            f"{directory} holds {', '.join(there)} already: choose another folder or overwrite"
-        )
-    parent = directory
-    while not parent.exists():
-        parent = parent.parent
-    if not parent.is_dir():
-        raise FileExistsError(f"{parent} is a file; {directory} cannot be made in it")
-    if not os.access(parent, os.W_OK):
-        raise PermissionError(f"{parent} is not writable")
-
-
-def check_format(catalog_format: str) -> None:
-    """Refuse a catalogue format that cannot be written, before any work is done."""
-    if catalog_format not in CATALOG_FORMATS:
-        raise ValueError(
-            f"catalogue format must be one of {', '.join(CATALOG_FORMATS)}; got {catalog_format!r}"
-        )
-    if catalog_format == "parquet" and find_spec("pyarrow") is None:
-        raise ValueError("a Parquet catalogue needs pyarrow: pip install pyarrow, or use ecsv")
 
 
 def segment(

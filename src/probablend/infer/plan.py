@@ -1,0 +1,345 @@
+"""What is done to an image that is too large for one piece, and where.
+
+A plan is made once: the blocks that there are, and what is decided for the whole image. It lies
+in the folder of the run, so that any process can take up any block, and a run that died goes on
+only with what it was begun with.
+"""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from astropy.io import fits
+
+from probablend._version import __version__
+from probablend.catalog import provenance_header
+from probablend.checkpoint import file_hash, find_model, knows_sources, load_model, save_tensors
+from probablend.device import resolve_device
+from probablend.images import (
+    ImageFile,
+    NothingToSegmentError,
+    masked_pixels,
+    prepare_image,
+    rms_of_weight,
+)
+from probablend.infer.measure import pixel_positions, read_positions
+from probablend.infer.planes import make_fits
+from probablend.infer.psf import estimate_psf_fwhm
+from probablend.infer.segment import assumed_psf_fwhm, check_numbers, model_name
+from probablend.infer.sources import N_DRAWS
+from probablend.infer.tiles import Tile, cover
+from probablend.models.field import FieldNetwork
+
+__all__ = [
+    "BLOCK", "MARGIN", "PLANES", "StreamSettings", "area", "begin", "block_file", "blocks_of",
+    "discard", "fingerprint", "noise_and_mask", "write_text",
+]  # fmt: skip
+
+log = logging.getLogger(__name__)
+
+BLOCK = 3072  # pixels, side of a block
+MARGIN = 128  # pixels around it in which sources are seen as they are
+PLANES = {"P_GALAXY": ">f4", "P_BLEND": ">f4", "LABELS": ">i4", "MASK": "u1"}
+_SAMPLE = 1024  # pixels, side of the windows that decide for the whole image
+_STRIP = 512  # rows
+_FILES = ("image", "rms", "weight", "mask")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamSettings:
+    """All that the result depends on; see :func:`~probablend.segment` for what is not said here.
+
+    Parameters
+    ----------
+    image : str
+        File, ``FILE[EXT]`` names an extension.
+    ext : str, optional
+        Extension of ``image``.
+    rms : str or float, optional
+        A file, or a number.
+    weight : str, optional
+        File of inverse variances; zero means missing. Instead of ``rms``.
+    mask : str, optional
+        File, non-zero = do not use.
+    flag_bits : int
+        Bits of ``mask`` that count; −1 = any.
+    keep_posterior : int
+        Joint draws of every source to keep.
+    keep_samples : bool
+        Whether to keep the class maps.
+    block : int
+        Side of a block, pixels. It changes memory, and the regions in which background and
+        noise are estimated when they are not given.
+    cutouts : str, optional
+        File of a catalogue, see :func:`~probablend.infer.measure.pixel_positions`: only what lies
+        around its positions is looked at, and there are no maps.
+    cutout_size : int
+        Side of the square around each position in which sources are kept, pixels.
+    """
+
+    image: str
+    ext: str | None = None
+    rms: str | float | None = None
+    weight: str | None = None
+    mask: str | None = None
+    flag_bits: int = -1
+    background: str = "auto"
+    n_samples: int = 16
+    seed: int = 0
+    model: str = "field"
+    device: str = "auto"
+    psf_fwhm: float | None = None
+    zeropoint: float | None = None
+    min_p_source: float = 0.5
+    keep_posterior: int = 0
+    keep_samples: bool = False
+    block: int = BLOCK
+    cutouts: str | None = None
+    cutout_size: int = 128
+
+    def __post_init__(self) -> None:
+        if self.block < 64:
+            raise ValueError(f"block must be at least 64 pixels; got {self.block}")
+        if self.cutout_size < 1:
+            raise ValueError(f"cutout_size must be at least 1 pixel; got {self.cutout_size}")
+        if self.cutouts is not None and self.keep_samples:
+            raise ValueError("there are no maps of cut-outs, and no samples of maps: leave one out")
+        check_numbers(self.n_samples, self.min_p_source, self.psf_fwhm, self.zeropoint)
+        if not 0 <= self.keep_posterior <= N_DRAWS:
+            raise ValueError(f"at most {N_DRAWS} draws can be kept; got {self.keep_posterior}")
+        if self.rms is not None and self.weight is not None:
+            raise ValueError("rms and weight both say how strong the noise is: give one")
+
+    def open(self, name: str = "image") -> ImageFile:
+        """One of the files."""
+        return ImageFile(getattr(self, name), ext=self.ext if name == "image" else None)
+
+    def absolute(self) -> "StreamSettings":
+        """The same with files that do not depend on where one stands."""
+        names = [name for name in (*_FILES, "cutouts") if isinstance(getattr(self, name), str)]
+        if self.model.endswith(".safetensors"):
+            names.append("model")
+        paths: dict[str, Any] = {k: str(Path(getattr(self, k)).resolve()) for k in names}
+        return replace(self, **paths)
+
+
+def begin(settings: StreamSettings, work: Path, *, resume: bool, overwrite: bool) -> dict[str, Any]:
+    """The plan of a run: what there is, and what was decided for the whole image."""
+    if not knows_sources(settings.model):
+        raise ValueError(
+            f"model {settings.model} knows pixels only: it cannot go block by block; use 'field'"
+        )
+    settings = settings.absolute()
+    wanted = fingerprint(settings)
+    if resume:
+        if not (work / "plan.json").exists():
+            raise FileNotFoundError(f"{work.parent} holds no unfinished run: start one")
+        plan: dict[str, Any] = json.loads((work / "plan.json").read_text())
+        earlier = plan["settings"]
+        if odd := [k for k in wanted if wanted[k] != earlier.get(k)]:
+            raise ValueError(
+                f"the run in {work.parent} was begun with another {', '.join(odd)}: "
+                "resume it as it was begun, or overwrite it"
+            )
+        return plan
+    if (work / "plan.json").exists() and not overwrite:
+        raise FileExistsError(f"{work.parent} holds an unfinished run: resume or overwrite it")
+    image = settings.open()
+    n_y, n_x = image.shape
+    if n_y * n_x >= 2**31:
+        raise ValueError(f"an image has at most 2^31 pixels; {image.name} has {n_y} × {n_x}")
+    for name in _FILES[1:]:
+        given = isinstance(getattr(settings, name), str)
+        if given and (shape := settings.open(name).shape) != image.shape:
+            raise ValueError(f"{name} must have the image's shape {image.shape}; got {shape}")
+    if isinstance(settings.rms, str):
+        rms, n_negative = settings.open("rms"), 0
+        for first in range(0, n_y, _STRIP):  # better said now than in hours
+            part = rms.read(slice(first, min(first + _STRIP, n_y)), slice(0, n_x))
+            n_negative += int((part < 0).sum())
+        if n_negative:
+            raise ValueError(f"rms must be positive; the map has {n_negative} negative pixels")
+    network, meta = load_model(settings.model)
+    assert isinstance(network, FieldNetwork)
+    resolve_device(settings.device)
+    fwhm, background = _decide(settings, image, meta)
+    plan = {
+        "settings": wanted,
+        "shape": [n_y, n_x],
+        "halo": -(-(network.halo + MARGIN) // network.config.stride) * network.config.stride,
+        "stride": network.config.stride,
+        "psf_fwhm": fwhm,
+        "background": background,
+        "zeropoint": image.zeropoint if settings.zeropoint is None else settings.zeropoint,
+        "meta": {
+            "version": __version__,
+            "psf_fwhm": fwhm,
+            "seed": settings.seed,
+            "n_samples": settings.n_samples,
+            "input": image.name,
+            **model_name(settings.model, meta),
+        },
+    }
+    discard(work)
+    (work / "ready").mkdir(parents=True)
+    if settings.cutouts is None:
+        plan["todo"] = list(range(len(blocks_of(plan))))
+        _empty_maps(work, settings, plan, image)
+    else:
+        inside = _cutouts(settings, image)
+        plan["todo"] = _touched(inside["yx"], settings.cutout_size / 2, plan)
+        tensors = {name: torch.from_numpy(values) for name, values in inside.items()}
+        save_tensors(work / "cutouts.safetensors", tensors, {})
+    write_text(work / "plan.json", json.dumps(plan, indent=1))
+    return plan
+
+
+def _empty_maps(
+    work: Path, settings: StreamSettings, plan: dict[str, Any], image: ImageFile
+) -> None:
+    """Files of zeros, and as many headers, for the blocks to be written into."""
+    n_y, n_x = image.shape
+    wcs_header = fits.Header() if image.wcs is None else image.wcs.to_header(relax=True)
+    header = provenance_header(plan["meta"])
+    header["PBNMASK"] = (0, "masked pixels (NaN in the maps)")
+    header["DATE"] = (datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S"), "UTC")
+    make_fits(work / "ready" / "maps.fits", header, wcs_header, PLANES, (n_y, n_x))
+    if settings.keep_samples:
+        size = (settings.n_samples, n_y, n_x)
+        make_fits(work / "ready" / "samples.fits", header, wcs_header, {"SAMPLES": "u1"}, size)
+    with (work / "labels.raw").open("wb") as handle:
+        handle.truncate(4 * n_y * n_x)
+
+
+def _cutouts(settings: StreamSettings, image: ImageFile) -> dict[str, np.ndarray]:
+    """Positions that lie in the image, and their rows in the table."""
+    assert settings.cutouts is not None
+    at = pixel_positions(read_positions(settings.cutouts), image.wcs)
+    with np.errstate(invalid="ignore"):
+        row = np.flatnonzero(((at > -0.5) & (at < np.array(image.shape) - 0.5)).all(axis=1))
+    if not len(row):
+        log.warning("%s: none of the %d positions lies in the image", image.name, len(at))
+    return {"yx": np.ascontiguousarray(at[row]), "row": row}
+
+
+def _touched(at: np.ndarray, reach: float, plan: dict[str, Any]) -> list[int]:
+    """Blocks that have a pixel within reach of a position."""
+    blocks = blocks_of(plan)
+    n_x = sum(block.core[0].start == 0 for block in blocks)
+    side = max(blocks[0].core[1].stop, blocks[0].core[0].stop)
+    last = np.array([len(blocks) // n_x - 1, n_x - 1])
+    low = np.clip((at - reach) // side, 0, last).astype(int)
+    high = np.clip((at + reach) // side, 0, last).astype(int)
+    return sorted(
+        {
+            y * n_x + x
+            for first, final in zip(low, high, strict=True)
+            for y in range(first[0], final[0] + 1)
+            for x in range(first[1], final[1] + 1)
+        }
+    )
+
+
+def fingerprint(settings: StreamSettings) -> dict[str, Any]:
+    """What a run must have been begun with to be gone on with: settings, files and version."""
+    marks = asdict(settings) | {"version": __version__}
+    marks["weights_hash"] = file_hash(find_model(settings.model))
+    for name in (*_FILES, "cutouts"):
+        given = getattr(settings, name)
+        if isinstance(given, str):
+            path = Path(given) if name == "cutouts" else settings.open(name).path
+            if not path.is_file():
+                raise FileNotFoundError(f"{name} {given} does not exist")
+            marks[f"{name}_state"] = [path.stat().st_size, path.stat().st_mtime_ns]
+    return marks
+
+
+def _decide(settings: StreamSettings, image: ImageFile, meta: dict[str, Any]) -> tuple[float, str]:
+    """Width of the PSF, and whether there is a background, for the whole image."""
+    fwhm, background, seen = settings.psf_fwhm, settings.background, False
+    for box in _samples(image.shape):
+        try:
+            prepared = prepare_image(
+                image.read(*box), background=background, **noise_and_mask(settings, box)
+            )
+        except NothingToSegmentError:
+            continue
+        seen = True
+        if background == "auto" and prepared.background:
+            background = "subtract"
+        if fwhm is None:
+            fwhm = estimate_psf_fwhm(prepared.signal, prepared.mask)
+    if not seen and len(list(_samples(image.shape))) == 1:
+        raise NothingToSegmentError("image has no usable pixel: all are NaN, masked or constant")
+    if fwhm is None:
+        fwhm = assumed_psf_fwhm(meta)
+    return fwhm, "none" if background == "auto" else background
+
+
+def _samples(shape: tuple[int, int]) -> Iterator[tuple[slice, slice]]:
+    """The middle of an image, and of its quarters if it has any."""
+    places = [(0.5, 0.5)]
+    if min(shape) > 2 * _SAMPLE:
+        places += [(v, h) for v in (0.25, 0.75) for h in (0.25, 0.75)]
+    for place in places:
+        first = [max(0, int(p * n) - _SAMPLE // 2) for p, n in zip(place, shape, strict=True)]
+        yield (
+            slice(first[0], min(first[0] + _SAMPLE, shape[0])),
+            slice(first[1], min(first[1] + _SAMPLE, shape[1])),
+        )
+
+
+def noise_and_mask(settings: StreamSettings, box: tuple[slice, slice]) -> dict[str, Any]:
+    """Noise and mask of a part of the image, as :func:`prepare_image` takes them."""
+    rms: float | np.ndarray | None = None
+    if isinstance(settings.rms, str):
+        rms = settings.open("rms").read(*box)
+    elif settings.rms is not None:
+        rms = settings.rms
+    elif settings.weight is not None:
+        rms = rms_of_weight(settings.open("weight").read(*box))
+    mask = None
+    if settings.mask is not None:
+        mask = masked_pixels(settings.open("mask").read(*box, exact=True), settings.flag_bits)
+    return {"rms": rms, "mask": mask}
+
+
+def blocks_of(plan: dict[str, Any]) -> list[Tile]:
+    """All blocks, row by row."""
+    n_y, n_x = plan["shape"]
+    side, halo, stride = plan["settings"]["block"], plan["halo"], plan["stride"]
+    return list(cover((n_y, n_x), core=side, halo=halo, stride=stride))
+
+
+def area(box: tuple[slice, slice]) -> int:
+    """Pixels in a box."""
+    return (box[0].stop - box[0].start) * (box[1].stop - box[1].start)
+
+
+def block_file(work: Path, number: int) -> Path:
+    """Where what a block holds is kept; it is there when the block is done."""
+    return work / f"block-{number:06d}.safetensors"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text; the name appears only when the file is whole."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    os.replace(part, path)
+
+
+def discard(work: Path) -> None:
+    """Remove a run; it is none any more from the first moment on."""
+    if work.exists():
+        gone = work.with_name(f"{work.name}-gone")
+        shutil.rmtree(gone, ignore_errors=True)
+        os.replace(work, gone)
+        shutil.rmtree(gone)
