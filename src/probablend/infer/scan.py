@@ -92,7 +92,7 @@ def scan_image(
     *,
     n_samples: int,
     seed: int,
-    psf_fwhm: float,
+    psf_fwhm: float | np.ndarray,
     positions: np.ndarray | None = None,
     tile_size: int,
     device: torch.device,
@@ -109,8 +109,8 @@ def scan_image(
         Image in units of its noise.
     n_samples, seed : int
         Of the class maps.
-    psf_fwhm : float
-        Pixels.
+    psf_fwhm : float or ndarray, shape (y, x)
+        Pixels; of the image, or of every pixel.
     positions : ndarray, shape (source, 2), optional
         (y, x) to ask about, inside the image; the network's own detections if not given.
     tile_size : int
@@ -132,12 +132,13 @@ def scan_image(
         tile_size = max(signal.shape)
     done = 0
     found = []
-    fwhm = torch.tensor([psf_fwhm], device=device)
     for tile in cover(
         signal.shape, core=tile_size, halo=network.halo, stride=network.config.stride
     ):
         image = torch.from_numpy(signal[tile.outer].copy())[None, None]
         image = image.to(device=device, memory_format=torch.channels_last)
+        width = psf_fwhm[tile.outer] if isinstance(psf_fwhm, np.ndarray) else psf_fwhm
+        fwhm = torch.tensor(width, dtype=torch.float32, device=device)[None]
         distribution = network(image, sliding=sliding, psf_fwhm=fwhm)
         distribution = distribution.at(_in_image(tile.origin_yx, window))
         mean = torch.zeros((), device=device)

@@ -193,7 +193,7 @@ def measure_sources(
     zeropoint: float | None,
     saturation: float | None,
     image: np.ndarray,
-    psf_fwhm: float,
+    psf_fwhm: float | np.ndarray,
     meta: Mapping[str, Any],
     window: Window = WHOLE,
 ) -> Measured:
@@ -219,7 +219,7 @@ def measure_sources(
         Level from which pixels of ``image`` are saturated.
     image : ndarray, shape (y, x)
         As it was read.
-    psf_fwhm : float
+    psf_fwhm : float or ndarray, shape (y, x)
         Pixels.
     meta : mapping
         Of the model: says what it was trained on.
@@ -229,6 +229,7 @@ def measure_sources(
     shape_yx = prepared.signal.shape
     noise = np.broadcast_to(np.asarray(prepared.rms), shape_yx)[tuple(found.pixel.T)]
     noise = np.where(np.isfinite(noise) & (noise > 0), noise, 1.0)
+    widths = np.broadcast_to(psf_fwhm, shape_yx)[tuple(found.pixel.T)]
     draws = draw_parameters(network, found, noise, N_DRAWS, seed=seed, origin_yx=window.origin_yx)
     radius = draws[..., PARAMETERS.index("radius")]
     np.minimum(radius, _MAX_RADIUS, out=radius)
@@ -260,7 +261,7 @@ def measure_sources(
             "parent": group + 1,
             "n_siblings": np.bincount(group, minlength=len(found))[group] - 1,
             "flags": _flags(
-                ellipses, middle, noise, prepared, image, saturation, psf_fwhm, meta, window
+                ellipses, middle, noise, prepared, image, saturation, widths, meta, window
             ),
         }
     )
@@ -288,7 +289,7 @@ def _flags(
     prepared: PreparedImage,
     image: np.ndarray,
     saturation: float | None,
-    psf_fwhm: float,
+    psf_fwhm: np.ndarray,
     meta: Mapping[str, Any],
     window: Window,
 ) -> np.ndarray:
@@ -314,7 +315,7 @@ def _flags(
             mark(np.asarray(image) >= saturation, Flag.SATURATED)
     limits = meta.get("trained_range", {})
     for name, values in (
-        ("psf_fwhm", np.full(len(ellipses), psf_fwhm)),
+        ("psf_fwhm", psf_fwhm),
         ("flux", middle[:, PARAMETERS.index("flux")] / noise),
         ("hlr", middle[:, PARAMETERS.index("hlr")]),
     ):

@@ -188,7 +188,7 @@ class FieldDistribution(SegmentationDistribution):
         Of the centres.
     image : Tensor, shape (batch, y, x)
         The first band, in units of the noise.
-    log_fwhm : Tensor, shape (batch,)
+    log_fwhm : Tensor, shape (batch,) or (batch, y, x)
         Of the PSF, pixels.
     """
 
@@ -282,6 +282,14 @@ class FieldDistribution(SegmentationDistribution):
         dx = offset(padded[b, y + 1, x], padded[b, y + 1, x + 2])
         return Candidates(b, y + dy, x + dx, y, x, heat[b, y, x])
 
+    def log_fwhm_at(self, scene: Tensor, y: Tensor, x: Tensor) -> Tensor:
+        """Logarithm of the width of the PSF at positions, pixels, (source,)."""
+        if self.log_fwhm.ndim == 1:
+            return self.log_fwhm[scene]
+        n_y, n_x = self.log_fwhm.shape[1:]
+        row, column = (v.round().long().clamp(0, n - 1) for v, n in ((y, n_y), (x, n_x)))
+        return self.log_fwhm[scene, row, column]
+
     def context(self, scene: Tensor, y: Tensor, x: Tensor, *, detected: bool) -> Tensor:
         """What is seen at positions, (source, channel); ln flux last if photometry finds it.
 
@@ -300,7 +308,7 @@ class FieldDistribution(SegmentationDistribution):
             for k, level in enumerate(self.features[1:])
         ]
         sums = torch.asinh(_light(self.image, scene, y, x, config.apertures))
-        log_fwhm = self.log_fwhm[scene][:, None]
+        log_fwhm = self.log_fwhm_at(scene, y, x)[:, None]
         origin = torch.full_like(y, float(detected))
         parts += [sums, log_fwhm, origin[:, None]]
         context = F.silu(self.network.gather(torch.cat(parts, dim=1)))
@@ -431,8 +439,9 @@ class FieldNetwork(SegmentationNetwork):
             In units of the sky noise; any size.
         sliding : bool, optional
             Of no effect: everything is local by construction.
-        psf_fwhm : Tensor, shape (batch,), optional
-            Full width at half maximum of the PSF, pixels; 2 if not given.
+        psf_fwhm : Tensor, shape (batch,) or (batch, y, x), optional
+            Full width at half maximum of the PSF, pixels, of the image or of every pixel; 2 if
+            not given.
         """
         n_y, n_x = image.shape[-2:]
         config = self.config
@@ -440,7 +449,12 @@ class FieldNetwork(SegmentationNetwork):
             psf_fwhm = torch.full((len(image),), 2.0)
         log_fwhm = psf_fwhm.to(image).log()
         x = F.pixel_unshuffle(pad_to_stride(torch.asinh(image), config.stride), config.stem)
-        condition = log_fwhm.view(-1, 1, 1, 1).expand(-1, 1, *x.shape[-2:])
+        if log_fwhm.ndim == 1:
+            condition = log_fwhm.view(-1, 1, 1, 1).expand(-1, 1, *x.shape[-2:])
+        else:
+            missing = (0, x.shape[-1] * config.stem - n_x, 0, x.shape[-2] * config.stem - n_y)
+            padded = F.pad(log_fwhm[:, None], missing, mode="replicate")
+            condition = F.avg_pool2d(padded, config.stem)
         features = self.decoder(self.encoder(torch.cat([x, condition], dim=1)))
         heat = F.pixel_shuffle(self.heat(features[0]), config.stem)[:, 0, :n_y, :n_x]
         return FieldDistribution(
@@ -556,7 +570,7 @@ class FieldNetwork(SegmentationNetwork):
         real = real & kept.has_shape[partner.clamp(min=0)]
         own = kept.keep(partner[real])
         noise = torch.randn(len(own), 5, generator=generator).to(context)
-        fwhm = said.log_fwhm[own.scene].exp()
+        fwhm = said.log_fwhm_at(own.scene, y[real], x[real]).exp()
         wanted = truth(own, y[real], x[real], fwhm, noise)
         nats = -self.flow(context[real]).log_prob(wanted)
         return {"existence": existence, "flow_peaks": nats.clamp(max=_WORST).sum()}
@@ -576,7 +590,7 @@ class FieldNetwork(SegmentationNetwork):
         y = sources.y + spread * noise[:, 5]
         x = sources.x + spread * noise[:, 6]
         context = said.context(sources.scene, y, x, detected=False)
-        fwhm = said.log_fwhm[sources.scene].exp()
+        fwhm = said.log_fwhm_at(sources.scene, y, x).exp()
         known = sources.has_shape  # real galaxies may have none
         wanted = truth(sources, y, x, fwhm, noise[:, :5])[known]
         nats = -self.flow(context[known]).log_prob(wanted)
