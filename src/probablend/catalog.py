@@ -32,6 +32,7 @@ __all__ = [
     "catalog_of_labels",
     "provenance_header",
     "quantile_columns",
+    "set_flux_unit",
     "sky_positions",
     "write_catalog",
     "write_table",
@@ -97,6 +98,15 @@ def build_table(columns: Mapping[str, np.ndarray]) -> QTable:
         table[name] = values if unit is None else u.Quantity(values, unit, dtype=dtype)
         table[name].info.description = description
     return table
+
+
+def set_flux_unit(table: QTable, unit: u.UnitBase) -> None:
+    """Say, in place, what unit the image had: fluxes are in it."""
+    for name in table.colnames:
+        if name == "flux" or name.startswith("flux_"):
+            description = table[name].info.description
+            table[name] = u.Quantity(table[name], unit)
+            table[name].info.description = description
 
 
 def provenance_header(meta: Mapping[str, Any]) -> fits.Header:

@@ -14,23 +14,30 @@ from typing import Any
 import numpy as np
 import torch
 from astropy.io import fits
+from astropy.nddata import NDData
 from astropy.table import QTable
 from astropy.wcs import WCS
 from matplotlib.figure import Figure
 from photutils.segmentation import SegmentationImage
 
 from probablend._version import __version__
-from probablend.catalog import catalog_of_labels, provenance_header, write_catalog
+from probablend.catalog import (
+    catalog_of_labels,
+    provenance_header,
+    set_flux_unit,
+    write_catalog,
+)
 from probablend.checkpoint import file_hash, find_model, load_model, pixels_only
 from probablend.device import resolve_device
 from probablend.emulate.classes import N_CLASSES, class_entropy
-from probablend.images import ImageData, PreparedImage, prepare_image, read_image
+from probablend.images import ImageData, PreparedImage, prepare_image
 from probablend.infer.footprints import label_sources
 from probablend.infer.objects import find_objects
 from probablend.infer.psf import estimate_psf_fwhm
 from probablend.infer.scan import Found, scan_image
 from probablend.infer.sources import Measured, measure_sources
 from probablend.infer.tiles import WHOLE, Window
+from probablend.inputs import ImageLike, as_image
 from probablend.models.distribution import SegmentationNetwork
 from probablend.models.field import FieldNetwork
 
@@ -106,6 +113,19 @@ class Segmentation:
     def segmentation_image(self) -> SegmentationImage:
         """The labels as photutils takes them."""
         return SegmentationImage(self.labels)
+
+    def to_nddata(self, plane: str = "p_blend") -> NDData:
+        """One of the maps as astropy takes it, with mask, coordinates and provenance.
+
+        Parameters
+        ----------
+        plane : {"p_galaxy", "p_blend", "entropy", "labels", "signal"}
+            Which map.
+        """
+        planes = ("p_galaxy", "p_blend", "entropy", "labels", "signal")
+        if plane not in planes:
+            raise ValueError(f"plane must be one of {', '.join(planes)}; got {plane!r}")
+        return NDData(getattr(self, plane), mask=self.mask, wcs=self.wcs, meta=dict(self.meta))
 
     def plot(self) -> Figure:
         """The quicklook: image, probabilities, four samples, entropy."""
@@ -246,7 +266,7 @@ def check_format(catalog_format: str) -> None:
 
 
 def segment(
-    image: np.ndarray | str | Path | ImageData,
+    image: ImageLike,
     *,
     rms: float | np.ndarray | None = None,
     mask: np.ndarray | None = None,
@@ -267,8 +287,9 @@ def segment(
 
     Parameters
     ----------
-    image : ndarray of shape (y, x), path, or ImageData
-        Any unit.
+    image : path, ndarray or Tensor of shape (y, x), ImageHDU, NDData (CCDData) or ImageData
+        Any unit. Mask, noise, coordinates, zero point and unit that it carries are used; what
+        is given below wins. See :func:`~probablend.inputs.as_image`.
     rms : float or ndarray, optional
         Noise per pixel, same unit; estimated if not given.
     mask : ndarray of bool, optional
@@ -314,11 +335,7 @@ def segment(
     check_numbers(n_samples, min_p_source, psf_fwhm, zeropoint)
     if tile_size < 1:
         raise ValueError(f"tile_size must be at least 1 pixel; got {tile_size}")
-    if isinstance(image, str | Path):
-        image = read_image(image)
-    data = image if isinstance(image, ImageData) else ImageData(data=image)
-    wcs = wcs or data.wcs
-    zeropoint = data.zeropoint if zeropoint is None else zeropoint
+    data = as_image(image, rms=rms, mask=mask, wcs=wcs, zeropoint=zeropoint)
     where = resolve_device(device)
     network, meta = load_model(model)
     if not isinstance(network, SegmentationNetwork):
@@ -337,7 +354,7 @@ def segment(
             raise ValueError(f"positions must have shape (n, 2); got {positions.shape}")
         if not ((positions > -0.5) & (positions < (n_y - 0.5, n_x - 0.5))).all():
             raise ValueError("positions must lie in the image; measure() takes any")
-    prepared = prepare_image(data.data, rms=rms, mask=mask, background=background)
+    prepared = prepare_image(data.data, rms=data.rms, mask=data.mask, background=background)
     if prepared.mask.any():
         n_masked = int(prepared.mask.sum())
         log.warning("%d of %d pixels are masked: NaN in the maps", n_masked, prepared.mask.size)
@@ -346,9 +363,11 @@ def segment(
     psf_fwhm = float(np.median(_trained_fwhms(meta))) if psf_fwhm is None else psf_fwhm
     result = segment_prepared(
         network.to(where), meta, prepared, data, n_samples=n_samples, seed=seed, device=where,
-        wcs=wcs, psf_fwhm=psf_fwhm, zeropoint=zeropoint, min_p_source=min_p_source,
+        wcs=data.wcs, psf_fwhm=psf_fwhm, zeropoint=data.zeropoint, min_p_source=min_p_source,
         positions=positions, tile_size=tile_size, progress=progress,
     )  # fmt: skip
+    if data.unit is not None:
+        set_flux_unit(result.catalog, data.unit)
     result.meta.update(model_name(model, meta))
     return result
 
