@@ -173,7 +173,7 @@ def _known(header: fits.Header, path: Path) -> "ImageData":
 
 
 def header_numbers(header: Mapping[str, Any]) -> dict[str, float | None]:
-    """Zero point and saturation level, by the names of :class:`ImageData`, where a header has them."""
+    """Zero point and saturation level, named as in :class:`ImageData`, if a header has them."""
     return {
         "zeropoint": _number(header, _ZEROPOINT_KEYS),
         "saturation": _number(header, ("SATURATE",), positive=True),

@@ -40,6 +40,7 @@ from probablend.infer.tiles import WHOLE, Window
 from probablend.inputs import ImageLike, as_image
 from probablend.models.distribution import SegmentationNetwork
 from probablend.models.field import FieldNetwork
+from probablend.sextractor import check_columns, named_columns
 
 __all__ = [
     "CATALOG_FORMATS",
@@ -141,6 +142,7 @@ class Segmentation:
         keep_posterior: int = 0,
         regions: bool = False,
         catalog_format: str = "fits",
+        columns: str = "probablend",
         overwrite: bool = False,
     ) -> Path:
         """Write the products; each appears under its name only when all are whole.
@@ -157,6 +159,8 @@ class Segmentation:
             Whether to write the footprints for ds9, ``sources.reg``.
         catalog_format : {"fits", "ecsv", "parquet"}
             Of the catalogue.
+        columns : {"probablend", "sextractor"}
+            Names of its columns; see :mod:`probablend.sextractor`.
         overwrite : bool
             Whether products that are there already may be replaced.
 
@@ -165,12 +169,14 @@ class Segmentation:
         FileExistsError
             If a product is there already.
         ValueError
-            If the format is unknown, or sources are asked of a model that knows pixels only.
+            If the format or the columns are unknown, or sources are asked of a model that
+            knows pixels only.
         OSError
             If the folder cannot be written.
         """
         directory = Path(directory)
         check_format(catalog_format)
+        check_columns(columns)
         check_output(directory, overwrite=overwrite)
         if self.sources is None and (keep_posterior or regions):
             raise pixels_only(str(self.meta.get("model")))
@@ -178,7 +184,8 @@ class Segmentation:
         work = Path(tempfile.mkdtemp(prefix=".probablend-", dir=directory))
         try:
             self._maps().writeto(work / "maps.fits")
-            write_catalog(self.catalog, work / f"catalog.{catalog_format}", self._provenance())
+            catalog = named_columns(self.catalog, columns)
+            write_catalog(catalog, work / f"catalog.{catalog_format}", self._provenance())
             figure = self.plot()
             figure.savefig(work / "quicklook.png", dpi=100)
             if keep_samples:
