@@ -28,11 +28,14 @@ _SMOOTHING = 1.0  # pixels, of the image in which centres are measured
 
 __all__ = [
     "COLUMNS",
+    "UCDS",
     "blend_probability",
     "build_table",
     "catalog_of_labels",
+    "describe",
     "provenance_header",
     "quantile_columns",
+    "set_flux_unit",
     "sky_positions",
     "write_catalog",
     "write_table",
@@ -74,6 +77,39 @@ COLUMNS: dict[str, tuple[type, u.Unit | str | None, str]] = {
     "cutout": (np.int64, None, "row of the nearest position in the table of cut-outs, from 0"),
 }
 
+# Unified Content Descriptors (UCD1+, IVOA controlled vocabulary): what other programs know a
+# column by.
+_SIZE, _SHAPE, _FLUX = "phys.angSize;src", "src.ellipticity", "phot.flux"
+UCDS: dict[str, str] = {
+    "id": "meta.id;meta.main",
+    "x": "pos.cartesian.x;instr.det",
+    "y": "pos.cartesian.y;instr.det",
+    "x_err": "stat.error;pos.cartesian.x;instr.det",
+    "y_err": "stat.error;pos.cartesian.y;instr.det",
+    "ra": "pos.eq.ra;meta.main",
+    "dec": "pos.eq.dec;meta.main",
+    "p_source": "stat.probability",
+    "p_star": "stat.probability;src.class.starGalaxy",
+    "flux": _FLUX,
+    "flux_err": f"stat.error;{_FLUX}",
+    **{f"flux_{q}": f"{_FLUX};stat.min" for q in ("q05", "q16")},
+    **{f"flux_{q}": f"{_FLUX};stat.max" for q in ("q84", "q95")},
+    "mag": "phot.mag",
+    "mag_err": "stat.error;phot.mag",
+    "hlr": _SIZE,
+    "hlr_err": f"stat.error;{_SIZE}",
+    "hlr_arcsec": _SIZE,
+    **dict.fromkeys(("g1", "g2", "e1", "e2"), _SHAPE),
+    **{f"{name}_err": f"stat.error;{_SHAPE}" for name in ("g1", "g2")},
+    "n_pixels": "phys.angArea;src",
+    "radius": _SIZE,
+    "p_blend": "stat.probability",
+    "blendedness": "stat.value",
+    "parent": "meta.id.parent",
+    "n_siblings": "meta.number;src",
+    "flags": "meta.code",
+    "cutout": "meta.record",
+}
 
 # Where a result comes from: key of its ``meta`` → FITS keyword and comment.
 PROVENANCE = {
@@ -97,8 +133,23 @@ def build_table(columns: Mapping[str, np.ndarray]) -> QTable:
             continue
         values: np.ndarray = np.asarray(columns[name], dtype=dtype)
         table[name] = values if unit is None else u.Quantity(values, unit, dtype=dtype)
-        table[name].info.description = description
+        describe(table, name, description, UCDS[name])
     return table
+
+
+def describe(table: QTable, name: str, description: str, ucd: str) -> None:
+    """Say, in place, what a column is: in words, and as a Unified Content Descriptor."""
+    table[name].info.description = description
+    table[name].info.meta = {"ucd": ucd}
+
+
+def set_flux_unit(table: QTable, unit: u.UnitBase) -> None:
+    """Say, in place, what unit the image had: fluxes are in it."""
+    for name in table.colnames:
+        if name == "flux" or name.startswith("flux_"):
+            description, ucd = table[name].info.description, table[name].info.meta["ucd"]
+            table[name] = u.Quantity(table[name], unit)
+            describe(table, name, description, ucd)
 
 
 def provenance_header(meta: Mapping[str, Any]) -> fits.Header:
@@ -115,18 +166,34 @@ def provenance_header(meta: Mapping[str, Any]) -> fits.Header:
 def write_catalog(table: QTable, path: Path, header: fits.Header, name: str = "CATALOG") -> None:
     """Write a table in the format that its suffix names; provenance goes along."""
     if path.suffix == ".fits":
+        table = table.copy(copy_data=False)
+        for column in [c for c in table.itercols() if not _in_fits(c.unit)]:
+            said = column.info
+            table[said.name] = column.value
+            describe(table, said.name, f"{said.description}, {said.unit}", said.meta["ucd"])
         hdu = fits.BinTableHDU(table, name=name)
         for number, column in enumerate(table.itercols(), start=1):
             said = (column.info.description or "").encode("ascii", "replace").decode()
             hdu.header[f"TCOMM{number}"] = said
+            if ucd := (column.info.meta or {}).get("ucd"):
+                hdu.header[f"TUCD{number}"] = ucd
         fits.HDUList([fits.PrimaryHDU(header=header), hdu]).writeto(path)
         return
     table = table.copy()
-    table.meta.update({card.keyword: card.value for card in header.cards})
+    known = [card for card in header.cards if not isinstance(card.value, fits.card.Undefined)]
+    table.meta.update({card.keyword: card.value for card in known})
     if path.suffix == ".hats":
         write_hats(table, path)
         return
     table.write(path, format="ascii.ecsv" if path.suffix == ".ecsv" else "parquet")
+
+
+def _in_fits(unit: u.UnitBase | None) -> bool:
+    """Whether FITS has a word for a unit."""
+    try:
+        return unit is None or bool(unit.to_string(format="fits"))
+    except ValueError:
+        return False
 
 
 def write_table(table: QTable, path: Path) -> None:

@@ -61,6 +61,7 @@ PsfFwhm = Annotated[
 Zeropoint = Annotated[
     float | None, typer.Option(help="AB magnitude of one count; else from the header.")
 ]
+Columns = Annotated[str, typer.Option(help="Names in the catalogue: probablend or sextractor.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace earlier products.")]
 SurveyName = Annotated[str, typer.Option(help="Name or TOML file; see 'probablend surveys'.")]
 Methods = Annotated[
@@ -139,6 +140,7 @@ def segment_command(
     catalog_format: Annotated[
         str, typer.Option(help="fits, ecsv, parquet, or hats: Parquet by place on the sky.")
     ] = "fits",
+    columns: Columns = "probablend",
     regions: Annotated[
         bool, typer.Option("--regions", help="Write sources.reg, footprints for ds9.")
     ] = False,
@@ -186,7 +188,7 @@ def segment_command(
     from probablend.infer.stream import stream, too_large
 
     check_output(output, overwrite=overwrite or resume)
-    check_format(catalog_format)
+    check_format(catalog_format, columns)
     if (regions or keep_posterior) and not knows_sources(model):
         raise pixels_only(model)
     if keep_posterior > N_DRAWS:
@@ -226,6 +228,7 @@ def segment_command(
                 "resume": resume,
                 "overwrite": overwrite,
                 "catalog_format": catalog_format,
+                "columns": columns,
                 "regions": regions,
                 "dask": dask,
                 "progress": show,
@@ -260,6 +263,7 @@ def segment_command(
         keep_posterior=keep_posterior,
         regions=regions,
         catalog_format=catalog_format,
+        columns=columns,
         overwrite=overwrite,
     )
     n_blended = int((result.catalog["p_blend"] > 0.5).sum())
@@ -346,6 +350,7 @@ def measure_command(
     device: Device = "auto",
     psf_fwhm: PsfFwhm = None,
     zeropoint: Zeropoint = None,
+    columns: Columns = "probablend",
     overwrite: Overwrite = False,
 ) -> None:
     """Measure sources at given positions: one row per position, in the same order.
@@ -355,8 +360,9 @@ def measure_command(
     from probablend.catalog import write_table
     from probablend.infer.measure import measure, read_positions
     from probablend.infer.products import check_format, check_output
+    from probablend.sextractor import named_columns
 
-    check_format(output.suffix.removeprefix("."))
+    check_format(output.suffix.removeprefix("."), columns)
     if output.is_dir():
         raise FileExistsError(f"{output} is a folder; a file is wanted")
     if output.exists() and not overwrite:
@@ -368,7 +374,7 @@ def measure_command(
         data, table, rms=noise, mask=bad, background=background, n_samples=samples, seed=seed,
         model=model, device=device, psf_fwhm=psf_fwhm, zeropoint=zeropoint,
     )  # fmt: skip
-    write_table(result, output)
+    write_table(named_columns(result, columns), output)
     n_measured = int(np.isfinite(result["flux"]).sum())
     out.print(f"measured {n_measured} of {len(result)} positions; the catalogue is {output}")
 

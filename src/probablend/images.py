@@ -7,12 +7,14 @@ greyscale for show.
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
+import astropy.units as u
 import numpy as np
 import sep
 from astropy.io import fits
@@ -26,7 +28,10 @@ __all__ = [
     "ImageFile",
     "NothingToSegmentError",
     "PreparedImage",
+    "as_plane",
+    "celestial_wcs",
     "correlation_factor",
+    "header_numbers",
     "masked_pixels",
     "prepare_image",
     "read_image",
@@ -71,6 +76,12 @@ class ImageData:
         Magnitude of one unit of flux, if the header says so.
     saturation : float or None
         Level from which pixels are saturated, file units, if the header says so.
+    rms : ndarray, float or None
+        Noise per pixel, same unit, if it comes along.
+    mask : ndarray of bool or None
+        True = do not use, if it comes along.
+    unit : Unit or None
+        Of the pixels, if it comes along; fluxes are in it.
     """
 
     data: np.ndarray
@@ -78,6 +89,9 @@ class ImageData:
     name: str = "array"
     zeropoint: float | None = None
     saturation: float | None = None
+    rms: np.ndarray | float | None = None
+    mask: np.ndarray | None = None
+    unit: u.UnitBase | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +140,7 @@ def read_image(path: Path | str, *, ext: int | str | None = None) -> ImageData:
     """
     path, ext = _named_extension(Path(path), ext)
     data, known = _read_whole(path, ext)
-    return replace(known, data=_as_plane(data, str(path)))
+    return replace(known, data=as_plane(data, str(path)))
 
 
 def _read_whole(path: Path, ext: int | str | None) -> tuple[np.ndarray, "ImageData"]:
@@ -152,11 +166,18 @@ def _known(header: fits.Header, path: Path) -> "ImageData":
     """What a header says of an image, without its pixels."""
     return ImageData(
         data=np.zeros((0, 0), np.float32),
-        wcs=_celestial(header),
+        wcs=celestial_wcs(header),
         name=str(path),
-        zeropoint=_number(header, _ZEROPOINT_KEYS),
-        saturation=_number(header, ("SATURATE",), positive=True),
+        **header_numbers(header),
     )
+
+
+def header_numbers(header: Mapping[str, Any]) -> dict[str, float | None]:
+    """Zero point and saturation level, named as in :class:`ImageData`, if a header has them."""
+    return {
+        "zeropoint": _number(header, _ZEROPOINT_KEYS),
+        "saturation": _number(header, ("SATURATE",), positive=True),
+    }
 
 
 class ImageFile:
@@ -214,7 +235,7 @@ class ImageFile:
             with _open_fits(self.path) as hdus:
                 section = hdus[self._number].section
                 part = section[rows, columns] if self._flat else section[0, rows, columns]
-        return np.asarray(part) if exact else _as_plane(np.asarray(part), self.name)
+        return np.asarray(part) if exact else as_plane(np.asarray(part), self.name)
 
     def read_all(self, *, exact: bool = False) -> np.ndarray:
         """The whole image, as :meth:`read`."""
@@ -250,7 +271,9 @@ def _named_extension(path: Path, ext: int | str | None) -> tuple[Path, int | str
     return path, ext
 
 
-def _number(header: fits.Header, keys: tuple[str, ...], *, positive: bool = False) -> float | None:
+def _number(
+    header: Mapping[str, Any], keys: tuple[str, ...], *, positive: bool = False
+) -> float | None:
     """First of some keywords that holds a finite number."""
     for key in keys:
         value = header.get(key)
@@ -284,7 +307,14 @@ def _find_hdu(hdus: fits.HDUList, ext: int | str | None, path: Path) -> fits.Ima
     raise ValueError(f"{path} holds no image in any extension")
 
 
-def _as_plane(data: np.ndarray, name: str) -> np.ndarray:
+def as_plane(data: np.ndarray, name: str) -> np.ndarray:
+    """Pixels as a plane of float32, (y, x); an axis of length one in front is dropped.
+
+    Raises
+    ------
+    ValueError
+        If they are no numbers, none at all or not two-dimensional.
+    """
     if data.dtype.kind not in "iufb":
         raise ValueError(f"{name} holds {data.dtype} pixels; numbers are wanted")
     if data.ndim == 3 and data.shape[0] == 1:
@@ -300,7 +330,8 @@ def _as_plane(data: np.ndarray, name: str) -> np.ndarray:
         return np.ascontiguousarray(data, dtype=np.float32)
 
 
-def _celestial(header: fits.Header) -> WCS | None:
+def celestial_wcs(header: fits.Header) -> WCS | None:
+    """World coordinates of a header; None if it has none of the sky that can be used."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FITSFixedWarning)
         try:
@@ -320,7 +351,7 @@ def _read_picture(path: Path) -> ImageData:
             data = np.asarray(picture.convert("F"), dtype=np.float32)[::-1]
     except (UnidentifiedImageError, OSError) as error:
         raise ValueError(f"{path} cannot be read as a picture: {_one_line(error)}") from error
-    return ImageData(data=_as_plane(data, str(path)), name=str(path))
+    return ImageData(data=as_plane(data, str(path)), name=str(path))
 
 
 def read_rms(text: str) -> float | np.ndarray:
@@ -394,7 +425,7 @@ def prepare_image(
         shapes differ.
     """
     hidden = np.ma.getmaskarray(image)
-    image = _as_plane(np.asarray(image), "image")
+    image = as_plane(np.asarray(image), "image")
     if background not in ("auto", "subtract", "none"):
         raise ValueError(f"background must be auto, subtract or none; got {background!r}")
     bad = ~np.isfinite(image) | _holes(image)

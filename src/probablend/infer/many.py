@@ -31,6 +31,7 @@ def stream_many(
     resume: bool = False,
     overwrite: bool = False,
     catalog_format: str = "fits",
+    columns: str = "probablend",
     regions: bool = False,
     dask: str | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -46,7 +47,7 @@ def stream_many(
         of all with a column ``image``; and ``summary.json``.
     resume : bool
         Whether to go on with a run that ended early: images that are done are left as they are.
-    overwrite, catalog_format, regions, dask
+    overwrite, catalog_format, columns, regions, dask
         See :func:`~probablend.infer.stream.stream`; a task of the cluster is an image.
     progress : callable, optional
         Called with the images done and the images in all.
@@ -65,7 +66,7 @@ def stream_many(
         If two images have the same name, or none can be used.
     """
     output = Path(output)
-    check_format(catalog_format)
+    check_format(catalog_format, columns)
     names = [Path(stem(one.image)).name for one in settings]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"images must have different names; {', '.join(twice)} comes twice")
@@ -77,7 +78,7 @@ def stream_many(
     for name in names:
         _begin(output / name, resume=resume, overwrite=overwrite)
     kind = "fits" if catalog_format == "hats" else catalog_format
-    how = {"overwrite": overwrite, "regions": regions, "catalog_format": kind}
+    how = {"overwrite": overwrite, "regions": regions, "catalog_format": kind, "columns": columns}
     tasks = [
         (one.absolute(), str((output / name).resolve()), how)
         for one, name in zip(settings, names, strict=True)

@@ -10,10 +10,10 @@ from astropy.coordinates import SkyCoord
 from astropy.table import QTable, Table
 from astropy.wcs import WCS
 
-from probablend.catalog import COLUMNS, build_table
+from probablend.catalog import COLUMNS, build_table, set_flux_unit
 from probablend.flags import Flag
-from probablend.images import ImageData, read_image
 from probablend.infer.segment import segment
+from probablend.inputs import ImageLike, as_image
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ def plain_values(column: Any, unit: u.Unit | None = None) -> np.ndarray:
 
 
 def measure(
-    image: np.ndarray | str | Path | ImageData,
+    image: ImageLike,
     positions: Table | np.ndarray,
     **settings: Any,
 ) -> QTable:
@@ -102,7 +102,7 @@ def measure(
 
     Parameters
     ----------
-    image : ndarray of shape (y, x), path, or ImageData
+    image : path, ndarray or Tensor of shape (y, x), ImageHDU, NDData (CCDData) or ImageData
         Any unit.
     positions : Table or ndarray of shape (n, 2)
         A catalogue with ``x, y`` (pixels, first at 0) or ``ra, dec`` (degrees), or their
@@ -122,9 +122,7 @@ def measure(
     ValueError
         If the positions cannot be understood.
     """
-    if isinstance(image, str | Path):
-        image = read_image(image)
-    data = image if isinstance(image, ImageData) else ImageData(data=image)
+    data = as_image(image)
     if isinstance(positions, Table):
         at = pixel_positions(positions, settings.get("wcs") or data.wcs)
     else:
@@ -162,6 +160,8 @@ def measure(
         result.catalog["parent"], rows, seen, columns["id"]
     )
     table = build_table(columns)
+    if data.unit is not None:
+        set_flux_unit(table, data.unit)
     table.meta.update({key: value for key, value in result.meta.items() if value is not None})
     return table
 

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from probablend.hats import check_hats
+from probablend.sextractor import check_columns
 
 __all__ = ["CATALOG_FORMATS", "PRODUCTS", "check_format", "check_output", "move", "remove"]
 
@@ -54,12 +55,15 @@ def check_output(directory: Path, *, overwrite: bool) -> None:
         raise PermissionError(f"{parent} is not writable")
 
 
-def check_format(catalog_format: str) -> None:
-    """Refuse a catalogue format that cannot be written, before any work is done."""
+def check_format(catalog_format: str, columns: str = "probablend") -> None:
+    """Refuse a catalogue that cannot be written, before any work is done."""
+    check_columns(columns)
     if catalog_format not in CATALOG_FORMATS:
         raise ValueError(
             f"catalogue format must be one of {', '.join(CATALOG_FORMATS)}; got {catalog_format!r}"
         )
+    if catalog_format == "hats" and columns != "probablend":
+        raise ValueError(f"a HATS catalogue needs our own columns, not those of {columns}")
     if catalog_format == "hats":
         check_hats()
     if catalog_format == "parquet" and find_spec("pyarrow") is None:

@@ -12,17 +12,23 @@ from typing import Any
 import numpy as np
 import torch
 from astropy.io import fits
+from astropy.nddata import NDData
 from astropy.table import QTable
 from astropy.wcs import WCS
 from matplotlib.figure import Figure
 from photutils.segmentation import SegmentationImage
 
 from probablend._version import __version__
-from probablend.catalog import catalog_of_labels, provenance_header, write_catalog
+from probablend.catalog import (
+    catalog_of_labels,
+    provenance_header,
+    set_flux_unit,
+    write_catalog,
+)
 from probablend.checkpoint import file_hash, find_model, load_model, pixels_only
 from probablend.device import resolve_device
 from probablend.emulate.classes import N_CLASSES, class_entropy
-from probablend.images import ImageData, PreparedImage, prepare_image, read_image
+from probablend.images import ImageData, PreparedImage, prepare_image
 from probablend.infer.footprints import label_sources
 from probablend.infer.objects import find_objects
 from probablend.infer.products import PRODUCTS, check_format, check_output, move, remove
@@ -30,8 +36,10 @@ from probablend.infer.psf import estimate_psf_fwhm
 from probablend.infer.scan import Found, scan_image
 from probablend.infer.sources import Measured, measure_sources
 from probablend.infer.tiles import WHOLE, Window
+from probablend.inputs import ImageLike, as_image
 from probablend.models.distribution import SegmentationNetwork
 from probablend.models.field import FieldNetwork
+from probablend.sextractor import named_columns
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -93,6 +101,19 @@ class Segmentation:
         """The labels as photutils takes them."""
         return SegmentationImage(self.labels)
 
+    def to_nddata(self, plane: str = "p_blend") -> NDData:
+        """One of the maps as astropy takes it, with mask, coordinates and provenance.
+
+        Parameters
+        ----------
+        plane : {"p_galaxy", "p_blend", "entropy", "labels", "signal"}
+            Which map.
+        """
+        planes = ("p_galaxy", "p_blend", "entropy", "labels", "signal")
+        if plane not in planes:
+            raise ValueError(f"plane must be one of {', '.join(planes)}; got {plane!r}")
+        return NDData(getattr(self, plane), mask=self.mask, wcs=self.wcs, meta=dict(self.meta))
+
     def plot(self) -> Figure:
         """The quicklook: image, probabilities, four samples, entropy."""
         from probablend.plot import quicklook
@@ -107,6 +128,7 @@ class Segmentation:
         keep_posterior: int = 0,
         regions: bool = False,
         catalog_format: str = "fits",
+        columns: str = "probablend",
         overwrite: bool = False,
     ) -> Path:
         """Write the products; each appears under its name only when all are whole.
@@ -123,6 +145,8 @@ class Segmentation:
             Whether to write the footprints for ds9, ``sources.reg``.
         catalog_format : {"fits", "ecsv", "parquet", "hats"}
             Of the catalogue.
+        columns : {"probablend", "sextractor"}
+            Names of its columns; see :mod:`probablend.sextractor`.
         overwrite : bool
             Whether products that are there already may be replaced.
 
@@ -131,12 +155,13 @@ class Segmentation:
         FileExistsError
             If a product is there already.
         ValueError
-            If the format is unknown, or sources are asked of a model that knows pixels only.
+            If the format or the columns are unknown, or sources are asked of a model that
+            knows pixels only.
         OSError
             If the folder cannot be written.
         """
         directory = Path(directory)
-        check_format(catalog_format)
+        check_format(catalog_format, columns)
         check_output(directory, overwrite=overwrite)
         if self.sources is None and (keep_posterior or regions):
             raise pixels_only(str(self.meta.get("model")))
@@ -144,7 +169,8 @@ class Segmentation:
         work = Path(tempfile.mkdtemp(prefix=".probablend-", dir=directory))
         try:
             self._maps().writeto(work / "maps.fits")
-            write_catalog(self.catalog, work / f"catalog.{catalog_format}", self._provenance())
+            catalog = named_columns(self.catalog, columns)
+            write_catalog(catalog, work / f"catalog.{catalog_format}", self._provenance())
             figure = self.plot()
             figure.savefig(work / "quicklook.png", dpi=100)
             if keep_samples:
@@ -189,7 +215,7 @@ class Segmentation:
 
 
 def segment(
-    image: np.ndarray | str | Path | ImageData,
+    image: ImageLike,
     *,
     rms: float | np.ndarray | None = None,
     mask: np.ndarray | None = None,
@@ -210,8 +236,9 @@ def segment(
 
     Parameters
     ----------
-    image : ndarray of shape (y, x), path, or ImageData
-        Any unit.
+    image : path, ndarray or Tensor of shape (y, x), ImageHDU, NDData (CCDData) or ImageData
+        Any unit. Mask, noise, coordinates, zero point and unit that it carries are used; what
+        is given below wins. See :func:`~probablend.inputs.as_image`.
     rms : float or ndarray, optional
         Noise per pixel, same unit; estimated if not given.
     mask : ndarray of bool, optional
@@ -257,11 +284,7 @@ def segment(
     check_numbers(n_samples, min_p_source, psf_fwhm, zeropoint)
     if tile_size < 1:
         raise ValueError(f"tile_size must be at least 1 pixel; got {tile_size}")
-    if isinstance(image, str | Path):
-        image = read_image(image)
-    data = image if isinstance(image, ImageData) else ImageData(data=image)
-    wcs = wcs or data.wcs
-    zeropoint = data.zeropoint if zeropoint is None else zeropoint
+    data = as_image(image, rms=rms, mask=mask, wcs=wcs, zeropoint=zeropoint)
     where = resolve_device(device)
     network, meta = load_model(model)
     if not isinstance(network, SegmentationNetwork):
@@ -280,7 +303,7 @@ def segment(
             raise ValueError(f"positions must have shape (n, 2); got {positions.shape}")
         if not ((positions > -0.5) & (positions < (n_y - 0.5, n_x - 0.5))).all():
             raise ValueError("positions must lie in the image; measure() takes any")
-    prepared = prepare_image(data.data, rms=rms, mask=mask, background=background)
+    prepared = prepare_image(data.data, rms=data.rms, mask=data.mask, background=background)
     if prepared.mask.any():
         n_masked = int(prepared.mask.sum())
         log.warning("%d of %d pixels are masked: NaN in the maps", n_masked, prepared.mask.size)
@@ -289,9 +312,11 @@ def segment(
     psf_fwhm = float(np.median(_trained_fwhms(meta))) if psf_fwhm is None else psf_fwhm
     result = segment_prepared(
         network.to(where), meta, prepared, data, n_samples=n_samples, seed=seed, device=where,
-        wcs=wcs, psf_fwhm=psf_fwhm, zeropoint=zeropoint, min_p_source=min_p_source,
+        wcs=data.wcs, psf_fwhm=psf_fwhm, zeropoint=data.zeropoint, min_p_source=min_p_source,
         positions=positions, tile_size=tile_size, progress=progress,
     )  # fmt: skip
+    if data.unit is not None:
+        set_flux_unit(result.catalog, data.unit)
     result.meta.update(model_name(model, meta))
     return result
 

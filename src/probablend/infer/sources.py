@@ -12,7 +12,7 @@ from astropy.wcs import WCS
 from astropy.wcs.utils import proj_plane_pixel_scales
 from scipy import ndimage
 
-from probablend.catalog import build_table, quantile_columns, sky_positions
+from probablend.catalog import COLUMNS, UCDS, build_table, describe, quantile_columns, sky_positions
 from probablend.flags import Flag
 from probablend.images import PreparedImage
 from probablend.infer.footprints import Ellipses, blended_share, group_sources, overlap_share
@@ -172,13 +172,14 @@ def draws_table(draws: np.ndarray, origin: np.ndarray, ids: np.ndarray) -> QTabl
         Numbers of the sources.
     """
     table = QTable({"id": np.asarray(ids, dtype=np.int32)})
+    describe(table, "id", COLUMNS["id"][2], UCDS["id"])
     for k, name in enumerate(PARAMETERS):
         values = draws[..., k].astype(float)
         if name in ("y", "x"):
             values = values + origin[:, "yx".index(name)]
         values = np.ascontiguousarray(values.T)
         table[name] = values * u.pix if name in ("y", "x", "hlr", "radius") else values
-        table[name].info.description = DESCRIPTIONS[name]
+        describe(table, name, DESCRIPTIONS[name], UCDS[name])
     return table
 
 

@@ -39,6 +39,7 @@ from probablend.infer.planes import padded, plane_offsets, read_box, write_box
 from probablend.infer.products import PRODUCTS, check_format, check_output, move, remove
 from probablend.infer.sources import draws_table
 from probablend.models.source import PARAMETERS
+from probablend.sextractor import named_columns
 
 __all__ = ["WORK", "StreamSettings", "stream", "too_large"]
 
@@ -59,6 +60,7 @@ def stream(
     resume: bool = False,
     overwrite: bool = False,
     catalog_format: str = "fits",
+    columns: str = "probablend",
     regions: bool = False,
     dask: str | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -75,7 +77,7 @@ def stream(
         Whether to go on with a run that ended early.
     overwrite : bool
         Whether earlier products may be replaced, or an unfinished run started anew.
-    catalog_format, regions
+    catalog_format, columns, regions
         See :meth:`~probablend.infer.segment.Segmentation.write`.
     dask : str, optional
         Address of a Dask scheduler, or ``local:N`` for N processes here. Every worker reads
@@ -99,7 +101,7 @@ def stream(
     """
     began = time.monotonic()
     output = Path(output)
-    check_format(catalog_format)
+    check_format(catalog_format, columns)
     check_output(output, overwrite=overwrite or resume)
     work = output / WORK
     plan = begin(settings, work, resume=resume, overwrite=overwrite)
@@ -125,7 +127,7 @@ def stream(
             "model": plan["meta"]["model"],
             "weights_hash": plan["meta"]["weights_hash"],
             "settings": plan["settings"],
-            **_finish(work, plan, catalog_format, regions),
+            **_finish(work, plan, catalog_format, columns, regions),
         }
         summary["seconds_this_time"] = round(time.monotonic() - began, 3)
         write_text(work / "ready" / "summary.json", json.dumps(summary, indent=2) + "\n")
@@ -142,7 +144,9 @@ def stream(
     return summary
 
 
-def _finish(work: Path, plan: dict[str, Any], catalog_format: str, regions: bool) -> dict[str, Any]:
+def _finish(
+    work: Path, plan: dict[str, Any], catalog_format: str, names: str, regions: bool
+) -> dict[str, Any]:
     """Number the sources as in one piece, and write what goes over all blocks."""
     ready = work / "ready"
     for name in PRODUCTS:  # an earlier attempt may have ended here
@@ -168,7 +172,8 @@ def _finish(work: Path, plan: dict[str, Any], catalog_format: str, regions: bool
     columns["id"] = np.arange(1, len(flat) + 1)
     columns["parent"], columns["n_siblings"] = _groups(parts, flat)
     header = provenance_header(plan["meta"])
-    write_catalog(build_table(columns), ready / f"catalog.{catalog_format}", header)
+    catalog = named_columns(build_table(columns), names)
+    write_catalog(catalog, ready / f"catalog.{catalog_format}", header)
     if regions:
         shapes = {
             name: _joined(parts, f"ellipse.{name}", float)[order]
@@ -177,14 +182,14 @@ def _finish(work: Path, plan: dict[str, Any], catalog_format: str, regions: bool
         (ready / "sources.reg").write_text(Ellipses(**shapes).to_regions())
     if n := plan["settings"]["keep_posterior"]:
         _write_posterior(work, plan, flat, n)
-    names = {"maps.fits": "maps", f"catalog.{catalog_format}": "catalogue",
-             "quicklook.png": "quicklook", "samples.fits": "samples",
-             "posterior.fits": "posterior", "sources.reg": "regions"}  # fmt: skip
-    files = [name for name in names if (ready / name).exists()]
+    products = {"maps.fits": "maps", f"catalog.{catalog_format}": "catalogue",
+                "quicklook.png": "quicklook", "samples.fits": "samples",
+                "posterior.fits": "posterior", "sources.reg": "regions"}  # fmt: skip
+    files = [name for name in products if (ready / name).exists()]
     return {
         "objects": len(flat),
         "blended": int((columns["p_blend"] > 0.5).sum()),
-        "products": [names[name] for name in files],
+        "products": [products[name] for name in files],
         "files": [*files, "summary.json"],
     }
 

@@ -1,0 +1,155 @@
+"""What may be given as an image: a file, an array, a tensor, an HDU, an NDData.
+
+:func:`as_image` turns any of them into :class:`~probablend.images.ImageData`, with the noise, the
+mask, the coordinates and the zero point that come along. What the caller says wins.
+"""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import astropy.units as u
+import numpy as np
+import torch
+from astropy.io import fits
+from astropy.nddata import (
+    InverseVariance,
+    NDData,
+    StdDevUncertainty,
+    VarianceUncertainty,
+)
+from astropy.wcs import WCS
+
+from probablend.images import ImageData, as_plane, celestial_wcs, header_numbers, read_image
+
+__all__ = ["ImageLike", "as_image"]
+
+log = logging.getLogger(__name__)
+
+_HDUS = (fits.PrimaryHDU, fits.ImageHDU, fits.CompImageHDU)
+ImageLike: TypeAlias = (
+    np.ndarray
+    | torch.Tensor
+    | str
+    | Path
+    | ImageData
+    | NDData
+    | fits.PrimaryHDU
+    | fits.ImageHDU
+    | fits.CompImageHDU
+)
+
+
+def as_image(
+    image: ImageLike,
+    *,
+    rms: Any = None,
+    mask: Any = None,
+    wcs: WCS | None = None,
+    zeropoint: float | None = None,
+) -> ImageData:
+    """An image of any kind as the package knows it.
+
+    Parameters
+    ----------
+    image : path, ndarray, Tensor, ImageHDU, NDData (CCDData) or ImageData
+        Of shape (y, x). Of an NDData its mask, uncertainty, WCS, unit and zero point are used;
+        of an HDU its header, as if it were read from its file.
+    rms, mask, wcs, zeropoint
+        As for :func:`~probablend.segment`; each wins over what ``image`` carries.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the file does not exist.
+    ValueError
+        If there is no 2-D image in it.
+    TypeError
+        If it is something else.
+    """
+    given = {"rms": _plain(rms), "mask": _plain(mask), "wcs": wcs, "zeropoint": zeropoint}
+    return replace(_open(image), **{key: v for key, v in given.items() if v is not None})
+
+
+def _open(image: ImageLike) -> ImageData:
+    if isinstance(image, ImageData):
+        return image
+    if isinstance(image, str | Path):
+        return read_image(image)
+    if isinstance(image, NDData):
+        return _of_nddata(image)
+    if isinstance(image, _HDUS):
+        return _of_hdu(image)
+    if isinstance(image, fits.HDUList | dict):
+        raise TypeError(f"image must be one image; got {type(image).__name__}: choose an extension")
+    return ImageData(data=_plain(image))
+
+
+def _plain(values: Any) -> Any:
+    """A tensor as an array, wherever it lies; all else as it is."""
+    if not isinstance(values, torch.Tensor):
+        return values
+    values = values.detach().cpu()
+    return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+
+
+def _of_hdu(hdu: Any) -> ImageData:
+    name = hdu.name or "HDU"
+    if hdu.data is None:
+        raise ValueError(f"{name} holds no image: choose another extension")
+    return ImageData(
+        data=as_plane(np.asarray(hdu.data), name),
+        wcs=celestial_wcs(hdu.header),
+        name=name,
+        **header_numbers(hdu.header),
+    )
+
+
+def _of_nddata(image: NDData) -> ImageData:
+    name = type(image).__name__
+    numbers = header_numbers(image.meta)
+    if numbers["zeropoint"] is None:
+        numbers["zeropoint"] = _zeropoint(image.unit)
+    return ImageData(
+        data=as_plane(np.asarray(image.data), name),
+        wcs=_wcs(image),
+        name=name,
+        rms=_rms(image),
+        mask=None if image.mask is None else np.broadcast_to(image.mask, image.data.shape),
+        unit=_additive(image.unit),
+        **numbers,
+    )
+
+
+def _rms(image: NDData) -> np.ndarray | None:
+    """Standard deviation in the unit of the image; an inverse variance of zero is missing."""
+    kinds = (StdDevUncertainty, VarianceUncertainty, InverseVariance)
+    if image.uncertainty is None:
+        return None
+    if not isinstance(image.uncertainty, kinds):
+        kind = image.uncertainty.uncertainty_type
+        log.warning("an uncertainty of type %s is not used: the noise is estimated", kind)
+        return None
+    with np.errstate(divide="ignore", invalid="ignore"):
+        noise = image.uncertainty.represent_as(StdDevUncertainty).quantity
+    return noise.to_value(image.unit) if image.unit else noise.value
+
+
+def _wcs(image: NDData) -> WCS | None:
+    if image.wcs is not None and not isinstance(image.wcs, WCS):
+        log.warning("coordinates of type %s are not used", type(image.wcs).__name__)
+        return None
+    return image.wcs if image.wcs is not None and image.wcs.has_celestial else None
+
+
+def _zeropoint(unit: u.UnitBase | None) -> float | None:
+    """AB magnitude of one unit, where it is a flux density."""
+    if unit is None or not unit.is_equivalent(u.ABflux):
+        return None
+    return float((1 * unit).to(u.ABmag).value)
+
+
+def _additive(unit: u.UnitBase | None) -> u.UnitBase | None:
+    """The unit, unless it is per solid angle: sums of such pixels have another."""
+    return None if unit is None or u.rad in unit.decompose().bases else unit

@@ -1,0 +1,164 @@
+"""Whatever an image comes in, the answer is that of its pixels, noise, mask and coordinates."""
+
+import astropy.units as u
+import numpy as np
+import pytest
+import torch
+from astropy.io import fits
+from astropy.nddata import (
+    CCDData,
+    InverseVariance,
+    NDData,
+    StdDevUncertainty,
+    UnknownUncertainty,
+    VarianceUncertainty,
+)
+from astropy.wcs import WCS
+from photutils.segmentation import SourceCatalog
+
+from probablend import measure, read_image, segment
+from probablend.inputs import as_image
+
+
+@pytest.fixture(scope="module")
+def wcs():
+    wcs = WCS(naxis=2)
+    wcs.wcs.ctype, wcs.wcs.crval = ["RA---TAN", "DEC--TAN"], [150.0, 2.0]
+    wcs.wcs.crpix, wcs.wcs.cdelt = [100.0, 100.0], [-0.1 / 3600, 0.1 / 3600]
+    return wcs
+
+
+@pytest.fixture(scope="module")
+def mask(scene):
+    mask = np.zeros(scene.image.shape, dtype=bool)
+    mask[40:60, 40:60] = True
+    return mask
+
+
+@pytest.fixture(scope="module")
+def expected(scene, mask, field_weights):
+    return segment(scene.image, rms=scene.rms, mask=mask, n_samples=2, model=field_weights)
+
+
+def uncertainty(kind, rms, shape):
+    std = np.full(shape, rms)
+    if kind is VarianceUncertainty:
+        return VarianceUncertainty(std**2)
+    return InverseVariance(std**-2.0) if kind is InverseVariance else StdDevUncertainty(std)
+
+
+@pytest.mark.parametrize("kind", [StdDevUncertainty, VarianceUncertainty, InverseVariance])
+def test_ccddata_brings_mask_noise_coordinates_and_unit(
+    scene, mask, wcs, expected, field_weights, kind
+):
+    ccd = CCDData(
+        scene.image, unit="nJy", mask=mask, wcs=wcs,
+        uncertainty=uncertainty(kind, scene.rms, scene.image.shape),
+    )  # fmt: skip
+    result = segment(ccd, n_samples=2, model=field_weights)
+    np.testing.assert_allclose(result.p_blend, expected.p_blend, atol=1e-4)
+    np.testing.assert_array_equal(result.mask, mask)
+    catalog = result.catalog
+    assert catalog["flux"].unit == catalog["flux_q05"].unit == u.nJy
+    assert np.isfinite(catalog["ra"]).all()
+    np.testing.assert_allclose(  # a nanojansky has a magnitude
+        catalog["mag"].value, catalog["flux"].to(u.ABmag).value, atol=1e-3
+    )
+    assert catalog["flux"].info.description == expected.catalog["flux"].info.description
+
+
+def test_an_inverse_variance_of_zero_is_a_missing_pixel(scene, field_weights):
+    weight = np.full(scene.image.shape, scene.rms**-2.0)
+    weight[10:15, 10:15] = 0
+    image = NDData(scene.image, uncertainty=InverseVariance(weight))
+    np.testing.assert_array_equal(
+        segment(image, n_samples=2, model=field_weights).mask, weight == 0
+    )
+
+
+def test_what_the_caller_says_wins(scene, wcs):
+    ccd = CCDData(
+        scene.image, unit="adu", mask=scene.image > 0, wcs=wcs,
+        uncertainty=StdDevUncertainty(np.ones(scene.image.shape)), meta={"MAGZERO": 25.0},
+    )  # fmt: skip
+    carried = as_image(ccd)
+    assert carried.zeropoint == 25.0
+    assert carried.unit == u.adu
+    other = wcs.deepcopy()
+    nothing = np.zeros(scene.image.shape, dtype=bool)
+    data = as_image(ccd, rms=3.0, mask=nothing, wcs=other, zeropoint=30.0)
+    assert data.rms == 3.0
+    assert data.mask is nothing
+    assert data.wcs is other
+    assert data.zeropoint == 30.0
+
+
+def test_sums_of_surface_brightness_claim_no_unit(scene):
+    data = as_image(CCDData(scene.image, unit="MJy/sr"))
+    assert data.unit is None
+    assert data.zeropoint is None
+
+
+def test_an_uncertainty_of_unknown_kind_is_not_guessed(scene, caplog):
+    image = NDData(scene.image, uncertainty=UnknownUncertainty(np.ones(scene.image.shape)))
+    assert as_image(image).rms is None
+    assert "not used" in caplog.text
+
+
+@pytest.mark.parametrize("kind", [fits.PrimaryHDU, fits.ImageHDU, fits.CompImageHDU])
+def test_an_hdu_is_what_its_file_is(scene, wcs, tmp_path, kind):
+    header = wcs.to_header()
+    header["MAGZERO"], header["SATURATE"] = 27.0, 5e4
+    hdu = kind(scene.image, header)
+    hdu.writeto(tmp_path / "image.fits")
+    mine, file = as_image(hdu), read_image(tmp_path / "image.fits")
+    assert mine.zeropoint == file.zeropoint == 27.0
+    assert mine.saturation == file.saturation == 5e4
+    assert mine.wcs.wcs.compare(file.wcs.wcs)
+    assert mine.data.shape == file.data.shape
+
+
+def test_tensors_are_detached_and_brought_home(scene, expected, mask, field_weights):
+    tensor = torch.from_numpy(scene.image.copy()).requires_grad_()
+    result = segment(
+        tensor, rms=torch.tensor(scene.rms), mask=torch.from_numpy(mask), n_samples=2,
+        model=field_weights,
+    )  # fmt: skip
+    np.testing.assert_array_equal(result.p_blend, expected.p_blend)
+    assert as_image(tensor.bfloat16()).data.dtype == np.float32
+
+
+def test_measure_takes_the_same(scene, mask, wcs, field_weights):
+    noise = StdDevUncertainty(np.full(scene.image.shape, scene.rms))
+    ccd = CCDData(scene.image, unit="nJy", mask=mask, wcs=wcs, uncertainty=noise)
+    table = measure(ccd, np.array([[100.0, 120.0], [50.0, 50.0]]), n_samples=2, model=field_weights)
+    assert table["flux"].unit == u.nJy
+    np.testing.assert_array_equal(np.isfinite(table["flux"]), [True, False])
+
+
+def test_what_is_no_image_is_refused_in_a_sentence(scene):
+    with pytest.raises(TypeError, match="choose an extension"):
+        as_image(fits.HDUList([fits.PrimaryHDU(scene.image)]))
+    with pytest.raises(ValueError, match="holds no image"):
+        as_image(fits.PrimaryHDU())
+    with pytest.raises(ValueError, match="2-D image"):
+        as_image(NDData(np.zeros((3, 4, 5))))
+
+
+def test_maps_leave_as_nddata(expected):
+    blend = expected.to_nddata()
+    np.testing.assert_array_equal(blend.data, expected.p_blend)
+    np.testing.assert_array_equal(blend.mask, expected.mask)
+    assert blend.meta["model"] == "small-field"
+    assert expected.to_nddata("labels").data.dtype == np.int32
+    with pytest.raises(ValueError, match="plane must be one of"):
+        expected.to_nddata("flux")
+
+
+def test_photutils_measures_the_objects_of_the_catalogue(scene, expected):
+    theirs = SourceCatalog(scene.image, expected.segmentation_image(), mask=expected.mask)
+    assert len(theirs) > 5
+    ours = expected.catalog[theirs.labels - 1]
+    np.testing.assert_array_equal(ours["id"], theirs.labels)
+    distance = np.hypot(ours["x"].value - theirs.x_centroid, ours["y"].value - theirs.y_centroid)
+    assert np.nanmedian(distance) < 1.0
