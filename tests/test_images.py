@@ -6,7 +6,7 @@ from astropy.io import fits
 from PIL import Image
 from scipy import ndimage
 
-from probablend.images import correlation_factor, prepare_image, read_image, read_rms
+from probablend.images import correlation_factor, number_or_map, prepare_image, read_image
 
 
 @pytest.fixture
@@ -106,9 +106,9 @@ def test_pictures_are_read_as_grey(tmp_path):
 
 
 def test_noise_is_a_number_or_a_map(tmp_path):
-    assert read_rms("0.25") == 0.25
+    assert number_or_map("0.25") == 0.25
     fits.PrimaryHDU(np.full((2, 2), 3.0)).writeto(tmp_path / "r.fits")
-    assert read_rms(str(tmp_path / "r.fits")).shape == (2, 2)
+    assert number_or_map(str(tmp_path / "r.fits")).shape == (2, 2)
 
 
 def test_the_noise_is_estimated_under_sources(sky):
@@ -219,7 +219,7 @@ def test_an_extension_can_be_named_with_the_file(tmp_path):
     hdus = [fits.PrimaryHDU(), fits.ImageHDU(np.zeros((3, 3)), name="SCI"),
             fits.ImageHDU(np.full((3, 3), 2.0), name="RMS")]  # fmt: skip
     fits.HDUList(hdus).writeto(tmp_path / "a.fits")
-    assert read_rms(f"{tmp_path}/a.fits[RMS]")[0, 0] == 2
+    assert number_or_map(f"{tmp_path}/a.fits[RMS]")[0, 0] == 2
     assert read_image(f"{tmp_path}/a.fits[2]").data[0, 0] == 2
     with pytest.raises(ValueError, match="no extension WHT"):
         read_image(f"{tmp_path}/a.fits[WHT]")

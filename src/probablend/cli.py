@@ -56,7 +56,8 @@ Rms = Annotated[str | None, typer.Option(help="Noise per pixel: a number, FILE o
 Mask = Annotated[str | None, typer.Option(help="FILE or FILE[EXT], non-zero = do not use.")]
 Background = Annotated[str, typer.Option(help="auto, subtract or none.")]
 PsfFwhm = Annotated[
-    float | None, typer.Option(help="FWHM of the PSF, pixels; else from the image's stars.")
+    str | None,
+    typer.Option(help="FWHM of the PSF, pixels: a number or FILE; else from the image's stars."),
 ]
 Zeropoint = Annotated[
     float | None, typer.Option(help="AB magnitude of one count; else from the header.")
@@ -106,12 +107,12 @@ def _read_inputs(
     flag_bits: int = -1,
 ) -> tuple[Any, Any, np.ndarray | None]:
     """Image, noise and mask, as a user names them."""
-    from probablend.images import ImageFile, masked_pixels, read_image, read_rms, rms_of_weight
+    from probablend.images import ImageFile, masked_pixels, read_image, rms_of_weight
 
     if rms is not None and weight is not None:
         raise ValueError("--rms and --weight both say how strong the noise is: give one")
     data = read_image(image, ext=ext)
-    noise = None if rms is None else read_rms(rms)
+    noise = _number_or_map(rms)
     if weight is not None:
         noise = rms_of_weight(read_image(weight).data)
     bad = None
@@ -173,7 +174,7 @@ def segment_command(
 
     An image of more than 21 Mpx is processed block by block, in memory that does not grow with it;
     a run that was killed goes on with --resume. Of several images each gets a folder of its own,
-    and in the names of --rms, --weight and --mask {} stands for the image without its ending.
+    and in --rms, --weight, --mask and --psf-fwhm {} stands for the image without its ending.
 
     Example: probablend segment image.fits --rms 0.01 -o out
 
@@ -204,7 +205,7 @@ def segment_command(
                 StreamSettings(
                     image=str(image),
                     ext=ext,
-                    rms=None if rms is None else _number_or_file(str(of(rms, image))),
+                    rms=_number_or_file(of(rms, image)),
                     weight=of(weight, image),
                     mask=of(mask, image),
                     flag_bits=flag_bits,
@@ -213,7 +214,7 @@ def segment_command(
                     seed=seed,
                     model=model,
                     device=device,
-                    psf_fwhm=psf_fwhm,
+                    psf_fwhm=_number_or_file(of(psf_fwhm, image)),
                     zeropoint=zeropoint,
                     min_p_source=min_p_source,
                     keep_posterior=keep_posterior,
@@ -252,7 +253,7 @@ def segment_command(
             model=model,
             device=device,
             background=background,
-            psf_fwhm=psf_fwhm,
+            psf_fwhm=_number_or_map(of(psf_fwhm, image)),
             zeropoint=zeropoint,
             min_p_source=min_p_source,
             progress=show,
@@ -313,11 +314,17 @@ def _tell(n_objects: int, n_blended: int, output: Path, products: list[str]) -> 
     )
 
 
-def _number_or_file(text: str) -> float | str:
+def _number_or_file(text: str | None) -> float | str | None:
     try:
-        return float(text)
+        return None if text is None else float(text)
     except ValueError:
         return text
+
+
+def _number_or_map(text: str | None) -> float | np.ndarray | None:
+    from probablend.images import number_or_map
+
+    return None if text is None else number_or_map(text)
 
 
 class _RateColumn(ProgressColumn):
@@ -372,7 +379,7 @@ def measure_command(
     data, noise, bad = _read_inputs(image, ext, rms, mask)
     result = measure(
         data, table, rms=noise, mask=bad, background=background, n_samples=samples, seed=seed,
-        model=model, device=device, psf_fwhm=psf_fwhm, zeropoint=zeropoint,
+        model=model, device=device, psf_fwhm=_number_or_map(psf_fwhm), zeropoint=zeropoint,
     )  # fmt: skip
     write_table(named_columns(result, columns), output)
     n_measured = int(np.isfinite(result["flux"]).sum())
@@ -717,7 +724,9 @@ def evaluate_inject_command(
     companions: Annotated[float, typer.Option(help="Share put beside real sources.")] = 0.5,
     seed: Seed = 0,
     model: Model = "field",
-    psf_fwhm: PsfFwhm = None,
+    psf_fwhm: Annotated[
+        float | None, typer.Option(help="FWHM of the PSF, pixels; else from the image's stars.")
+    ] = None,
     pixel_scale: Annotated[
         float | None, typer.Option(help="Arcseconds per pixel; else from the WCS.")
     ] = None,

@@ -33,9 +33,9 @@ __all__ = [
     "correlation_factor",
     "header_numbers",
     "masked_pixels",
+    "number_or_map",
     "prepare_image",
     "read_image",
-    "read_rms",
     "rms_of_weight",
 ]
 
@@ -172,7 +172,7 @@ def _known(header: fits.Header, path: Path) -> "ImageData":
     )
 
 
-def header_numbers(header: Mapping[str, Any]) -> dict[str, float | None]:
+def header_numbers(header: Mapping[str, Any]) -> dict[str, Any]:
     """Zero point and saturation level, named as in :class:`ImageData`, if a header has them."""
     return {
         "zeropoint": _number(header, _ZEROPOINT_KEYS),
@@ -277,8 +277,9 @@ def _number(
     """First of some keywords that holds a finite number."""
     for key in keys:
         value = header.get(key)
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if number and np.isfinite(value) and (value > 0 or not positive):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        if np.isfinite(value) and (value > 0 or not positive):
             return float(value)
     return None
 
@@ -354,13 +355,13 @@ def _read_picture(path: Path) -> ImageData:
     return ImageData(data=as_plane(data, str(path)), name=str(path))
 
 
-def read_rms(text: str) -> float | np.ndarray:
-    """Noise per pixel as a user writes it.
+def number_or_map(text: str) -> float | np.ndarray:
+    """Noise per pixel, or the width of the PSF, as a user writes it.
 
     Parameters
     ----------
     text : str
-        A number, or a file as :func:`read_image` takes it, in the unit of the image.
+        A number, or a file as :func:`read_image` takes it.
 
     Returns
     -------

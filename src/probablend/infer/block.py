@@ -28,7 +28,7 @@ from probablend.infer.plan import (
     noise_and_mask,
 )
 from probablend.infer.planes import plane_offsets, write_box
-from probablend.infer.segment import Segmentation, segment_prepared
+from probablend.infer.segment import Segmentation, segment_prepared, usable_psf_map
 from probablend.infer.tiles import Window
 from probablend.models.field import FieldNetwork
 
@@ -78,6 +78,9 @@ def process_block(folder: str, number: int) -> int:
         tensors = {"n_masked": torch.tensor([area(core)])}
         save_tensors(block_file(work, number), tensors, {})
         return number
+    psf_fwhm = plan["psf_fwhm"]
+    if isinstance(settings.psf_fwhm, str):
+        psf_fwhm = usable_psf_map(settings.open("psf_fwhm").read(*outer), prepared.mask)
     borders = (outer[0].start == 0, outer[0].stop == shape[0],
                outer[1].start == 0, outer[1].stop == shape[1])  # fmt: skip
     window = Window(tile.origin_yx, borders)
@@ -88,7 +91,7 @@ def process_block(folder: str, number: int) -> int:
     )  # fmt: skip
     result = segment_prepared(
         network, meta, prepared, data, n_samples=settings.n_samples, seed=settings.seed,
-        device=resolve_device(settings.device), wcs=wcs, psf_fwhm=plan["psf_fwhm"],
+        device=resolve_device(settings.device), wcs=wcs, psf_fwhm=psf_fwhm,
         zeropoint=plan["zeropoint"], min_p_source=settings.min_p_source, window=window,
     )  # fmt: skip
     tensors = _sources(result, window, core, shape, settings, work)

@@ -33,7 +33,12 @@ from probablend.images import (
 from probablend.infer.measure import pixel_positions, read_positions
 from probablend.infer.planes import make_fits
 from probablend.infer.psf import estimate_psf_fwhm
-from probablend.infer.segment import assumed_psf_fwhm, check_numbers, model_name
+from probablend.infer.segment import (
+    assumed_psf_fwhm,
+    check_numbers,
+    model_name,
+    usable_psf_map,
+)
 from probablend.infer.sources import N_DRAWS
 from probablend.infer.tiles import Tile, cover
 from probablend.models.field import FieldNetwork
@@ -50,7 +55,7 @@ MARGIN = 128  # pixels around it in which sources are seen as they are
 PLANES = {"P_GALAXY": ">f4", "P_BLEND": ">f4", "LABELS": ">i4", "MASK": "u1"}
 _SAMPLE = 1024  # pixels, side of the windows that decide for the whole image
 _STRIP = 512  # rows
-_FILES = ("image", "rms", "weight", "mask")
+_FILES = ("image", "rms", "weight", "mask", "psf_fwhm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +76,8 @@ class StreamSettings:
         File, non-zero = do not use.
     flag_bits : int
         Bits of ``mask`` that count; −1 = any.
+    psf_fwhm : str or float, optional
+        A file of the width at every pixel, or a number.
     keep_posterior : int
         Joint draws of every source to keep.
     keep_samples : bool
@@ -96,7 +103,7 @@ class StreamSettings:
     seed: int = 0
     model: str = "field"
     device: str = "auto"
-    psf_fwhm: float | None = None
+    psf_fwhm: str | float | None = None
     zeropoint: float | None = None
     min_p_source: float = 0.5
     keep_posterior: int = 0
@@ -112,7 +119,8 @@ class StreamSettings:
             raise ValueError(f"cutout_size must be at least 1 pixel; got {self.cutout_size}")
         if self.cutouts is not None and self.keep_samples:
             raise ValueError("there are no maps of cut-outs, and no samples of maps: leave one out")
-        check_numbers(self.n_samples, self.min_p_source, self.psf_fwhm, self.zeropoint)
+        one_psf = None if isinstance(self.psf_fwhm, str) else self.psf_fwhm
+        check_numbers(self.n_samples, self.min_p_source, one_psf, self.zeropoint)
         if not 0 <= self.keep_posterior <= N_DRAWS:
             raise ValueError(f"at most {N_DRAWS} draws can be kept; got {self.keep_posterior}")
         if self.rms is not None and self.weight is not None:
@@ -264,7 +272,8 @@ def fingerprint(settings: StreamSettings) -> dict[str, Any]:
 
 def _decide(settings: StreamSettings, image: ImageFile, meta: dict[str, Any]) -> tuple[float, str]:
     """Width of the PSF, and whether there is a background, for the whole image."""
-    fwhm, background, seen = settings.psf_fwhm, settings.background, False
+    fwhm = None if isinstance(settings.psf_fwhm, str) else settings.psf_fwhm
+    background, seen = settings.background, False
     for box in _samples(image.shape):
         try:
             prepared = prepare_image(
@@ -275,6 +284,9 @@ def _decide(settings: StreamSettings, image: ImageFile, meta: dict[str, Any]) ->
         seen = True
         if background == "auto" and prepared.background:
             background = "subtract"
+        if isinstance(settings.psf_fwhm, str):
+            widths = usable_psf_map(settings.open("psf_fwhm").read(*box), prepared.mask)
+            fwhm = fwhm or float(np.median(widths))
         if fwhm is None:
             fwhm = estimate_psf_fwhm(prepared.signal, prepared.mask)
     if not seen and len(list(_samples(image.shape))) == 1:

@@ -46,6 +46,7 @@ __all__ = [
     "Segmentation",
     "assumed_psf_fwhm",
     "segment",
+    "usable_psf_map",
 ]
 
 log = logging.getLogger(__name__)
@@ -225,7 +226,7 @@ def segment(
     device: str = "auto",
     background: str = "auto",
     wcs: WCS | None = None,
-    psf_fwhm: float | None = None,
+    psf_fwhm: float | np.ndarray | None = None,
     zeropoint: float | None = None,
     min_p_source: float = 0.5,
     positions: np.ndarray | None = None,
@@ -255,8 +256,9 @@ def segment(
         Whether to take out a background; see :func:`~probablend.images.prepare_image`.
     wcs : WCS, optional
         Celestial coordinates; read from the file if there is one.
-    psf_fwhm : float, optional
-        FWHM of the PSF, pixels; estimated from the image's stars if not given.
+    psf_fwhm : float or ndarray, optional
+        FWHM of the PSF, pixels, of the image or of every pixel; estimated from the image's
+        stars if not given.
     zeropoint : float, optional
         AB magnitude of one unit of flux; read from the file if it says so.
     min_p_source : float
@@ -281,7 +283,8 @@ def segment(
     ValueError
         If an argument cannot be used; the message says which and why.
     """
-    check_numbers(n_samples, min_p_source, psf_fwhm, zeropoint)
+    one_psf = None if isinstance(psf_fwhm, np.ndarray) else psf_fwhm
+    check_numbers(n_samples, min_p_source, one_psf, zeropoint)
     if tile_size < 1:
         raise ValueError(f"tile_size must be at least 1 pixel; got {tile_size}")
     data = as_image(image, rms=rms, mask=mask, wcs=wcs, zeropoint=zeropoint)
@@ -309,7 +312,10 @@ def segment(
         log.warning("%d of %d pixels are masked: NaN in the maps", n_masked, prepared.mask.size)
     if psf_fwhm is None and isinstance(network, FieldNetwork):
         psf_fwhm = _psf_fwhm(prepared, meta)
-    psf_fwhm = float(np.median(_trained_fwhms(meta))) if psf_fwhm is None else psf_fwhm
+    if psf_fwhm is None:
+        psf_fwhm = float(np.median(_trained_fwhms(meta)))
+    if isinstance(psf_fwhm, np.ndarray):
+        psf_fwhm = usable_psf_map(psf_fwhm, prepared.mask)
     result = segment_prepared(
         network.to(where), meta, prepared, data, n_samples=n_samples, seed=seed, device=where,
         wcs=data.wcs, psf_fwhm=psf_fwhm, zeropoint=data.zeropoint, min_p_source=min_p_source,
@@ -335,6 +341,24 @@ def check_numbers(
         raise ValueError(f"zeropoint must be finite; got {zeropoint}")
 
 
+def usable_psf_map(widths: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """A map of the width of the PSF; what is masked gets a typical one.
+
+    Raises
+    ------
+    ValueError
+        If it has another shape than the image, or no width where the image has pixels.
+    """
+    if widths.shape != mask.shape:
+        raise ValueError(f"psf_fwhm must have the image's shape {mask.shape}; got {widths.shape}")
+    with np.errstate(invalid="ignore"):
+        good = np.isfinite(widths) & (widths > 0)
+    if n_bad := int((~good & ~mask).sum()):
+        raise ValueError(f"psf_fwhm must be positive; the map has {n_bad} pixels where it is not")
+    typical = np.median(widths[good]) if good.any() else 1.0
+    return np.where(good, widths, typical).astype(np.float32)
+
+
 def model_name(model: str | Path, meta: Mapping[str, Any]) -> dict[str, str]:
     """Name and hash of weights, as results carry them."""
     return {"model": meta.get("name", str(model)), "weights_hash": file_hash(find_model(model))}
@@ -350,7 +374,7 @@ def segment_prepared(
     seed: int,
     device: torch.device,
     wcs: WCS | None,
-    psf_fwhm: float,
+    psf_fwhm: float | np.ndarray,
     zeropoint: float | None,
     min_p_source: float,
     positions: np.ndarray | None = None,
@@ -423,7 +447,7 @@ def segment_prepared(
             "version": __version__,
             "seed": seed,
             "n_samples": n_samples,
-            "psf_fwhm": psf_fwhm,
+            "psf_fwhm": float(np.median(psf_fwhm)),
             "rms": float(np.median(np.asarray(prepared.rms)[~prepared.mask]))
             if isinstance(prepared.rms, np.ndarray)
             else prepared.rms,
