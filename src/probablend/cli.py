@@ -142,6 +142,7 @@ def segment_command(
         str, typer.Option(help="fits, ecsv, parquet, or hats: Parquet by place on the sky.")
     ] = "fits",
     columns: Columns = "probablend",
+    maps_format: Annotated[str, typer.Option(help="fits, or zarr: compressed.")] = "fits",
     regions: Annotated[
         bool, typer.Option("--regions", help="Write sources.reg, footprints for ds9.")
     ] = False,
@@ -198,7 +199,7 @@ def segment_command(
     def of(text: str | None, image: Path) -> str | None:
         return None if text is None else text.replace("{}", stem(str(image)))
 
-    parts = cutouts is not None or resume or dask is not None
+    parts = cutouts is not None or resume or dask is not None or maps_format != "fits"
     with _progress("images" if len(images) > 1 else "Mpx") as show:
         if len(images) > 1 or parts or (knows_sources(model) and too_large(images[0], ext)):
             settings = [
@@ -219,6 +220,7 @@ def segment_command(
                     min_p_source=min_p_source,
                     keep_posterior=keep_posterior,
                     keep_samples=keep_samples,
+                    maps_format=maps_format,
                     block=BLOCK if cutouts is None else max(_CUTOUT_BLOCK, cutout_size),
                     cutouts=None if cutouts is None else str(cutouts),
                     cutout_size=cutout_size,

@@ -23,6 +23,8 @@ from astropy.utils.exceptions import AstropyWarning
 from astropy.wcs import WCS, FITSFixedWarning
 from scipy import ndimage
 
+from probablend.zarrs import open_zarr
+
 __all__ = [
     "ImageData",
     "ImageFile",
@@ -122,10 +124,10 @@ def read_image(path: Path | str, *, ext: int | str | None = None) -> ImageData:
     Parameters
     ----------
     path : Path or str
-        ``.fits``, ``.fits.gz``, ``.fits.fz``, ``.png`` or ``.jpg``; ``FILE[EXT]`` names an
-        extension too.
+        ``.fits``, ``.fits.gz``, ``.fits.fz``, ``.zarr``, ``.png`` or ``.jpg``; ``FILE[EXT]``
+        names an extension too.
     ext : int or str, optional
-        FITS extension; the first with a 2-D image if not given.
+        FITS extension, or array of a Zarr group; the first with a 2-D image if not given.
 
     Returns
     -------
@@ -148,6 +150,9 @@ def _read_whole(path: Path, ext: int | str | None) -> tuple[np.ndarray, "ImageDa
     if path.suffix.lower() in _PICTURES:
         picture = _read_picture(path)
         return picture.data, picture
+    if path.suffix == ".zarr":
+        array, header = open_zarr(path, ext)
+        return np.asarray(array[...]), _known(header, path)
     with _open_fits(path) as hdus:
         hdu = _find_hdu(hdus, ext, path)
         return np.asarray(hdu.data), _known(hdu.header, path)
@@ -181,7 +186,7 @@ def header_numbers(header: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class ImageFile:
-    """A FITS image that is read part by part; what cannot be is held in memory.
+    """A FITS or Zarr image that is read part by part; what cannot be is held in memory.
 
     Parameters
     ----------
@@ -204,7 +209,11 @@ class ImageFile:
     def __init__(self, path: Path | str, *, ext: int | str | None = None) -> None:
         self.path, self._ext = _named_extension(Path(path), ext)
         self._number = -1  # held in memory
-        if self.path.suffix.lower() in (*_PICTURES, ".gz", ".bz2", ".xz", ".zip"):
+        self._array = None
+        if self.path.suffix == ".zarr":
+            self._array, header = open_zarr(self.path, self._ext)
+            shape, known = tuple(self._array.shape), _known(header, self.path)
+        elif self.path.suffix.lower() in (*_PICTURES, ".gz", ".bz2", ".xz", ".zip"):
             data, known = self._all()
             shape = data.shape
         else:
@@ -229,7 +238,9 @@ class ImageFile:
 
     def read(self, rows: slice, columns: slice, *, exact: bool = False) -> np.ndarray:
         """A part, (y, x): float32, or ``exact`` as it is in the file."""
-        if self._number < 0:
+        if self._array is not None:
+            part = self._array[rows, columns] if self._flat else self._array[0, rows, columns]
+        elif self._number < 0:
             part = self._all()[0][rows, columns]
         else:
             with _open_fits(self.path) as hdus:
@@ -266,7 +277,7 @@ def _named_extension(path: Path, ext: int | str | None) -> tuple[Path, int | str
         path, ext = Path(named[1]), named[2] if ext is None else ext
     if not path.exists():
         raise FileNotFoundError(f"image file {path} does not exist")
-    if path.is_dir():
+    if path.is_dir() and path.suffix != ".zarr":
         raise ValueError(f"{path} is a folder; an image file is wanted")
     return path, ext
 

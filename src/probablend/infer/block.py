@@ -20,14 +20,13 @@ from probablend.device import resolve_device
 from probablend.images import ImageData, NothingToSegmentError, prepare_image
 from probablend.infer.plan import (
     MARGIN,
-    PLANES,
     StreamSettings,
     area,
     block_file,
     blocks_of,
     noise_and_mask,
 )
-from probablend.infer.planes import plane_offsets, write_box
+from probablend.infer.planes import RawPlane, open_planes
 from probablend.infer.segment import Segmentation, segment_prepared, usable_psf_map
 from probablend.infer.tiles import Window
 from probablend.models.field import FieldNetwork
@@ -74,7 +73,7 @@ def process_block(folder: str, number: int) -> int:
         )
     except NothingToSegmentError:
         if settings.cutouts is None:
-            _write_empty(work, core, shape)
+            _write_empty(work, settings, core)
         tensors = {"n_masked": torch.tensor([area(core)])}
         save_tensors(block_file(work, number), tensors, {})
         return number
@@ -178,29 +177,25 @@ def _write_planes(
     inner: tuple[slice, slice],
     flat: np.ndarray,
 ) -> None:
-    maps = work / "ready" / "maps.fits"
-    at = plane_offsets(maps)
+    maps = open_planes(work / "ready" / f"maps.{settings.maps_format}")
     planes = {"P_GALAXY": result.p_galaxy, "P_BLEND": result.p_blend, "MASK": result.mask}
     for name, plane in planes.items():
-        write_box(maps, at[name], shape[1], core, plane[inner].astype(PLANES[name]))
+        maps.write(name, core, plane[inner])
     # Until all sources are known, the pixel that owns a source is its number.
     numbers = np.concatenate([[0], flat + 1])[result.labels[inner]]
-    write_box(work / "labels.raw", 0, shape[1], core, numbers.astype("<i4"))
+    RawPlane(work / "labels.raw", shape[1]).write(core, numbers)
     if settings.keep_samples:
-        cube = work / "ready" / "samples.fits"
-        first = plane_offsets(cube)["SAMPLES"]
+        cube = open_planes(work / "ready" / f"samples.{settings.maps_format}")
         for k, sample in enumerate(result.samples):
-            start = first + k * shape[0] * shape[1]
-            write_box(cube, start, shape[1], core, sample[inner])
+            cube.write("SAMPLES", core, sample[inner], sample=k)
 
 
-def _write_empty(work: Path, core: tuple[slice, slice], shape: tuple[int, int]) -> None:
+def _write_empty(work: Path, settings: StreamSettings, core: tuple[slice, slice]) -> None:
     """A block without a usable pixel: missing, not zero."""
-    maps = work / "ready" / "maps.fits"
-    at = plane_offsets(maps)
+    maps = open_planes(work / "ready" / f"maps.{settings.maps_format}")
     size = tuple(side.stop - side.start for side in core)
     for name, value in (("P_GALAXY", np.nan), ("P_BLEND", np.nan), ("MASK", 1)):
-        write_box(maps, at[name], shape[1], core, np.full(size, value, PLANES[name]))
+        maps.write(name, core, np.full(size, value))
 
 
 def _quicklook(

@@ -31,7 +31,7 @@ from probablend.images import (
     rms_of_weight,
 )
 from probablend.infer.measure import pixel_positions, read_positions
-from probablend.infer.planes import make_fits
+from probablend.infer.planes import RawPlane, make_planes
 from probablend.infer.psf import estimate_psf_fwhm
 from probablend.infer.segment import (
     assumed_psf_fwhm,
@@ -42,6 +42,7 @@ from probablend.infer.segment import (
 from probablend.infer.sources import N_DRAWS
 from probablend.infer.tiles import Tile, cover
 from probablend.models.field import FieldNetwork
+from probablend.zarrs import check_zarr
 
 __all__ = [
     "BLOCK", "MARGIN", "PLANES", "StreamSettings", "area", "begin", "block_file", "blocks_of",
@@ -53,6 +54,7 @@ log = logging.getLogger(__name__)
 BLOCK = 3072  # pixels, side of a block
 MARGIN = 128  # pixels around it in which sources are seen as they are
 PLANES = {"P_GALAXY": ">f4", "P_BLEND": ">f4", "LABELS": ">i4", "MASK": "u1"}
+MAPS_FORMATS = ("fits", "zarr")
 _SAMPLE = 1024  # pixels, side of the windows that decide for the whole image
 _STRIP = 512  # rows
 _FILES = ("image", "rms", "weight", "mask", "psf_fwhm")
@@ -82,6 +84,8 @@ class StreamSettings:
         Joint draws of every source to keep.
     keep_samples : bool
         Whether to keep the class maps.
+    maps_format : {"fits", "zarr"}
+        Of the maps and the samples.
     block : int
         Side of a block, pixels. It changes memory, and the regions in which background and
         noise are estimated when they are not given.
@@ -108,6 +112,7 @@ class StreamSettings:
     min_p_source: float = 0.5
     keep_posterior: int = 0
     keep_samples: bool = False
+    maps_format: str = "fits"
     block: int = BLOCK
     cutouts: str | None = None
     cutout_size: int = 128
@@ -115,6 +120,13 @@ class StreamSettings:
     def __post_init__(self) -> None:
         if self.block < 64:
             raise ValueError(f"block must be at least 64 pixels; got {self.block}")
+        if self.maps_format not in MAPS_FORMATS:
+            raise ValueError(
+                f"the format of maps must be one of {', '.join(MAPS_FORMATS)}; "
+                f"got {self.maps_format!r}"
+            )
+        if self.maps_format == "zarr":
+            check_zarr()
         if self.cutout_size < 1:
             raise ValueError(f"cutout_size must be at least 1 pixel; got {self.cutout_size}")
         if self.cutouts is not None and self.keep_samples:
@@ -219,12 +231,15 @@ def _empty_maps(
     header = provenance_header(plan["meta"])
     header["PBNMASK"] = (0, "masked pixels (NaN in the maps)")
     header["DATE"] = (datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S"), "UTC")
-    make_fits(work / "ready" / "maps.fits", header, wcs_header, PLANES, (n_y, n_x))
+    blocks = blocks_of(plan)
+    side = max(end.stop for end in blocks[0].core) if len(blocks) > 1 else None
+    products: dict[str, tuple[dict[str, str], tuple[int, ...]]] = {"maps": (PLANES, (n_y, n_x))}
     if settings.keep_samples:
-        size = (settings.n_samples, n_y, n_x)
-        make_fits(work / "ready" / "samples.fits", header, wcs_header, {"SAMPLES": "u1"}, size)
-    with (work / "labels.raw").open("wb") as handle:
-        handle.truncate(4 * n_y * n_x)
+        products["samples"] = ({"SAMPLES": "u1"}, (settings.n_samples, n_y, n_x))
+    for name, (planes, shape) in products.items():
+        path = work / "ready" / f"{name}.{settings.maps_format}"
+        make_planes(path, header, wcs_header, planes, shape, side)
+    RawPlane(work / "labels.raw", n_x).make(n_y)
 
 
 def _cutouts(settings: StreamSettings, image: ImageFile) -> dict[str, np.ndarray]:
@@ -264,9 +279,13 @@ def fingerprint(settings: StreamSettings) -> dict[str, Any]:
         given = getattr(settings, name)
         if isinstance(given, str):
             path = Path(given) if name == "cutouts" else settings.open(name).path
-            if not path.is_file():
+            if not path.exists():
                 raise FileNotFoundError(f"{name} {given} does not exist")
-            marks[f"{name}_state"] = [path.stat().st_size, path.stat().st_mtime_ns]
+            files = path.rglob("*") if path.is_dir() else [path]
+            states = [file.stat() for file in files]
+            marks[f"{name}_state"] = [
+                sum(state.st_size for state in states), max(state.st_mtime_ns for state in states)
+            ]  # fmt: skip
     return marks
 
 

@@ -13,9 +13,11 @@ __all__ = ["CATALOG_FORMATS", "PRODUCTS", "check_format", "check_output", "move"
 CATALOG_FORMATS = ("fits", "ecsv", "parquet", "hats")
 PRODUCTS = (
     "maps.fits",
+    "maps.zarr",
     *(f"catalog.{kind}" for kind in CATALOG_FORMATS),
     "quicklook.png",
     "samples.fits",
+    "samples.zarr",
     "posterior.fits",
     "sources.reg",
     "summary.json",

@@ -35,7 +35,7 @@ from probablend.infer.plan import (
     discard,
     write_text,
 )
-from probablend.infer.planes import padded, plane_offsets, read_box, write_box
+from probablend.infer.planes import RawPlane, open_planes, padded
 from probablend.infer.products import PRODUCTS, check_format, check_output, move, remove
 from probablend.infer.sources import draws_table
 from probablend.models.source import PARAMETERS
@@ -150,7 +150,7 @@ def _finish(
     """Number the sources as in one piece, and write what goes over all blocks."""
     ready = work / "ready"
     for name in PRODUCTS:  # an earlier attempt may have ended here
-        if name not in ("maps.fits", "samples.fits", "quicklook.png"):
+        if not name.startswith(("maps.", "samples.", "quicklook.")):
             remove(ready / name)
     parts: list[dict[str, np.ndarray]] = []
     n_masked = 0
@@ -182,8 +182,9 @@ def _finish(
         (ready / "sources.reg").write_text(Ellipses(**shapes).to_regions())
     if n := plan["settings"]["keep_posterior"]:
         _write_posterior(work, plan, flat, n)
-    products = {"maps.fits": "maps", f"catalog.{catalog_format}": "catalogue",
-                "quicklook.png": "quicklook", "samples.fits": "samples",
+    kind = plan["settings"]["maps_format"]
+    products = {f"maps.{kind}": "maps", f"catalog.{catalog_format}": "catalogue",
+                "quicklook.png": "quicklook", f"samples.{kind}": "samples",
                 "posterior.fits": "posterior", "sources.reg": "regions"}  # fmt: skip
     files = [name for name in products if (ready / name).exists()]
     return {
@@ -196,19 +197,15 @@ def _finish(
 
 def _finish_maps(work: Path, plan: dict[str, Any], flat: np.ndarray, n_masked: int) -> None:
     """Labels from the pixels that own the sources, and what the header says of the whole."""
-    n_x = plan["shape"][1]
-    maps = work / "ready" / "maps.fits"
-    at = plane_offsets(maps)["LABELS"]
+    maps = open_planes(work / "ready" / f"maps.{plan['settings']['maps_format']}")
+    owners = RawPlane(work / "labels.raw", plan["shape"][1])
     for core in (block.core for block in blocks_of(plan)):
-        numbers = read_box(work / "labels.raw", n_x, core)
+        numbers = owners.read(core)
         place = np.searchsorted(flat, numbers - 1).clip(max=max(len(flat) - 1, 0))
         known = (numbers > 0) & (flat[place] == numbers - 1) if len(flat) else numbers < 0
         labels = np.where(known, place + 1, 0)
-        write_box(maps, at, n_x, core, labels.astype(">i4"))
-    header = fits.getheader(maps)
-    header["PBNMASK"] = n_masked
-    with maps.open("r+b") as handle:
-        handle.write(padded(header))
+        maps.write("LABELS", core, labels)
+    maps.set_card("PBNMASK", n_masked)
 
 
 def _load(work: Path, number: int, *, draws: bool = False) -> dict[str, np.ndarray]:
