@@ -222,7 +222,7 @@ class CountsLikelihood:
             raise ValueError("grid and completeness must have one, common length")
 
     @cached_property
-    def _kept(self) -> tuple[np.ndarray, np.ndarray]:
+    def kept(self) -> tuple[np.ndarray, np.ndarray]:
         """Draws relative to the pivot and −ln p₀; those outside the prior's range do not count."""
         ln_prior = self.population.log_prob_mag(self.mags)
         return self.mags - self.pivot, np.where(np.isfinite(ln_prior), -ln_prior, -np.inf)
@@ -233,7 +233,7 @@ class CountsLikelihood:
         Counts are those of the prior's range of magnitudes.
         """
         rate = slope * math.log(10)
-        offset, minus_prior = self._kept
+        offset, minus_prior = self.kept
         each = logsumexp(rate * offset + minus_prior, axis=0) - math.log(len(offset))
         low, high = self.population.mag_range
         inside = (self.grid >= low) & (self.grid <= high)
