@@ -1,0 +1,104 @@
+"""Megapixels and sources per second, ours beside the classical programs, same field, same run.
+
+python benchmarks/speed.py -o benchmarks/speed.json
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import probablend
+from probablend.emulate.blend import FieldConfig, draw_field
+from probablend.emulate.sources import open_source
+from probablend.evaluate.classical import run_photutils, run_sep, run_sextractor
+from probablend.survey import get_survey
+
+DENSITIES = (30.0, 160.0)  # galaxies per arcmin², to 26 mag
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("-o", "--output", type=Path, default=Path("speed.json"))
+    parser.add_argument("--size", type=int, default=2048)
+    parser.add_argument("--repeat", type=int, default=3)
+    arguments = parser.parse_args()
+    survey = get_survey("euclid-vis")
+    galaxies = open_source("parametric", survey, "test", n_galaxies=1500, n_stars=60, seed=5)
+    fields = {}
+    for density in DENSITIES:
+        config = FieldConfig(size=arguments.size, density=density)
+        scene = draw_field(galaxies, config, generator=np.random.default_rng(5))
+        fields[f"{density:g}"] = time_all(scene, survey, arguments.repeat)
+    report = {
+        "command": "python benchmarks/speed.py " + " ".join(sys.argv[1:]),
+        "version": probablend.__version__,
+        "threads": torch.get_num_threads(),
+        "size": arguments.size,
+        "fields": fields,
+    }
+    arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+    arguments.output.with_suffix(".md").write_text(table(report))
+    print(table(report))
+
+
+def time_all(scene, survey, repeat: int) -> dict[str, dict[str, float]]:
+    image, rms = scene.image, scene.rms
+    width = survey.psf_fwhm_pixels
+
+    def ours(n_samples: int) -> int:
+        result = probablend.segment(
+            image, rms=rms, n_samples=n_samples, psf_fwhm=width, background="none"
+        )
+        return len(result.catalog)
+
+    methods: dict[str, Callable[[], int]] = {
+        "probablend, 1 sample": lambda: ours(1),
+        "probablend, 16 samples": lambda: ours(16),
+        "SExtractor": lambda: len(run_sextractor(image, rms)[0]),
+        "sep": lambda: len(run_sep(image, rms)[0]),
+        "photutils": lambda: len(run_photutils(image, rms)[0]),
+    }
+    found = {}
+    for name, method in methods.items():
+        seconds = []
+        for _ in range(repeat):
+            began = time.perf_counter()
+            n = method()
+            seconds.append(time.perf_counter() - began)
+        best = min(seconds)
+        found[name] = {
+            "seconds": best,
+            "megapixels_per_second": image.size / 1e6 / best,
+            "sources": n,
+            "sources_per_second": n / best,
+        }
+    for values in found.values():
+        values["speed_over_sextractor"] = found["SExtractor"]["seconds"] / values["seconds"]
+    return found
+
+
+def table(report: dict) -> str:
+    lines = [f"`{report['command']}`, {report['threads']} threads, {report['size']}² pixels.", ""]
+    for density, field in report["fields"].items():
+        lines += [
+            f"{density} galaxies per arcmin²:", "",
+            "| | s | Mpx/s | sources | sources/s | speed / SExtractor |",
+            "|---|---|---|---|---|---|",
+        ]  # fmt: skip
+        lines += [
+            f"| {name} | {v['seconds']:.2f} | {v['megapixels_per_second']:.2f} | {v['sources']} "
+            f"| {v['sources_per_second']:.0f} | {v['speed_over_sextractor']:.3f} |"
+            for name, v in field.items()
+        ]
+        lines.append("")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
