@@ -177,7 +177,7 @@ def _find_image(
                 f"image {given} has shape {file.shape} and the maps have {shape_yx}: "
                 "name the image that was segmented, FILE[EXT] for an extension"
             )
-        return image_layer(file.read, file.shape), file.path
+        return _image(file), file.path
     for name in dict.fromkeys([named, Path(named).name] if named else []):
         for place in (Path(), folder, folder.parent):
             if not (place / name).is_file():
@@ -188,9 +188,14 @@ def _find_image(
                 log.warning("%s", error)
                 continue
             if file.shape == shape_yx:
-                return image_layer(file.read, file.shape), file.path
+                return _image(file), file.path
     log.warning("the image %s was not found: --image FILE names it", named)
     return None, None
+
+
+def _image(file: ImageFile) -> Layer:
+    mapped = file.mapped()
+    return image_layer(file.read if mapped is None else _window(mapped), file.shape)
 
 
 def _read_catalog(folder: Path) -> QTable:

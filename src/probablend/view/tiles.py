@@ -25,6 +25,7 @@ __all__ = ["PALETTES", "TILE", "Layer", "Pyramid", "Read", "image_layer", "legen
 TILE = 512  # side of a tile, pixels
 _OVERVIEW = 3  # level that is kept: an eighth of the side
 _TILES_KEPT = 512  # of each layer
+_AT_ONCE = 2**21  # pixels read from a file together
 _N_COLORS = 255  # one more, the last, is for what is masked
 _MASKED = (128, 128, 128)
 _LARGEST = 6e4  # that half precision holds
@@ -181,13 +182,17 @@ class Pyramid:
         return -(-n_y // 2**level), -(-n_x // 2**level)
 
     def _read(self, level: int, rows: slice, columns: slice) -> np.ndarray:
-        """A window of a level, from the file; its rows run downwards."""
+        """A window of a level, from the file, strip by strip; its rows run downwards."""
         layer, factor = self.layer, 2**level
         n_y, n_x = layer.shape_yx
-        top, bottom = rows.start * factor, min(rows.stop * factor, n_y)
         left, right = columns.start * factor, min(columns.stop * factor, n_x)
-        values = layer.read(slice(n_y - bottom, n_y - top), slice(left, right))
-        return (shrink(values[::-1], factor) - np.float32(layer.zero)) / np.float32(layer.unit)
+        n_rows = max(1, _AT_ONCE // ((right - left) * factor))
+        strips = []
+        for first in range(rows.start, rows.stop, n_rows):
+            last = min(first + n_rows, rows.stop)
+            low, high = max(n_y - last * factor, 0), n_y - first * factor
+            strips.append(shrink(layer.read(slice(low, high), slice(left, right))[::-1], factor))
+        return (np.concatenate(strips) - np.float32(layer.zero)) / np.float32(layer.unit)
 
     def _from_overview(self, rows: slice, columns: slice) -> np.ndarray:
         with self._lock:

@@ -80,7 +80,10 @@ async function choose(name) {
   $("bar-title").textContent = layer.title;
   [$("bar-low").textContent, $("bar-high").textContent] = layer.ends;
   $("bar-colours").src = `/legend/${layer.palette}.png`;
+  const slow = setTimeout(() => say(`Reading ${layer.title}…`), 800);
   await map.show(layer.name);
+  clearTimeout(slow);
+  if ($("status").textContent.startsWith("Reading")) say("");
 }
 
 function step(by) {
