@@ -5,6 +5,11 @@ const MANY = 5000; // sources in view from which each is a dot
 const NEAR = 12; // screen pixels around a click
 const SELECTED = "#ff5edb";
 
+// OpenSeadragon adds a style of its own, which the security policy forbids, unless it finds this.
+const unstyled = document.createElementNS(null, "style");
+unstyled.setAttribute("data-openseadragon-mobile-css", "");
+document.head.append(unstyled);
+
 export class SkyMap {
   // `calm` says whether motion is unwelcome.
   constructor(element, overlay, info, calm) {
