@@ -189,7 +189,7 @@ def _find_image(
                 continue
             if file.shape == shape_yx:
                 return _image(file), file.path
-    log.warning("the image %s was not found: --image FILE names it", named)
+    log.warning("image %s was not found: name it with --image", named or "without a name")
     return None, None
 
 
