@@ -316,3 +316,31 @@ def test_segment_writes_what_is_asked_for(run, image, field_weights, scene, tmp_
                        "-o", tmp_path / "b")  # fmt: skip
     assert code == 1
     assert "draws can be kept" in said
+
+
+def test_an_image_is_segmented_beside_itself_to_be_viewed(run, tmp_path, monkeypatch, scene):
+    server = pytest.importorskip("probablend.view.server")
+    served = []
+    monkeypatch.setattr(server, "serve", lambda products, **how: served.append((products, how)))
+    write(tmp_path / "small.fits", scene.image[:64, :64])
+    code, said, _ = run("view", tmp_path / "small.fits", "--no-browser", "--port", 0)
+    assert code == 0
+    assert "small-probablend" in said.replace("\n", "")
+    ((products, how),) = served
+    assert products.folder == tmp_path / "small-probablend"
+    assert products.image == tmp_path / "small.fits"
+    assert products.n_samples == 16
+    assert products.posterior is not None
+    assert not how["open_browser"]
+    code, _, said = run("view", tmp_path / "small.fits")
+    assert code == 1
+    assert f"probablend view {tmp_path / 'small-probablend'}" in said
+
+
+def test_what_cannot_be_viewed_is_said_in_one_sentence(run, tmp_path):
+    pytest.importorskip("starlette")
+    for target, expected in ((tmp_path / "none", "does not exist"), (tmp_path, "no maps.fits")):
+        code, _, said = run("view", target)
+        assert code == 1
+        assert expected in said
+        assert said.count("\n") == 1

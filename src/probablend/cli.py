@@ -388,6 +388,47 @@ def measure_command(
     out.print(f"measured {n_measured} of {len(result)} positions; the catalogue is {output}")
 
 
+@app.command("view")
+def view_command(
+    target: Annotated[
+        Path, typer.Argument(help="Folder of products, or an image to be segmented first.")
+    ],
+    image: Annotated[
+        str | None, typer.Option(help="The image, FILE or FILE[EXT]; else as the products say.")
+    ] = None,
+    port: Annotated[int, typer.Option(help="0 = any that is free.", min=0, max=65535)] = 0,
+    no_browser: Annotated[
+        bool, typer.Option("--no-browser", help="Print the address only.")
+    ] = False,
+) -> None:
+    """Look at products in the browser: maps, samples, catalogue, posteriors.
+
+    Only this machine is served, and only who knows the address. Ctrl-C ends it.
+
+    Example: probablend view out --image image.fits
+    """
+    try:
+        from probablend.view.products import open_products
+        from probablend.view.server import serve
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            "the viewer needs starlette and uvicorn: pip install 'probablend[view]'"
+        ) from error
+
+    folder = target
+    if not target.exists():
+        raise FileNotFoundError(f"{target} does not exist: a folder of products or an image")
+    if not target.is_dir():
+        folder = target.with_name(f"{target.name.split('.')[0]}-probablend")
+        if (folder / "maps.fits").exists():
+            raise FileExistsError(f"{target} is segmented already: probablend view {folder}")
+        segment_command([target], output=folder, keep_samples=True, keep_posterior=64, regions=True)
+        image = image or str(target)
+    products = open_products(folder, image)
+    out.print("Open this address; Ctrl-C ends the viewer.")
+    serve(products, port=port, open_browser=not no_browser, tell=typer.echo)
+
+
 @app.command("demo")
 def demo_command(
     output: OutputDir = Path("probablend-demo"),

@@ -248,6 +248,19 @@ class ImageFile:
                 part = section[rows, columns] if self._flat else section[0, rows, columns]
         return np.asarray(part) if exact else as_plane(np.asarray(part), self.name)
 
+    def mapped(self) -> np.ndarray | None:
+        """The image mapped from its file, (y, x); None where pixels are packed or scaled."""
+        if self._number < 0:
+            return None
+        with fits.open(self.path, memmap=True) as hdus:
+            hdu = hdus[self._number]
+            if isinstance(hdu, fits.CompImageHDU):
+                return None
+            try:
+                return hdu.data if self._flat else hdu.data[0]
+            except ValueError:  # what is scaled cannot be mapped
+                return None
+
     def read_all(self, *, exact: bool = False) -> np.ndarray:
         """The whole image, as :meth:`read`."""
         return self.read(slice(None), slice(None), exact=exact)

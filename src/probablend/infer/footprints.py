@@ -65,14 +65,21 @@ class Ellipses:
             0.5 * np.arctan2(self.e2, self.e1),
         )
 
-    def to_regions(self) -> str:
-        """Region file for ds9, image coordinates (first pixel at 1), one ellipse per source."""
+    def to_regions(self, ids: np.ndarray | None = None) -> str:
+        """Region file for ds9, image coordinates (first pixel at 1), one ellipse per source.
+
+        Parameters
+        ----------
+        ids : ndarray of int, shape (source,), optional
+            What the ellipses are called; 1…N if not given.
+        """
+        ids = np.arange(1, len(self) + 1) if ids is None else ids
         a, b, angle = self.axes
         lines = ["# Region file format: DS9 version 4.1", "global color=cyan", "image"]
         rows = zip(self.x + 1, self.y + 1, a, b, np.degrees(angle), strict=True)
         lines += [
             f"ellipse({x:.2f},{y:.2f},{a:.2f},{b:.2f},{t:.1f}) # text={{{k}}}"
-            for k, (x, y, a, b, t) in enumerate(rows, start=1)
+            for k, (x, y, a, b, t) in zip(ids, rows, strict=True)
         ]
         return "\n".join(lines) + "\n"
 

@@ -1,0 +1,1 @@
+"""The viewer: reads products, shows them in the browser, computes no science."""
