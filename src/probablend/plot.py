@@ -29,11 +29,11 @@ __all__ = [
     "quicklook",
 ]
 
-CLASS_COLORS = ("#101820", "#4c9be8", "#ff8c1a")  # sky, one, blend
+CLASS_COLORS = ("#101820", "#2f7fd0", "#ffa733")  # sky, one, blend: 23, 112, 180 in grey
 _MAX_SIDE = 1200  # pixels of a panel; a larger image is thinned
 
 
-def plot_image(image: np.ndarray, ax: Axes) -> Axes:
+def plot_image(image: np.ndarray, ax: Axes, *, cmap: str = "gray") -> Axes:
     """Image in units of its noise, arcsinh stretch, white on black.
 
     Parameters
@@ -42,10 +42,12 @@ def plot_image(image: np.ndarray, ax: Axes) -> Axes:
         In units of the noise.
     ax : Axes
         Where to draw.
+    cmap : str
+        Colour map; ``"gray_r"`` is black on white, for print.
     """
     stretched = np.arcsinh(image)
     high = max(float(np.nanpercentile(stretched, 99.7)), 3.0)
-    ax.imshow(stretched, cmap="gray", vmin=-1.0, vmax=high, origin="lower", interpolation="none")
+    ax.imshow(stretched, cmap=cmap, vmin=-1.0, vmax=high, origin="lower", interpolation="none")
     return _bare(ax)
 
 
