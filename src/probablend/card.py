@@ -33,7 +33,7 @@ def plot_cutout(image: np.ndarray, ellipses: Ellipses, chosen: int, ax: Axes) ->
     ax : Axes
         Where to draw.
     """
-    plot_image(image, ax, cmap="gray_r")
+    plot_image(image, ax, paper=True)
     for k, (a, b, angle) in enumerate(zip(*ellipses.axes, strict=True)):
         own = k == chosen
         ax.add_patch(

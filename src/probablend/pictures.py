@@ -43,7 +43,7 @@ def plot_footprints(image: np.ndarray, labels: np.ndarray, p_blend: np.ndarray, 
     ax : Axes
         Where to draw.
     """
-    plot_image(image, ax, cmap="gray_r")
+    plot_image(image, ax, paper=True)
     blended = np.concatenate([[False], np.asarray(p_blend) > 0.5])
     lines, is_blended = _outlines(labels, blended)
     for which, color, width in ((False, SINGLE_COLOR, 0.9), (True, BLEND_COLOR, 2.0)):
@@ -81,7 +81,7 @@ def plot_blend_overlay(image: np.ndarray, p_blend: np.ndarray, ax: Axes) -> Axes
     ax : Axes
         Where to draw.
     """
-    plot_image(image, ax, cmap="gray_r")
+    plot_image(image, ax, paper=True)
     p = np.nan_to_num(p_blend)
     clear = LinearSegmentedColormap.from_list("blend", [f"{BLEND_COLOR}00", f"{BLEND_COLOR}d0"])
     shown = ax.imshow(p, cmap=clear, vmin=0, vmax=1, origin="lower", interpolation="none")
