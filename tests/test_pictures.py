@@ -95,7 +95,8 @@ def test_the_first_sample_is_at_the_top_left(samples, ax):
 
 
 def test_an_animation_has_a_frame_for_every_sample(signal, samples, tmp_path):
-    different = [np.roll(s, k, axis=1) for k, s in enumerate(samples)]  # equal frames are merged
+    # Equal frames would be merged.
+    different = np.stack([np.roll(s, k, axis=1) for k, s in enumerate(samples)])
     with Image.open(animate_samples(signal, different, tmp_path / "samples.gif")) as movie:
         assert movie.n_frames == len(samples)
     with pytest.raises(ValueError, match=r"\.gif or an \.mp4"):

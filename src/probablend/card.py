@@ -141,7 +141,7 @@ def draw_card(
 
     figure = Figure(figsize=(13, 7), layout="constrained")
     figure.suptitle(f"source {number}{title}")
-    left, right = figure.subfigures(1, 2, width_ratios=(2, 3))
+    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(2, 3))[0]
     top, bottom = left.subplots(2, 1)
     plot_cutout(image, middle, chosen, top).set_title("image / noise, median footprints")
     plot_footprint_probability(drawn, image.shape, bottom).set_title("P(pixel in footprint)")

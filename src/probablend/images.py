@@ -172,7 +172,7 @@ def _known(header: fits.Header, path: Path) -> "ImageData":
     )
 
 
-def header_numbers(header: Mapping[str, Any]) -> dict[str, float | None]:
+def header_numbers(header: Mapping[str, Any]) -> dict[str, Any]:
     """Zero point and saturation level, named as in :class:`ImageData`, if a header has them."""
     return {
         "zeropoint": _number(header, _ZEROPOINT_KEYS),
@@ -276,7 +276,7 @@ def _number(
 ) -> float | None:
     """First of some keywords that holds a finite number."""
     for key in keys:
-        value = header.get(key)
+        value: Any = header.get(key)
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if number and np.isfinite(value) and (value > 0 or not positive):
             return float(value)

@@ -3,7 +3,6 @@
 Made for print: dark on white, and what colour says is said by the width of a line, too.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -120,14 +119,14 @@ def plot_samples(samples: np.ndarray, ax: Axes, *, n_columns: int = 4) -> Axes:
     return ax
 
 
-def animate_samples(image: np.ndarray, samples: Sequence[np.ndarray], path: Path) -> Path:
+def animate_samples(image: np.ndarray, samples: np.ndarray, path: Path) -> Path:
     """Write the samples as an animation, the image beside them.
 
     Parameters
     ----------
     image : ndarray, shape (y, x)
         In units of the noise.
-    samples : sequence of ndarray of int, each of shape (y, x)
+    samples : ndarray of int, shape (sample, y, x)
         0 sky, 1 one galaxy, 2 blend.
     path : Path
         ``.gif``, or ``.mp4``, which needs the program ffmpeg.
