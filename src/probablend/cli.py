@@ -429,6 +429,29 @@ def view_command(
     serve(products, port=port, open_browser=not no_browser, tell=typer.echo)
 
 
+@app.command("plot")
+def plot_command(
+    products: Annotated[Path, typer.Argument(help="Folder that 'probablend segment' wrote.")],
+    image: Annotated[Path, typer.Option(help="The image that was segmented.")],
+    output: OutputDir = Path("pictures"),
+    ext: Extension = None,
+    id_: Annotated[
+        list[int] | None, typer.Option("--id", help="Draw a card of this source; may be repeated.")
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Draw footprints, classes, P_BLEND, samples and cards of galaxies.
+
+    Samples need segment --keep-samples, cards --keep-posterior 128.
+
+    Example: probablend plot out --image image.fits --id 7 -o pictures
+    """
+    from probablend.products import draw_products
+
+    drawn = draw_products(products, image, output, ext=ext, ids=id_ or [], overwrite=overwrite)
+    out.print(f"{', '.join(path.name for path in drawn)} are in {output}")
+
+
 @app.command("demo")
 def demo_command(
     output: OutputDir = Path("probablend-demo"),

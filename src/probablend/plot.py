@@ -29,12 +29,12 @@ __all__ = [
     "quicklook",
 ]
 
-CLASS_COLORS = ("#101820", "#4c9be8", "#ff8c1a")  # sky, one, blend
+CLASS_COLORS = ("#101820", "#2f7fd0", "#ffa733")  # sky, one, blend: 23, 112, 180 in grey
 _MAX_SIDE = 1200  # pixels of a panel; a larger image is thinned
 
 
-def plot_image(image: np.ndarray, ax: Axes) -> Axes:
-    """Image in units of its noise, arcsinh stretch, white on black.
+def plot_image(image: np.ndarray, ax: Axes, *, paper: bool = False) -> Axes:
+    """Image in units of its noise, arcsinh stretch.
 
     Parameters
     ----------
@@ -42,10 +42,13 @@ def plot_image(image: np.ndarray, ax: Axes) -> Axes:
         In units of the noise.
     ax : Axes
         Where to draw.
+    paper : bool
+        Dark on white with the noise held back, for print and to draw on; else white on black.
     """
-    stretched = np.arcsinh(image)
-    high = max(float(np.nanpercentile(stretched, 99.7)), 3.0)
-    ax.imshow(stretched, cmap="gray", vmin=-1.0, vmax=high, origin="lower", interpolation="none")
+    softening, low, least, cmap = (3.0, -0.5, 2.5, "gray_r") if paper else (1.0, -1.0, 3.0, "gray")
+    stretched = np.arcsinh(image / softening)
+    high = max(float(np.nanpercentile(stretched, 99.7)), least)
+    ax.imshow(stretched, cmap=cmap, vmin=low, vmax=high, origin="lower", interpolation="none")
     return _bare(ax)
 
 
