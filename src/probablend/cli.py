@@ -28,14 +28,23 @@ from rich.text import Text
 from probablend._version import __version__
 
 app = typer.Typer(
-    help="Probabilistic segmentation of blended galaxies.",
+    help="Probabilistic segmentation of blended galaxies.\n\n"
+    "Example: probablend segment image.fits -o out",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-emulate_app = typer.Typer(help="Emulate blends with exact truth.", no_args_is_help=True)
-data_app = typer.Typer(help="Sets of real galaxies.", no_args_is_help=True)
-evaluate_app = typer.Typer(help="Score against a known truth.", no_args_is_help=True)
+emulate_app = typer.Typer(
+    help="Emulate blends with exact truth.\n\nExample: probablend emulate field -o field",
+    no_args_is_help=True,
+)
+data_app = typer.Typer(
+    help="Sets of real galaxies.\n\nExample: probablend data get candels", no_args_is_help=True
+)
+evaluate_app = typer.Typer(
+    help="Score against a known truth.\n\nExample: probablend evaluate field -n 4 -o evaluation",
+    no_args_is_help=True,
+)
 app.add_typer(emulate_app, name="emulate")
 app.add_typer(data_app, name="data")
 app.add_typer(evaluate_app, name="evaluate")
@@ -321,7 +330,10 @@ def demo_command(
     model: Model = "field",
     overwrite: Overwrite = False,
 ) -> None:
-    """Segment a real Hubble image and an emulated Euclid field with known truth."""
+    """Segment a real Hubble image and an emulated Euclid field with known truth.
+
+    Example: probablend demo -o probablend-demo
+    """
     from probablend.demo import run_demo
 
     hubble, euclid, scores = run_demo(
@@ -377,7 +389,10 @@ def train_command(
 
 @app.command("surveys")
 def surveys_command() -> None:
-    """List the surveys that are known by name."""
+    """List the surveys that are known by name.
+
+    Example: probablend surveys
+    """
     from probablend.survey import available_surveys, get_survey
 
     table = Table()
@@ -394,7 +409,10 @@ def surveys_command() -> None:
 
 @app.command("models")
 def models_command() -> None:
-    """List the weights that come with the package."""
+    """List the weights that come with the package.
+
+    Example: probablend models
+    """
     from probablend.checkpoint import available_models
 
     for name in available_models():
@@ -477,7 +495,10 @@ def _write(scene: Any, output: Path, name: str, seed: int, overwrite: bool) -> N
 
 @data_app.command("list")
 def data_list() -> None:
-    """List the sets, their size and whether they are here."""
+    """List the sets, their size and whether they are here.
+
+    Example: probablend data list
+    """
     from probablend.data import DATASETS, dataset_folder
 
     table = Table()
@@ -491,7 +512,10 @@ def data_list() -> None:
 
 @data_app.command("get")
 def data_get(name: Annotated[str, typer.Argument(help="Name of a set.")]) -> None:
-    """Download a set into the cache; goes on where an earlier attempt stopped."""
+    """Download a set into the cache; goes on where an earlier attempt stopped.
+
+    Example: probablend data get candels
+    """
     from probablend.data import download
 
     out.print(f"{name} is in {download(name)}")
