@@ -1,8 +1,8 @@
 """What the documentation says works: Python runs, commands parse, settings are read.
 
-Tutorials (``code-cell``) run when the documentation is built. Here run the other blocks: Python, page
-by page, on an emulated image; commands are parsed, not run; what needs a cluster is compiled, and the
-names that it takes from this package are looked up.
+Tutorials (``code-cell``) run when the documentation is built. Here run the other blocks: Python,
+page by page, on an emulated image; commands are parsed, not run; what needs a cluster is compiled,
+and the names that it takes from this package are looked up.
 """
 
 import ast
@@ -10,7 +10,6 @@ import importlib
 import re
 import shlex
 import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
@@ -19,8 +18,11 @@ import typer
 from astropy.io import fits
 
 from probablend import cli
+from probablend.catalog import COLUMNS
+from probablend.checkpoint import available_models
 from probablend.config import TrainConfig, from_mapping
 from probablend.emulate.products import scene_wcs
+from probablend.flags import Flag
 from probablend.models import build_model
 from probablend.survey import read_survey
 
@@ -45,12 +47,12 @@ def numbered(items):
 
 
 def commands():
-    """Page and words of every command line: in shell blocks, and in backticks on a line of its own."""
+    """Page and words of every command line: in shell blocks, or in backticks and alone."""
     lines = [(page, re.sub(r"\\\n\s*", " ", text)) for page, text in blocks("bash")]
     lines += [
         (page, m[1])
         for page, text in PAGES.items()
-        for m in re.finditer(r"^`((?:probablend|python) .*)`", text, re.MULTILINE)
+        for m in re.finditer(r"^`((?:probablend|python) .*)`(?= \(|$)", text, re.MULTILINE)
     ]
     for page, text in lines:
         for line in re.split(r"\n|&&", text):
@@ -127,7 +129,7 @@ def test_settings_are_read(page, text, tmp_path):
 @pytest.mark.parametrize("page", sorted({page for page, _ in blocks("python")}))
 def test_python_blocks_run(page, scene, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    header = scene_wcs(scene.survey, scene.image.shape).to_header()
+    header = scene_wcs(scene).to_header()
     fits.writeto("image.fits", scene.image, header)
     names = {}
     for where, text in blocks("python"):
@@ -162,17 +164,29 @@ def test_every_command_has_its_section():
             assert f"## `probablend {' '.join(words)}`" in page
 
 
+def test_every_column_and_flag_is_described():
+    page = PAGES["docs/catalogue.md"]
+    named = {name for cell in re.findall(r"^\| `([^`]*)`", page, re.M) for name in cell.split(", ")}
+    assert set(COLUMNS) <= named
+    for flag in Flag:
+        assert f"| {flag.value} | `{flag.name}` |" in page
+
+
+def test_every_shipped_weight_file_has_its_card():
+    for name in available_models():
+        assert f"## `{name}`" in PAGES["docs/models.md"]
+
+
 @pytest.mark.parametrize(
     ("line", "position", "expected"),
     [("probablend se", 1, "segment"), ("probablend evaluate in", 2, "inject"),
      ("probablend segment --min", 2, "--min-p-source")],
 )  # fmt: skip
 def test_the_shell_completes(line, position, expected, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["probablend"])
     monkeypatch.setenv("_PROBABLEND_COMPLETE", "complete_bash")
     monkeypatch.setenv("COMP_WORDS", line)
     monkeypatch.setenv("COMP_CWORD", str(position))
     with pytest.raises(SystemExit) as stop:
-        cli.main()
+        cli.app(prog_name="probablend")
     assert not stop.value.code
     assert expected in capsys.readouterr().out.split()
