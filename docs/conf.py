@@ -22,8 +22,7 @@ extensions = [
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
 ]
-exclude_patterns = ["_build", "results"]
-suppress_warnings = ["toc.empty_glob"]  # pages that are not written yet
+exclude_patterns = ["_build", "_templates", "results"]
 
 html_theme = "pydata_sphinx_theme"
 html_title = f"probablend {version}"

@@ -1,8 +1,9 @@
 """What the documentation says works: Python runs, commands parse, settings are read.
 
 Tutorials (``code-cell``) run when the documentation is built. Here run the other blocks: Python,
-page by page, on an emulated image; commands are parsed, not run; what needs a cluster is compiled,
-and the names that it takes from this package are looked up.
+page by page, on an emulated image. Commands are parsed, not run: many need files of the reader's or
+hours. What needs a cluster is compiled, and the names that it takes from this package are looked up.
+Other shell lines are checked for syntax.
 """
 
 import ast
