@@ -2,7 +2,7 @@
 
 Tutorials (``code-cell``) run when the documentation is built. Here run the other blocks: Python,
 page by page, on an emulated image. Commands are parsed, not run: many need files of the reader's or
-hours. What needs a cluster is compiled, and the names that it takes from this package are looked up.
+hours. What needs a cluster is compiled, and the names it takes from this package are looked up.
 Other shell lines are checked for syntax.
 """
 
@@ -131,7 +131,8 @@ def test_settings_are_read(page, text, tmp_path):
 def test_python_blocks_run(page, scene, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     header = scene_wcs(scene).to_header()
-    fits.writeto("image.fits", scene.image, header)
+    header["MAGZERO"] = 25.0
+    fits.writeto("image.fits", scene.image * 10 ** (0.4 * (25 - scene.survey.zeropoint)), header)
     names = {}
     for where, text in blocks("python"):
         if where != page:
