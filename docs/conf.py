@@ -22,7 +22,7 @@ extensions = [
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
 ]
-exclude_patterns = ["_build", "_templates", "results"]
+exclude_patterns = ["_build", "results"]
 
 html_theme = "pydata_sphinx_theme"
 html_title = f"probablend {version}"
@@ -46,10 +46,10 @@ nb_execution_timeout = 300  # seconds a cell
 nb_merge_streams = True
 # `!probablend` in a cell is the command beside the Python that builds.
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-os.environ["COLUMNS"] = "100"
+os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # of tqdm: no widgets on a page
 
 autosummary_ignore_module_all = False
-autodoc_default_options = {"members": True, "show-inheritance": False}
+autodoc_default_options = {"members": True}
 autodoc_typehints = "none"  # numpydoc says them, with shapes and units
 numpydoc_show_class_members = False
 
