@@ -28,14 +28,23 @@ from rich.text import Text
 from probablend._version import __version__
 
 app = typer.Typer(
-    help="Probabilistic segmentation of blended galaxies.",
+    help="Probabilistic segmentation of blended galaxies.\n\n"
+    "Example: probablend segment image.fits -o out",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-emulate_app = typer.Typer(help="Emulate blends with exact truth.", no_args_is_help=True)
-data_app = typer.Typer(help="Sets of real galaxies.", no_args_is_help=True)
-evaluate_app = typer.Typer(help="Score against a known truth.", no_args_is_help=True)
+emulate_app = typer.Typer(
+    help="Emulate blends with exact truth.\n\nExample: probablend emulate field -o field",
+    no_args_is_help=True,
+)
+data_app = typer.Typer(
+    help="Sets of real galaxies.\n\nExample: probablend data get candels", no_args_is_help=True
+)
+evaluate_app = typer.Typer(
+    help="Score against a known truth.\n\nExample: probablend evaluate field -n 4 -o evaluation",
+    no_args_is_help=True,
+)
 app.add_typer(emulate_app, name="emulate")
 app.add_typer(data_app, name="data")
 app.add_typer(evaluate_app, name="evaluate")
@@ -183,8 +192,8 @@ def segment_command(
     """
     from probablend.checkpoint import knows_sources, pixels_only
     from probablend.infer.many import stem, stream_many
+    from probablend.infer.outputs import check_format, check_output
     from probablend.infer.plan import BLOCK, StreamSettings
-    from probablend.infer.products import check_format, check_output
     from probablend.infer.segment import segment
     from probablend.infer.sources import N_DRAWS
     from probablend.infer.stream import stream, too_large
@@ -368,7 +377,7 @@ def measure_command(
     """
     from probablend.catalog import write_table
     from probablend.infer.measure import measure, read_positions
-    from probablend.infer.products import check_format, check_output
+    from probablend.infer.outputs import check_format, check_output
     from probablend.sextractor import named_columns
 
     check_format(output.suffix.removeprefix("."), columns)
@@ -459,7 +468,10 @@ def demo_command(
     model: Model = "field",
     overwrite: Overwrite = False,
 ) -> None:
-    """Segment a real Hubble image and an emulated Euclid field with known truth."""
+    """Segment a real Hubble image and an emulated Euclid field with known truth.
+
+    Example: probablend demo -o probablend-demo
+    """
     from probablend.demo import run_demo
 
     hubble, euclid, scores = run_demo(
@@ -515,7 +527,10 @@ def train_command(
 
 @app.command("surveys")
 def surveys_command() -> None:
-    """List the surveys that are known by name."""
+    """List the surveys that are known by name.
+
+    Example: probablend surveys
+    """
     from probablend.survey import available_surveys, get_survey
 
     table = Table()
@@ -532,7 +547,10 @@ def surveys_command() -> None:
 
 @app.command("models")
 def models_command() -> None:
-    """List the weights that come with the package."""
+    """List the weights that come with the package.
+
+    Example: probablend models
+    """
     from probablend.checkpoint import available_models
 
     for name in available_models():
@@ -615,7 +633,10 @@ def _write(scene: Any, output: Path, name: str, seed: int, overwrite: bool) -> N
 
 @data_app.command("list")
 def data_list() -> None:
-    """List the sets, their size and whether they are here."""
+    """List the sets, their size and whether they are here.
+
+    Example: probablend data list
+    """
     from probablend.data import DATASETS, dataset_folder
 
     table = Table()
@@ -629,7 +650,10 @@ def data_list() -> None:
 
 @data_app.command("get")
 def data_get(name: Annotated[str, typer.Argument(help="Name of a set.")]) -> None:
-    """Download a set into the cache; goes on where an earlier attempt stopped."""
+    """Download a set into the cache; goes on where an earlier attempt stopped.
+
+    Example: probablend data get candels
+    """
     from probablend.data import download
 
     out.print(f"{name} is in {download(name)}")

@@ -15,7 +15,7 @@ from probablend.evaluate.field import score_scenes
 from probablend.evaluate.methods import Prediction
 from probablend.evaluate.samples import sample_diversity
 from probablend.images import ImageData
-from probablend.infer.products import check_output
+from probablend.infer.outputs import check_output
 from probablend.infer.segment import DEFAULT_MODEL, Segmentation, segment
 from probablend.survey import get_survey
 

@@ -219,14 +219,14 @@ def _half_light_radius(mag: np.ndarray, generator: np.random.Generator) -> np.nd
 
 
 def shear_density(g: np.ndarray) -> np.ndarray:
-    """Density of the shape of discs in the plane (g1, g2), not normalised; |g| given."""
+    """Density of the shape of discs in the plane (g1, g2), not normalised; ``|g|`` given."""
     inside = g < MAX_SHEAR
     fall = 1 - np.exp((np.minimum(g, MAX_SHEAR) - MAX_SHEAR) / 0.2539)
     return np.where(inside, fall / ((1 + g) * np.sqrt(g**2 + 0.0256**2)), 0.0)
 
 
 def draw_disc_shears(n: int, generator: np.random.Generator) -> np.ndarray:
-    """|g| of discs, shape (n,)."""
+    """``|g|`` of discs, shape (n,)."""
     g = np.linspace(0, MAX_SHEAR, 2000)[1:-1]
     return _draw(g, g * shear_density(g), n, generator)
 

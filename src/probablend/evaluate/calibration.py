@@ -30,7 +30,7 @@ class Reliability:
 
     @property
     def ece(self) -> float:
-        """Expected calibration error: mean |predicted − observed|."""
+        """Expected calibration error: mean ``|predicted − observed|``."""
         return float((self.weight * np.abs(self.predicted - self.observed)).sum())
 
 

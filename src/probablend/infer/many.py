@@ -15,8 +15,8 @@ from astropy.table import QTable, vstack
 
 from probablend.catalog import provenance_header, write_catalog
 from probablend.infer.cluster import each
+from probablend.infer.outputs import check_format, check_output, move, remove
 from probablend.infer.plan import StreamSettings, discard, fingerprint, write_text
-from probablend.infer.products import check_format, check_output, move, remove
 from probablend.infer.stream import WORK, stream
 
 __all__ = ["stem", "stream_many"]

@@ -31,7 +31,7 @@ from probablend.emulate.classes import N_CLASSES, class_entropy
 from probablend.images import ImageData, PreparedImage, prepare_image
 from probablend.infer.footprints import label_sources
 from probablend.infer.objects import find_objects
-from probablend.infer.products import PRODUCTS, check_format, check_output, move, remove
+from probablend.infer.outputs import PRODUCTS, check_format, check_output, move, remove
 from probablend.infer.psf import estimate_psf_fwhm
 from probablend.infer.scan import Found, scan_image
 from probablend.infer.sources import Measured, measure_sources

@@ -26,6 +26,7 @@ from probablend.images import ImageFile
 from probablend.infer.block import process_block
 from probablend.infer.cluster import each
 from probablend.infer.footprints import Ellipses
+from probablend.infer.outputs import PRODUCTS, check_format, check_output, move, remove
 from probablend.infer.plan import (
     StreamSettings,
     area,
@@ -36,7 +37,6 @@ from probablend.infer.plan import (
     write_text,
 )
 from probablend.infer.planes import RawPlane, open_planes, padded
-from probablend.infer.products import PRODUCTS, check_format, check_output, move, remove
 from probablend.infer.sources import draws_table
 from probablend.models.source import PARAMETERS
 from probablend.sextractor import named_columns

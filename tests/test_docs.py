@@ -1,0 +1,194 @@
+"""What the documentation says works: Python runs, commands parse, settings are read.
+
+Tutorials (``code-cell``) run when the documentation is built. Here run the other blocks: Python,
+page by page, on an emulated image. Commands are parsed, not run: many need files of the reader's or
+hours. What needs a cluster is compiled, and the names it takes from this package are looked up.
+Other shell lines are checked for syntax.
+"""
+
+import ast
+import importlib
+import re
+import shlex
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import typer
+from astropy.io import fits
+
+from probablend import cli
+from probablend.catalog import COLUMNS
+from probablend.checkpoint import available_models
+from probablend.config import TrainConfig, from_mapping
+from probablend.emulate.products import scene_wcs
+from probablend.flags import Flag
+from probablend.models import build_model
+from probablend.survey import read_survey
+
+ROOT = Path(__file__).parents[1]
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text()
+    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]
+    if "_build" not in path.parts
+}
+ELSEWHERE = {"dask_jobqueue", "dask_kubernetes", "lsdb"}  # not installed for the tests
+
+
+def blocks(language):
+    """Page and text of every fenced block of a language."""
+    pattern = re.compile(rf"^( *)```{language}\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
+    return [(page, m[2]) for page, text in PAGES.items() for m in pattern.finditer(text)]
+
+
+def numbered(items):
+    """As parameters of a test, named after their page."""
+    return [pytest.param(*item, id=f"{item[0]}-{k}") for k, item in enumerate(items)]
+
+
+def commands():
+    """Page and words of every command line: in shell blocks, or in backticks and alone."""
+    lines = [(page, re.sub(r"\\\n\s*", " ", text)) for page, text in blocks("bash")]
+    lines += [
+        (page, m[1])
+        for page, text in PAGES.items()
+        for m in re.finditer(r"^`((?:probablend|python) .*)`(?= \(|$)", text, re.MULTILINE)
+    ]
+    for page, text in lines:
+        for line in re.split(r"\n|&&", text):
+            if words := shlex.split(line, comments=True):
+                yield page, words
+
+
+def parse(words):
+    """Parse a command line as the command would, and do nothing."""
+    command = typer.main.get_command(cli.app)
+    context = command.make_context("probablend", list(words))
+    while hasattr(command, "resolve_command"):
+        name, command, rest = command.resolve_command(
+            context, [*context._protected_args, *context.args]
+        )
+        context = command.make_context(name, rest, parent=context)
+    return context.params
+
+
+def all_commands():
+    """Every command and group, by the words that call it."""
+
+    def walk(command, words):
+        yield words, command
+        for name, child in getattr(command, "commands", {}).items():
+            yield from walk(child, (*words, name))
+
+    return dict(walk(typer.main.get_command(cli.app), ()))
+
+
+@pytest.mark.parametrize(
+    ("page", "words"),
+    numbered((page, w[1:]) for page, w in commands() if Path(w[0]).name == "probablend"),
+)
+def test_commands_parse(page, words):
+    assert isinstance(parse(words), dict)
+
+
+def test_an_option_that_does_not_exist_is_noticed():
+    assert parse(["segment", "image.fits", "--samples", "4"])["samples"] == 4
+    with pytest.raises(Exception, match="No such option"):
+        parse(["segment", "image.fits", "--sampels", "4"])
+    with pytest.raises(Exception, match="No such command"):
+        parse(["evaluate", "fields"])
+
+
+@pytest.mark.parametrize(
+    ("page", "words"), numbered((page, w) for page, w in commands() if w[0] == "python")
+)
+def test_scripts_exist_and_know_their_options(page, words):
+    if words[1] == "-m":
+        return
+    script = (ROOT / words[1]).read_text()
+    for option in (w for w in words[2:] if w.startswith("-")):
+        assert f'"{option}"' in script
+
+
+@pytest.mark.parametrize(("page", "text"), numbered(blocks("bash")))
+def test_shell_blocks_have_no_syntax_error(page, text):
+    subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+
+
+@pytest.mark.parametrize(("page", "text"), numbered(blocks("toml")))
+def test_settings_are_read(page, text, tmp_path):
+    values = tomllib.loads(text)
+    if "pixel_scale" in values:
+        (tmp_path / "survey.toml").write_text(text)
+        assert read_survey(tmp_path / "survey.toml").name == values["name"]
+    else:
+        config = from_mapping(TrainConfig, values, where=page)
+        assert build_model(config.model_settings).config.n_classes == 3
+
+
+@pytest.mark.parametrize("page", sorted({page for page, _ in blocks("python")}))
+def test_python_blocks_run(page, scene, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    header = scene_wcs(scene).to_header()
+    header["MAGZERO"] = 25.0
+    fits.writeto("image.fits", scene.image * 10 ** (0.4 * (25 - scene.survey.zeropoint)), header)
+    names = {}
+    for where, text in blocks("python"):
+        if where != page:
+            continue
+        code = compile(text, page, "exec")
+        imported = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.ImportFrom)]
+        if ELSEWHERE & {(n.module or "").split(".")[0] for n in imported}:
+            for node in imported:
+                if node.module.startswith("probablend"):
+                    module = importlib.import_module(node.module)
+                    assert all(hasattr(module, alias.name) for alias in node.names)
+        else:
+            exec(code, names)
+
+
+@pytest.mark.parametrize("words", all_commands(), ids=lambda words: " ".join(words) or "-")
+def test_help_shows_an_example(words):
+    """The example is of this command, and parses."""
+    examples = re.findall(r"^\s*Example: probablend (.*)$", all_commands()[words].help, re.M)
+    assert examples
+    for example in examples:
+        arguments = shlex.split(example)
+        assert tuple(arguments[: len(words)]) == words
+        parse(arguments)
+
+
+def test_every_command_has_its_section():
+    page = PAGES["docs/commands.md"]
+    for words, command in all_commands().items():
+        if not hasattr(command, "commands"):
+            assert f"## `probablend {' '.join(words)}`" in page
+
+
+def test_every_column_and_flag_is_described():
+    page = PAGES["docs/catalogue.md"]
+    named = {name for cell in re.findall(r"^\| `([^`]*)`", page, re.M) for name in cell.split(", ")}
+    assert set(COLUMNS) <= named
+    for flag in Flag:
+        assert f"| {flag.value} | `{flag.name}` |" in page
+
+
+def test_every_shipped_weight_file_has_its_card():
+    for name in available_models():
+        assert f"## `{name}`" in PAGES["docs/models.md"]
+
+
+@pytest.mark.parametrize(
+    ("line", "position", "expected"),
+    [("probablend se", 1, "segment"), ("probablend evaluate in", 2, "inject"),
+     ("probablend segment --min", 2, "--min-p-source")],
+)  # fmt: skip
+def test_the_shell_completes(line, position, expected, monkeypatch, capsys):
+    monkeypatch.setenv("_PROBABLEND_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", line)
+    monkeypatch.setenv("COMP_CWORD", str(position))
+    with pytest.raises(SystemExit) as stop:
+        cli.app(prog_name="probablend")
+    assert not stop.value.code
+    assert expected in capsys.readouterr().out.split()
