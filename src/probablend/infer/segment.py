@@ -463,8 +463,8 @@ def _trained_fwhms(meta: Mapping[str, Any]) -> np.ndarray:
 
 
 def assumed_psf_fwhm(meta: Mapping[str, Any]) -> float:
-    """The narrowest PSF that the model was trained on, where the image does not tell."""
-    assumed = float(_trained_fwhms(meta).min())
+    """A typical PSF of those that the model was trained on, where the image does not tell."""
+    assumed = float(np.median(_trained_fwhms(meta)))
     log.warning(
         "too few bright sources to measure the PSF: a FWHM of %.2f pixels is assumed; "
         "give psf_fwhm to say otherwise", assumed,
