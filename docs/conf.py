@@ -22,7 +22,8 @@ extensions = [
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
 ]
-exclude_patterns = ["_build", "results"]
+templates_path = ["_templates"]
+exclude_patterns = ["_build", "_templates", "results"]
 
 html_theme = "pydata_sphinx_theme"
 html_title = f"probablend {version}"
@@ -46,6 +47,8 @@ nb_execution_timeout = 300  # seconds a cell
 nb_merge_streams = True
 # `!probablend` in a cell is the command beside the Python that builds.
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+os.environ["TTY_COMPATIBLE"] = "0"  # no progress bars on a page
+os.environ["COLUMNS"] = "96"
 os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # of tqdm: no widgets on a page
 
 autosummary_ignore_module_all = False
