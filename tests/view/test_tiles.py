@@ -6,7 +6,7 @@ import pytest
 from astropy.io import fits
 from PIL import Image
 
-from probablend.infer.planes import make_fits
+from probablend.infer.planes import make_planes
 from probablend.view import tiles
 from probablend.view.tiles import Layer, Pyramid, image_layer, shrink
 
@@ -48,7 +48,7 @@ def test_missing_pixels_are_left_out_of_means_and_shown_grey():
 
 def test_a_large_plane_is_read_once_and_in_little_memory(tmp_path):
     n = 8000
-    make_fits(tmp_path / "maps.fits", fits.Header(), fits.Header(), {"P": ">f4"}, (n, n))
+    make_planes(tmp_path / "maps.fits", fits.Header(), fits.Header(), {"P": ">f4"}, (n, n), None)
     with fits.open(tmp_path / "maps.fits", memmap=True) as hdus:
         plane = hdus["P"].data
     n_read = []
