@@ -102,6 +102,31 @@ def test_a_huge_image_goes_block_by_block_and_gives_the_same(
     assert "give one" in said
 
 
+def test_cutouts_and_many_images_from_the_command_line(run, scene, field_weights, tmp_path):
+    for name in ("a", "b"):
+        fits.writeto(tmp_path / f"{name}.fits", scene.image)
+        fits.writeto(tmp_path / f"{name}.weight.fits", np.full(scene.image.shape, scene.rms**-2))
+    settings = ["--samples", 1, "--psf-fwhm", 1.7, "--background", "none", "--model", field_weights]
+    images = [tmp_path / "a.fits", tmp_path / "b.fits"]
+    weight = ["--weight", "{}.weight.fits"]
+    code, said, _ = run("segment", *images, *weight, *settings, "-o", tmp_path / "many")
+    assert code == 0
+    assert "2 images" in said
+    assert (tmp_path / "many" / "b" / "maps.fits").exists()
+    catalog = tmp_path / "many" / "a" / "catalog.fits"
+    code, said, _ = run(
+        "segment", images[0], "--rms", scene.rms, *settings, "--cutouts", catalog,
+        "--cutout-size", 20, "-o", tmp_path / "cut",
+    )  # fmt: skip
+    assert code == 0
+    assert "; catalogue is in" in " ".join(said.split())
+    code, _, said = run(
+        "segment", images[0], tmp_path / "none.fits", *settings, "-o", tmp_path / "m"
+    )
+    assert code == 1
+    assert "1 images could not be used" in " ".join(said.split())
+
+
 def write(path, data):
     fits.PrimaryHDU(np.asarray(data, dtype=float)).writeto(path)
     return path

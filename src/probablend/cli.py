@@ -319,10 +319,9 @@ def _tell_many(summary: dict[str, Any], output: Path) -> None:
 
 
 def _tell(n_objects: int, n_blended: int, output: Path, products: list[str]) -> None:
-    written = f"{', '.join(products[:-1])} and {products[-1]}"
-    out.print(
-        f"{n_objects} objects, {n_blended} of them with p_blend > 0.5; {written} are in {output}"
-    )
+    *most, last = products
+    written = f"{', '.join(most)} and {last} are" if most else f"{last} is"
+    out.print(f"{n_objects} objects, {n_blended} of them with p_blend > 0.5; {written} in {output}")
 
 
 def _number_or_file(text: str | None) -> float | str | None:
