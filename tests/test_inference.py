@@ -81,7 +81,13 @@ def test_a_prior_far_away_is_warned_of(caplog):
         importance_weights(norm.logpdf(draws, 8, 0.5), norm.logpdf(draws, 0, 3))
     assert "4 of 4 sources" in caplog.text
     with pytest.raises(ValueError, match="not theirs"):
-        importance_weights(np.zeros((2, 1)), np.array([[0.0], [-np.inf]]))
+        importance_weights(np.zeros((2, 1)), np.full((2, 1), -np.inf))
+
+
+def test_a_draw_where_the_old_prior_is_zero_has_no_weight():
+    old = np.array([[0.0], [-np.inf], [0.0]])
+    weight = importance_weights(np.array([[0.0], [5.0], [np.log(3)]]), old)
+    assert weight[:, 0] == pytest.approx([0.25, 0.0, 0.75])
 
 
 def counts(slope, n, generator, low=20.0, high=25.0):

@@ -157,17 +157,20 @@ def importance_weights(
     Returns
     -------
     ndarray, shape (draw, source)
-        Each source's sum to 1; all 0 where the new prior excludes every draw.
+        Each source's sum to 1; all 0 where the new prior excludes every draw. A draw that lies
+        where the old prior is zero, as some of a learnt posterior do, has no weight.
 
     Raises
     ------
     ValueError
-        If a draw lies where the old prior has none.
+        If all draws of a source lie where the old prior is zero.
     """
-    if np.isneginf(log_old).any():
-        n = int(np.isneginf(log_old).any(axis=0).sum())
-        raise ValueError(f"draws of {n} sources lie where the old prior is zero: it is not theirs")
-    ratio = np.asarray(log_new, float) - log_old
+    foreign = np.isneginf(log_old)
+    if n := int(foreign.all(axis=0).sum()):
+        raise ValueError(
+            f"all draws of {n} sources lie where the old prior is zero: it is not theirs"
+        )
+    ratio = np.where(foreign, -np.inf, np.asarray(log_new, float) - np.where(foreign, 0, log_old))
     top = ratio.max(axis=0)
     weight = np.exp(ratio - np.where(np.isfinite(top), top, 0.0))
     total = weight.sum(axis=0)
