@@ -49,8 +49,6 @@ app.add_typer(emulate_app, name="emulate")
 app.add_typer(data_app, name="data")
 app.add_typer(evaluate_app, name="evaluate")
 
-_CUTOUT_BLOCK = 256  # pixels, side of the blocks that are looked at around positions
-
 out = Console()
 err = Console(stderr=True)
 
@@ -193,7 +191,7 @@ def segment_command(
     from probablend.checkpoint import knows_sources, pixels_only
     from probablend.infer.many import stem, stream_many
     from probablend.infer.outputs import check_format, check_output
-    from probablend.infer.plan import BLOCK, StreamSettings
+    from probablend.infer.plan import StreamSettings
     from probablend.infer.segment import segment
     from probablend.infer.sources import N_DRAWS
     from probablend.infer.stream import stream, too_large
@@ -230,7 +228,6 @@ def segment_command(
                     keep_posterior=keep_posterior,
                     keep_samples=keep_samples,
                     maps_format=maps_format,
-                    block=BLOCK if cutouts is None else max(_CUTOUT_BLOCK, cutout_size),
                     cutouts=None if cutouts is None else str(cutouts),
                     cutout_size=cutout_size,
                 )

@@ -53,8 +53,8 @@ _MIN_SKY = 500  # pixels from which correlations can be told
 _BACKGROUND_TOLERANCE = 0.3
 # A patch of exact zeros this large is where a mosaic has no data.
 _MIN_HOLE = 100
-# Beyond this many times the noise a pixel is damage, not light.
 _ZEROPOINT_KEYS = ("MAGZERO", "MAGZPT", "MAGZP", "ZEROPNT", "ZEROPT", "PHOTZP", "ZP")
+# Beyond this many times the noise a pixel is damage, not light.
 _MAX_SIGNAL = 1e10
 
 

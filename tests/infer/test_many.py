@@ -135,3 +135,4 @@ def test_one_catalogue_on_the_sky(settings, tmp_path):
 def test_the_stem_of_a_name():
     assert stem("a.b/tile.1.fits.fz[SCI]") == "a.b/tile.1"
     assert stem("deep.fits.gz") == "deep"
+    assert stem("deep.zarr[SCI]") == "deep"

@@ -16,7 +16,7 @@ from astropy.table import QTable, vstack
 from probablend.catalog import provenance_header, write_catalog
 from probablend.infer.cluster import each
 from probablend.infer.outputs import check_format, check_output, move, remove
-from probablend.infer.plan import StreamSettings, discard, fingerprint, write_text
+from probablend.infer.plan import StreamSettings, check_same, discard, fingerprint, write_text
 from probablend.infer.stream import WORK, stream
 
 __all__ = ["stem", "stream_many"]
@@ -108,7 +108,7 @@ def stream_many(
 def stem(image: str) -> str:
     """File of an image without what tells the format: ``a/tile.fits.fz[1]`` → ``a/tile``."""
     name = image.partition("[")[0]
-    for ending in (".gz", ".fz", ".fits", ".fit", ".png", ".jpg", ".jpeg"):
+    for ending in (".gz", ".fz", ".fits", ".fit", ".zarr", ".png", ".jpg", ".jpeg"):
         name = name.removesuffix(ending)
     return name
 
@@ -137,11 +137,7 @@ def _one(settings: StreamSettings, folder: str, how: dict[str, Any]) -> dict[str
 def _finished(settings: StreamSettings, folder: Path) -> dict[str, Any]:
     """Summary of an image that was done earlier, in the same way."""
     summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
-    wanted, earlier = fingerprint(settings), summary["settings"]
-    if odd := [k for k in wanted if wanted[k] != earlier.get(k)]:
-        raise ValueError(
-            f"{folder.name} was made with another {', '.join(odd)}: overwrite it, or leave it out"
-        )
+    check_same(fingerprint(settings), summary["settings"], folder)
     return summary
 
 

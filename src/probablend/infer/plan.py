@@ -46,7 +46,7 @@ from probablend.zarrs import check_zarr
 
 __all__ = [
     "BLOCK", "MARGIN", "PLANES", "StreamSettings", "area", "begin", "block_file", "blocks_of",
-    "discard", "fingerprint", "noise_and_mask", "write_text",
+    "check_same", "discard", "fingerprint", "noise_and_mask", "write_text",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
@@ -55,6 +55,7 @@ BLOCK = 3072  # pixels, side of a block
 MARGIN = 128  # pixels around it in which sources are seen as they are
 PLANES = {"P_GALAXY": ">f4", "P_BLEND": ">f4", "LABELS": ">i4", "MASK": "u1"}
 MAPS_FORMATS = ("fits", "zarr")
+_CUTOUT_BLOCK = 256  # what is looked at around a position, beside the margin
 _SAMPLE = 1024  # pixels, side of the windows that decide for the whole image
 _STRIP = 512  # rows
 _FILES = ("image", "rms", "weight", "mask", "psf_fwhm")
@@ -86,9 +87,9 @@ class StreamSettings:
         Whether to keep the class maps.
     maps_format : {"fits", "zarr"}
         Of the maps and the samples.
-    block : int
-        Side of a block, pixels. It changes memory, and the regions in which background and
-        noise are estimated when they are not given.
+    block : int, optional
+        Side of a block, pixels; 3072, or 256 around cut-outs, if not given. It changes memory,
+        and the regions in which background and noise are estimated when they are not given.
     cutouts : str, optional
         File of a catalogue, see :func:`~probablend.infer.measure.pixel_positions`: only what lies
         around its positions is looked at, and there are no maps.
@@ -113,12 +114,12 @@ class StreamSettings:
     keep_posterior: int = 0
     keep_samples: bool = False
     maps_format: str = "fits"
-    block: int = BLOCK
+    block: int | None = None
     cutouts: str | None = None
     cutout_size: int = 128
 
     def __post_init__(self) -> None:
-        if self.block < 64:
+        if self.block is not None and self.block < 64:
             raise ValueError(f"block must be at least 64 pixels; got {self.block}")
         if self.maps_format not in MAPS_FORMATS:
             raise ValueError(
@@ -137,6 +138,12 @@ class StreamSettings:
             raise ValueError(f"at most {N_DRAWS} draws can be kept; got {self.keep_posterior}")
         if self.rms is not None and self.weight is not None:
             raise ValueError("rms and weight both say how strong the noise is: give one")
+
+    @property
+    def side(self) -> int:
+        """Side of the blocks, pixels."""
+        usual = BLOCK if self.cutouts is None else max(_CUTOUT_BLOCK, self.cutout_size)
+        return usual if self.block is None else self.block
 
     def open(self, name: str = "image") -> ImageFile:
         """One of the files."""
@@ -163,12 +170,7 @@ def begin(settings: StreamSettings, work: Path, *, resume: bool, overwrite: bool
         if not (work / "plan.json").exists():
             raise FileNotFoundError(f"{work.parent} holds no unfinished run: start one")
         plan: dict[str, Any] = json.loads((work / "plan.json").read_text())
-        earlier = plan["settings"]
-        if odd := [k for k in wanted if wanted[k] != earlier.get(k)]:
-            raise ValueError(
-                f"the run in {work.parent} was begun with another {', '.join(odd)}: "
-                "resume it as it was begun, or overwrite it"
-            )
+        check_same(wanted, plan["settings"], work.parent)
         return plan
     if (work / "plan.json").exists() and not overwrite:
         raise FileExistsError(f"{work.parent} holds an unfinished run: resume or overwrite it")
@@ -194,6 +196,7 @@ def begin(settings: StreamSettings, work: Path, *, resume: bool, overwrite: bool
     plan = {
         "settings": wanted,
         "shape": [n_y, n_x],
+        "side": settings.side,
         "halo": -(-(network.halo + MARGIN) // network.config.stride) * network.config.stride,
         "stride": network.config.stride,
         "psf_fwhm": fwhm,
@@ -289,6 +292,15 @@ def fingerprint(settings: StreamSettings) -> dict[str, Any]:
     return marks
 
 
+def check_same(wanted: dict[str, Any], earlier: dict[str, Any], folder: Path) -> None:
+    """Refuse to go on with what was begun in another way: fingerprints must agree."""
+    if odd := [k for k in wanted if wanted[k] != earlier.get(k)]:
+        raise ValueError(
+            f"the run in {folder} was begun with another {', '.join(odd)}: "
+            "resume it as it was begun, or overwrite it"
+        )
+
+
 def _decide(settings: StreamSettings, image: ImageFile, meta: dict[str, Any]) -> tuple[float, str]:
     """Width of the PSF, and whether there is a background, for the whole image."""
     fwhm = None if isinstance(settings.psf_fwhm, str) else settings.psf_fwhm
@@ -346,7 +358,7 @@ def noise_and_mask(settings: StreamSettings, box: tuple[slice, slice]) -> dict[s
 def blocks_of(plan: dict[str, Any]) -> list[Tile]:
     """All blocks, row by row."""
     n_y, n_x = plan["shape"]
-    side, halo, stride = plan["settings"]["block"], plan["halo"], plan["stride"]
+    side, halo, stride = plan["side"], plan["halo"], plan["stride"]
     return list(cover((n_y, n_x), core=side, halo=halo, stride=stride))
 
 
