@@ -42,9 +42,12 @@ def read_log(folder):
         return list(csv.DictReader(handle))
 
 
-@pytest.mark.parametrize("kind", ["punet", "hpunet", "field"])
-def test_a_resumed_training_ends_like_an_unbroken_one(tmp_path, kind):
+@pytest.mark.parametrize(
+    ("kind", "average"), [("punet", 0.0), ("hpunet", 0.0), ("field", 0.0), ("field", 0.8)]
+)
+def test_a_resumed_training_ends_like_an_unbroken_one(tmp_path, kind, average):
     config = small(kind)
+    config = replace(config, optimizer=replace(config.optimizer, average=average))
     train(config, tmp_path / "whole", device="cpu")
     train(config, tmp_path / "broken", device="cpu", stop_after=4)
     train(config, tmp_path / "broken", device="cpu", resume=True)
@@ -59,6 +62,21 @@ def test_a_resumed_training_ends_like_an_unbroken_one(tmp_path, kind):
         assert {k: v for k, v in row.items() if k != "seconds"} == {
             k: v for k, v in same.items() if k != "seconds"
         }
+
+
+def test_what_is_kept_is_the_running_mean_of_the_weights(tmp_path):
+    config = replace(small("unet", n_steps=3), checkpoint_every=1)
+    config = replace(config, optimizer=replace(config.optimizer, average=0.75))
+    states = []
+    for step in (1, 2, 3):
+        best = train(config, tmp_path, device="cpu", resume=step > 1, stop_after=step)
+        states.append(load_tensors(tmp_path / "last.safetensors")[0])
+    name = "head.weight"
+    first, second, third = (state[f"model.{name}"] for state in states)
+    mean = 0.75 * (0.75 * first + 0.25 * second) + 0.25 * third
+    assert not torch.allclose(third, mean, rtol=1e-3)
+    kept = load_model(best)[0].state_dict()[name]
+    torch.testing.assert_close(kept, mean, rtol=2e-3, atol=1e-5)  # kept in half precision
 
 
 @pytest.mark.parametrize("kind", list(MODELS))

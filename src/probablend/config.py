@@ -67,6 +67,9 @@ class OptimizerConfig:
         Its final weight; 1 is the evidence lower bound.
     gradient_clip : float
         Largest norm of the gradient of the loss per pixel.
+    average : float
+        Share of the past in the running mean of the weights, which is what is scored and kept:
+        0.99 remembers about a hundred steps; 0 keeps the weights as they are.
     """
 
     n_steps: int = 10_000
@@ -77,9 +80,12 @@ class OptimizerConfig:
     kl_warmup: float = 0.2
     beta: float = 1.0
     gradient_clip: float = 1.0
+    average: float = 0.0
 
     def __post_init__(self) -> None:
         _at_least_one(self, "n_steps", "batch_size", "n_batches")
+        if not 0 <= self.average < 1:
+            raise ValueError(f"average must be at least 0 and below 1; got {self.average}")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be positive; got {self.learning_rate}")
 

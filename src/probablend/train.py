@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from lightning_fabric.strategies import DDPStrategy
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from probablend._version import __version__
 from probablend.checkpoint import load_model, load_tensors, save_tensors, save_weights
@@ -127,10 +128,14 @@ def train(
     optimizer = torch.optim.Adam(bare.parameters(), lr=config.optimizer.learning_rate)
     model, optimizer = fabric.setup(bare, optimizer)
     model.mark_forward_method("training_loss")
+    averaged = None
+    if decay := config.optimizer.average:
+        averaged = AveragedModel(bare, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    kept = bare if averaged is None else cast(Network, averaged.module)
 
     start, best_score, seconds = 0, math.inf, 0.0
     if resume:
-        _restore(bare, optimizer, tensors)
+        _restore(bare, averaged, optimizer, tensors)
         start, best_score, seconds = state["step"], state["best_score"], state["seconds"]
     end = min(config.optimizer.n_steps, stop_after or config.optimizer.n_steps)
 
@@ -171,6 +176,8 @@ def train(
                 parts.append({key: value.detach() for key, value in terms.items()})
             fabric.clip_gradients(model, optimizer, max_norm=config.optimizer.gradient_clip)
             optimizer.step()
+            if averaged is not None:
+                averaged.update_parameters(bare)
             terms = {k: torch.stack([part[k] for part in parts]).mean() for k in parts[0]}
             if many:
                 terms = {k: fabric.all_reduce(v, reduce_op="mean") for k, v in terms.items()}
@@ -182,7 +189,7 @@ def train(
                 continue
             if done % config.validate_every == 0 or done == config.optimizer.n_steps:
                 spent = seconds + time.monotonic() - began
-                scores = validate(bare, validation, seed=config.seed)
+                scores = validate(kept, validation, seed=config.seed)
                 train_terms = {f"train_{key}": value.item() for key, value in terms.items()}
                 row = {"step": done, "seconds": spent, "rate": rate, "beta": beta}
                 row |= train_terms | scores
@@ -191,11 +198,11 @@ def train(
                 log.info("%s", " ".join(f"{key}={value:.4g}" for key, value in row.items()))
                 if scores["loss"] < best_score:
                     best_score = scores["loss"]
-                    save_weights(best, bare, _meta(config, row, bank), half=True)
+                    save_weights(best, kept, _meta(config, row, bank), half=True)
             if done % config.checkpoint_every == 0 or done == end:
                 spent = seconds + time.monotonic() - began
                 state = {"config": _plain(config), "step": done, "best_score": best_score}
-                save_tensors(last, _state(bare, optimizer), state | {"seconds": spent})
+                save_tensors(last, _state(bare, averaged, optimizer), state | {"seconds": spent})
     fabric.barrier()
     return best
 
@@ -423,8 +430,12 @@ def _brightest(bank: Bank, config: TrainConfig) -> Tensor:
     return 10 ** (0.4 * (bank.mag_of_sigma.max() - config.scenes.mag_range[0]))
 
 
-def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _state(
+    model: nn.Module, averaged: AveragedModel | None, optimizer: torch.optim.Optimizer
+) -> dict[str, Tensor]:
     tensors = {f"model.{key}": value for key, value in model.state_dict().items()}
+    if averaged is not None:
+        tensors |= {f"averaged.{key}": value for key, value in averaged.state_dict().items()}
     for index, moments in optimizer.state_dict()["state"].items():
         for key, value in moments.items():
             tensors[f"optimizer.{index}.{key}"] = torch.as_tensor(value)
@@ -432,11 +443,17 @@ def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tens
 
 
 def _restore(
-    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
+    model: nn.Module,
+    averaged: AveragedModel | None,
+    optimizer: torch.optim.Optimizer,
+    tensors: Mapping[str, Tensor],
 ) -> None:
-    model.load_state_dict(
-        {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-    )
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+    model.load_state_dict(part("model."))
+    if averaged is not None:
+        averaged.load_state_dict(part("averaged."))
     state = optimizer.state_dict()
     for key, value in tensors.items():
         if key.startswith("optimizer."):
