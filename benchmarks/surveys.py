@@ -1,0 +1,136 @@
+"""One weight file on many surveys, and on correlated noise beside white noise.
+
+python benchmarks/surveys.py -o docs/results/surveys
+"""
+
+import argparse
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from probablend import __version__
+from probablend.checkpoint import file_hash, find_model
+from probablend.emulate.blend import FieldConfig, Scene, draw_field
+from probablend.emulate.compose import correlate
+from probablend.emulate.noise import noise_rms
+from probablend.emulate.sources import open_source
+from probablend.emulate.stamps import Galaxies
+from probablend.evaluate.field import score_scenes
+from probablend.evaluate.methods import open_method
+from probablend.evaluate.photometry import coverage_text
+from probablend.evaluate.record import write_json
+from probablend.survey import get_survey
+
+# Galaxies per arcmin² down to 26 mag: about as many per area of the PSF as there is room for.
+DENSITIES = {
+    "euclid-vis": 200.0,
+    "lsst-i": 150.0,
+    "hsc-i": 100.0,
+    "des-i": 60.0,
+    "cosmos-f814w": 200.0,
+    "roman-f158": 200.0,
+}
+METHODS = ("field", "sep")
+KERNEL = 0.7  # σ in pixels of what drizzling leaves in the noise
+
+
+def drizzled(scene: Scene, generator: torch.Generator) -> Scene:
+    """The same sky under noise that is correlated, and as strong as before over a source."""
+    white = torch.randn(1, *scene.image.shape, generator=generator)
+    noise = correlate(white, torch.tensor([KERNEL]))[0].numpy()
+    strength = noise_rms(scene.noiseless, scene.survey)
+    return replace(scene, image=(scene.noiseless + strength * noise).astype(np.float32))
+
+
+def draw(galaxies: Galaxies, config: FieldConfig, seed: int, k: int) -> Scene:
+    return draw_field(galaxies, config, generator=np.random.default_rng([seed, k, 11]))
+
+
+def score(scenes: list[Scene], name: str, seed: int) -> dict[str, Any]:
+    method = open_method(name)
+    scores = score_scenes(scenes, [method(s, seed + k) for k, s in enumerate(scenes)]).as_dict()
+    return {
+        key: scores[key]
+        for key in (
+            "completeness", "completeness_blended", "purity", "at_purity", "photometry",
+            "ece_blend_active", "ece_p_blend",
+        )
+        if key in scores
+    }  # fmt: skip
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    report: dict[str, Any] = {
+        "command": args.command,
+        "version": __version__,
+        "weights": file_hash(find_model("field")),
+        "surveys": {},
+    }
+    for name in args.surveys:
+        survey = get_survey(name)
+        config = FieldConfig(size=args.size, density=DENSITIES[name])
+        galaxies = open_source("parametric", survey, split="test")
+        make = partial(draw, galaxies, config, args.seed)
+        scenes = [make(k) for k in range(args.n)]
+        entry = {method: score(scenes, method, args.seed) for method in METHODS}
+        generator = torch.Generator().manual_seed(args.seed)
+        scenes = [drizzled(scene, generator) for scene in scenes]
+        entry["field, correlated noise"] = score(scenes, "field", args.seed)
+        report["surveys"][name] = {
+            "density": config.density, "size": args.size, "n": args.n, "methods": entry,
+        }  # fmt: skip
+        print(table({**report, "surveys": {name: report["surveys"][name]}}), flush=True)
+    return report
+
+
+def table(report: dict[str, Any]) -> str:
+    """The numbers as Markdown."""
+
+    def number(value: float | None, form: str = ".3f") -> str:
+        return "–" if value is None else format(value, form)
+
+    lines = [
+        f"`{report['command']}`",
+        "",
+        f"probablend {report['version']}, `field` {report['weights']}.",
+        "",
+        "| | | completeness | blended | purity | blended, at purity ≥ 0.95 "
+        "| flux of blended, S/N > 10: NMAD, mag "
+        "| truths in the 68 / 95 % intervals of flux (worst bin) |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, entry in report["surveys"].items():
+        for method, s in entry["methods"].items():
+            flux = s["photometry"]["flux_blended_snr10"]
+            cells = [
+                number(s["completeness"]), number(s["completeness_blended"]), number(s["purity"]),
+                number((s.get("at_purity") or {}).get("completeness_blended")),
+                number(flux.get("nmad")),
+                coverage_text(s["photometry"]["coverage"].get("flux")) or "–",
+            ]  # fmt: skip
+            lines.append("| " + " | ".join([f"`{name}`", method, *cells]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("-n", type=int, default=1)
+    parser.add_argument("--size", type=int, default=768)
+    parser.add_argument("--seed", type=int, default=6000)
+    parser.add_argument("--surveys", nargs="+", default=list(DENSITIES), choices=list(DENSITIES))
+    args = parser.parse_args()
+    args.command = "python benchmarks/surveys.py " + " ".join(sys.argv[1:])
+    report = run(args)
+    args.output.mkdir(parents=True, exist_ok=True)
+    write_json(args.output / "results.json", report)
+    (args.output / "results.md").write_text(table(report))
+
+
+if __name__ == "__main__":
+    main()
