@@ -9,6 +9,7 @@ Other shell lines are checked for syntax.
 import ast
 import importlib
 import re
+import runpy
 import shlex
 import subprocess
 import tomllib
@@ -31,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text()
     for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]
-    if "_build" not in path.parts
+    if not {"_build", "_templates"} & set(path.parts)
 }
 ELSEWHERE = {"btk", "dask_jobqueue", "dask_kubernetes", "lsdb"}  # not installed for the tests
 
@@ -172,6 +173,11 @@ def test_every_column_and_flag_is_described():
     assert set(COLUMNS) <= named
     for flag in Flag:
         assert f"| {flag.value} | `{flag.name}` |" in page
+
+
+def test_the_numbers_of_the_evaluation_are_those_of_the_results():
+    page = runpy.run_path(str(ROOT / "docs" / "evaluation.py"))["page"]()
+    assert PAGES["docs/evaluation.md"] == page, "run python docs/evaluation.py"
 
 
 def test_every_shipped_weight_file_has_its_card():

@@ -1,0 +1,147 @@
+"""Write docs/evaluation.md: its words from _templates/evaluation.md, its numbers from results/.
+
+python docs/evaluation.py
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).parent
+RESULTS = DOCS / "results"
+BENCHMARKS = DOCS.parent / "benchmarks"
+
+
+def table(head: str, rows: Iterator[str]) -> str:
+    """Markdown."""
+    return "\n".join([head, "|---" * (head.count("|") - 1) + "|", *rows])
+
+
+def results(name: str) -> str:
+    """The table of a command."""
+    return (RESULTS / name / "results.md").read_text()
+
+
+def bins(name: str) -> str:
+    """Fluxes in bins of S/N and separation, `sep` beside them."""
+    methods = json.loads((RESULTS / name / "results.json").read_text())["methods"]
+    sep = {(b["bin"], b["low"]): b for b in methods["sep"]["photometry"]["bins"]}
+
+    def rows() -> Iterator[str]:
+        for b in methods["field"]["photometry"]["bins"]:
+            span = f"{b['low']:g} – {b['high']:g}" if b["high"] else f"> {b['low']:g}"
+            other = sep.get((b["bin"], b["low"]))
+            yield (
+                f"| {'S/N' if b['bin'] == 'snr' else 'separation, px'} {span} | {b['n']} "
+                f"| {b['nmad']:.3f} | {b['outliers']:.3f} | {b['bias']:+.3f} "
+                f"| {b['over_fisher']:.1f} | "
+                + (f"{other['nmad']:.3f} | {other['outliers']:.3f} |" if other else "– | – |")
+            )
+
+    return table(
+        "| | n | NMAD, mag | beyond 0.75 mag | bias, mag | scatter / Fisher limit | sep: NMAD "
+        "| sep: beyond 0.75 |",
+        rows(),
+    )
+
+
+def real(name: str) -> str:
+    """Scores on real images."""
+    report = json.loads((RESULTS / name / f"{name}.json").read_text())
+    fields, large = report["all_fields"], report["large_galaxies"]
+    kids, dc2 = report["kids_r_and_i"], report["dc2"]
+    single = sum(g["of_more_than_5_percent"] == 1 for g in large)
+    inside = sum(g["in_90_interval"] for g in large)
+
+    def rows() -> Iterator[str]:
+        yield (
+            "| lone `sep` detections above S/N 10 that are found "
+            f"| {fields['found']:.1%} of {fields['bright_and_alone']} |"
+        )
+        yield (
+            "| detections on the negative image, of those on the image "
+            f"| {fields['false']:.1%} of {fields['detections']} |"
+        )
+        yield (
+            f"| DC2, true galaxies found (`sep`) | {dc2['field']['found']} of {dc2['truth']} with "
+            f"{dc2['field']['detections']} detections ({dc2['sep']['found']} with "
+            f"{dc2['sep']['detections']}) |"
+        )
+        yield (
+            "| KiDS r against i: median distance of the same galaxy "
+            f"| {kids['median_distance']:.2f} pixels |"
+        )
+        yield f"| … `p_blend` on the same side of one half | {kids['same_side_of_one_half']:.0%} |"
+        yield (
+            "| large galaxies that are one source of more than 5 % of the light "
+            f"| {single} of {len(large)} |"
+        )
+        yield (
+            f"| … large aperture within the 90 % interval of the flux | {inside} of {len(large)} |"
+        )
+
+    return table("| | |", rows())
+
+
+def _benchmark(name: str) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((BENCHMARKS / f"{name}.json").read_text())
+    return report
+
+
+def emulation() -> str:
+    """The emulator's share of a training step."""
+    report = _benchmark("emulation")
+    rows = (
+        f"| {name} | {p['emulator_ms_per_scene']:.1f} | {p['step_ms_per_scene']:.1f} "
+        f"| {p['emulator_share']:.1%} |"
+        for name, p in report["phases"].items()
+    )
+    return (
+        f"`{report['command']}` ([output](../benchmarks/emulation.json)), bank of "
+        f"{report['bank']['megabytes']:.0f} MB:\n\n"
+        + table("| scenes | emulator, ms per scene | whole step, ms per scene | share |", rows)
+    )
+
+
+def scaling() -> str:
+    """Time and memory against size."""
+    report = _benchmark("scaling")
+    rows = (
+        f"| {r['size']}² | {r['sources']} | {r['seconds']:.0f} | {r['megapixels_per_second']:.2f} "
+        f"| {r['peak_gigabytes']:.2f} |"
+        for r in report["runs"]
+    )
+    return (
+        f"`{report['command']}` ([output](../benchmarks/scaling.json)), {report['samples']} "
+        f"samples, catalogue and products, {report['density']:g} galaxies per arcmin², "
+        f"{report['threads']} threads:\n\n"
+        + table("| image | sources | s, start to finish | Mpx/s | peak memory, GB |", rows)
+    )
+
+
+def benchmark(name: str) -> str:
+    """The table of a benchmark."""
+    return (BENCHMARKS / f"{name}.md").read_text()
+
+
+MAKERS = {
+    "results": results, "bins": bins, "real": real, "benchmark": benchmark,
+    "emulation": emulation, "scaling": scaling,
+}  # fmt: skip
+
+
+def page() -> str:
+    """The page."""
+    words = (DOCS / "_templates" / "evaluation.md").read_text()
+
+    def fill(match: re.Match[str]) -> str:
+        maker, *names = match[1].split()
+        return MAKERS[maker](*names).rstrip("\n")
+
+    return re.sub(r"\{\{(.*?)\}\}", fill, words)
+
+
+if __name__ == "__main__":
+    (DOCS / "evaluation.md").write_text(page())
