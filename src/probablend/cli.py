@@ -543,14 +543,18 @@ def surveys_command() -> None:
 
 @app.command("models")
 def models_command() -> None:
-    """List the weights that come with the package.
+    """List the weights that come with the package, and what each is for.
 
     Example: probablend models
     """
-    from probablend.checkpoint import available_models
+    from probablend.checkpoint import available_models, find_model, load_tensors
 
+    uses = {"field": "segment, measure", "pairs": "evaluate pairs: stamps of two galaxies"}
+    table = Table("name", "for")
     for name in available_models():
-        out.print(name)
+        _, meta = load_tensors(find_model(name))
+        table.add_row(name, uses.get(meta["model"]["kind"], "segment: maps only"))
+    out.print(table)
 
 
 @emulate_app.command("pairs")
