@@ -181,8 +181,9 @@ def test_the_numbers_of_the_evaluation_are_those_of_the_results():
 
 
 def test_every_shipped_weight_file_has_its_card():
+    titles = re.findall(r"^## (.*)", PAGES["docs/models.md"], re.MULTILINE)
     for name in available_models():
-        assert f"## `{name}`" in PAGES["docs/models.md"]
+        assert any(f"`{name}`" in title for title in titles), name
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 Scores read what comes out and do not know who made it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -53,6 +53,8 @@ __all__ = [
 ]
 
 FORCED = "@truth"  # after the name of a model: measured at the true positions
+# The published networks, trained on blends of two galaxies.
+PAIR_NETWORKS = ("pairs-unet", "blend2flux", "blend2flux-log", "blend2mask2flux", "pairs-punet")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,9 +115,10 @@ def classical_methods() -> list[str]:
     return [name for name in own if program or not name.startswith("sextractor")]
 
 
-def default_methods(models: Sequence[str] = ("field", "field" + FORCED)) -> list[str]:
-    """Models, and all classical methods that can run here."""
-    return [*models, *classical_methods()]
+def default_methods() -> list[str]:
+    """For blends of two galaxies: all models, and all classical methods that can run here."""
+    networks = [name for name in PAIR_NETWORKS if name in available_models()]
+    return ["field", "field" + FORCED, *networks, *classical_methods()]
 
 
 def model_of(name: str) -> str | None:
