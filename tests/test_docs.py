@@ -174,6 +174,12 @@ def test_every_column_and_flag_is_described():
         assert f"| {flag.value} | `{flag.name}` |" in page
 
 
+def test_the_architecture_names_every_module():
+    modules = {p.name for p in (ROOT / "src" / "probablend").rglob("*.py") if p.name[0] != "_"}
+    page = PAGES["CONTRIBUTING.md"].split("| stage |")[1].split("| to add |")[0]
+    assert modules == set(re.findall(r"`(\w+\.py)`", page))
+
+
 def test_every_shipped_weight_file_has_its_card():
     for name in available_models():
         assert f"## `{name}`" in PAGES["docs/models.md"]
