@@ -9,6 +9,7 @@ import platform
 import time
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,8 +25,21 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("emulation.json"))
     parser.add_argument("--steps", type=int, default=30)
     arguments = parser.parse_args()
-    path = Path(str(files("probablend") / "configs" / "field.toml"))
-    config = read_train_config(path)
+    report = {
+        "command": f"python benchmarks/emulation.py -o {arguments.output}",
+        "version": __version__,
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        **measure(arguments.steps),
+    }
+    arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+    print(json.dumps(report, indent=2))
+
+
+def measure(n_steps: int) -> dict[str, dict[str, Any]]:
+    """Emulation and training of crowded scenes and of such as the sky has."""
+    config = read_train_config(Path(str(files("probablend") / "configs" / "field.toml")))
     began = time.perf_counter()
     bank = draw_bank(
         "parametric",
@@ -38,12 +52,12 @@ def main() -> None:
     )
     bank_seconds = time.perf_counter() - began
     batch = config.optimizer.batch_size
-    results = {}
+    phases = {}
     model = build_model(config.model).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.Adam(model.parameters())
     for phase, progress in (("crowded", 0.0), ("survey density", 1.0)):
         emulate = learn = 0.0
-        for step in range(arguments.steps + 2):
+        for step in range(n_steps + 2):
             began = time.perf_counter()
             scenes = draw_batch(
                 bank, config.scenes, n=batch, seed=1, index=step, progress=progress
@@ -58,23 +72,19 @@ def main() -> None:
             if step >= 2:  # the first two warm up
                 emulate += middle - began
                 learn += end - middle
-        results[phase] = {
-            "emulator_ms_per_scene": 1e3 * emulate / arguments.steps / batch,
-            "step_ms_per_scene": 1e3 * (emulate + learn) / arguments.steps / batch,
+        phases[phase] = {
+            "emulator_ms_per_scene": 1e3 * emulate / n_steps / batch,
+            "step_ms_per_scene": 1e3 * (emulate + learn) / n_steps / batch,
+            "emulated_scenes_per_second": n_steps * batch / emulate,
+            "trained_scenes_per_second": n_steps * batch / (emulate + learn),
             "emulator_share": emulate / (emulate + learn),
         }
-    report = {
-        "command": f"python benchmarks/emulation.py -o {arguments.output}",
-        "version": __version__,
-        "machine": platform.machine(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "bank": {"stamps": len(bank.mag), "megabytes": bank.n_bytes / 1e6,
-                 "seconds": bank_seconds},
-        "phases": results,
+    return {
+        "bank": {
+            "stamps": len(bank.mag), "megabytes": bank.n_bytes / 1e6, "seconds": bank_seconds,
+        },
+        "phases": phases,
     }  # fmt: skip
-    arguments.output.write_text(json.dumps(report, indent=2) + "\n")
-    print(json.dumps(report, indent=2))
 
 
 if __name__ == "__main__":

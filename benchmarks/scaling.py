@@ -1,4 +1,4 @@
-"""Time and peak memory of `probablend segment` against the size of the image.
+"""Time and peak memory of `probablend segment` against size of the image and density of sources.
 
 python benchmarks/scaling.py --sizes 512 1024 2048 4096 8192 19200 -o benchmarks/scaling.json
 """
@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from astropy.io import fits
 from matplotlib.figure import Figure
 
 import probablend
-from probablend.emulate.blend import FieldConfig, draw_field
+from probablend.emulate.blend import FieldConfig, Scene, draw_field
 from probablend.emulate.sources import open_source
 from probablend.survey import get_survey
 
@@ -30,18 +31,30 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("scaling.json"))
     parser.add_argument("--sizes", type=int, nargs="+", default=[512, 1024, 2048, 4096])
     parser.add_argument("--samples", type=int, default=16)
-    parser.add_argument("--density", type=float, default=160.0)
+    parser.add_argument("--density", type=float, default=160.0, help="where the size changes")
+    parser.add_argument(
+        "--densities", type=float, nargs="*", default=[10.0, 30.0, 80.0, 160.0, 320.0],
+        help="galaxies per arcmin², at the size --density-size",
+    )  # fmt: skip
+    parser.add_argument("--density-size", type=int, default=2048)
     parser.add_argument("--folder", type=Path, help="where the images and products go, then leave")
     arguments = parser.parse_args()
     survey = get_survey("euclid-vis")
     galaxies = open_source("parametric", survey, "test", n_galaxies=800, n_stars=30, seed=5)
-    config = FieldConfig(size=PATCH, density=arguments.density)
-    patch = draw_field(galaxies, config, generator=np.random.default_rng(5))
-    runs = []
-    for size in arguments.sizes:
+
+    @cache
+    def patch(density: float) -> Scene:
+        config = FieldConfig(size=PATCH, density=density)
+        return draw_field(galaxies, config, generator=np.random.default_rng(5))
+
+    def run(size: int, density: float) -> dict[str, float]:
         with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-            runs.append(measure(Path(folder), patch, size, survey, arguments.samples))
-        print(json.dumps(runs[-1]), flush=True)
+            cost = measure(Path(folder), patch(density), size, survey, arguments.samples)
+        print(json.dumps(cost), flush=True)
+        return {"density": density} | cost
+
+    runs = [run(size, arguments.density) for size in arguments.sizes]
+    by_density = [run(arguments.density_size, density) for density in arguments.densities]
     report = {
         "command": "python benchmarks/scaling.py " + " ".join(sys.argv[1:]),
         "version": probablend.__version__,
@@ -49,12 +62,14 @@ def main() -> None:
         "samples": arguments.samples,
         "density": arguments.density,
         "runs": runs,
+        "density_size": arguments.density_size,
+        "runs_by_density": by_density,
     }
     arguments.output.write_text(json.dumps(report, indent=2) + "\n")
-    draw(runs).savefig(arguments.output.with_suffix(".png"), dpi=100)
+    draw(runs, by_density).savefig(arguments.output.with_suffix(".png"), dpi=100)
 
 
-def measure(folder: Path, patch, size: int, survey, n_samples: int) -> dict[str, float]:
+def measure(folder: Path, patch: Scene, size: int, survey, n_samples: int) -> dict[str, float]:
     """One run of the program, as a user starts it, and what it cost."""
     path = folder / "image.fits"
     write(path, patch.image, size)
@@ -95,14 +110,17 @@ def write(path: Path, patch: np.ndarray, size: int) -> None:
         handle.truncate(-(-handle.tell() // 2880) * 2880)
 
 
-def draw(runs: list[dict[str, float]]) -> Figure:
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    area = [run["megapixels"] for run in runs]
-    left.loglog(area, [run["seconds"] for run in runs], "o-")
-    right.semilogx(area, [run["peak_gigabytes"] for run in runs], "o-")
-    left.set(xlabel="image, Mpx", ylabel="seconds, start to finish")
-    right.set(xlabel="image, Mpx", ylabel="peak memory, GB", ylim=(0, None))
+def draw(runs: list[dict[str, float]], by_density: list[dict[str, float]]) -> Figure:
+    figure = Figure(figsize=(9, 6.6), layout="constrained")
+    rows = figure.subplots(2, 2)
+    per_arcmin = "galaxies per arcmin²"
+    series = ((runs, "megapixels", "image, Mpx"), (by_density, "density", per_arcmin))
+    for (left, right), (costs, key, label) in zip(rows, series, strict=True):
+        at = [cost[key] for cost in costs]
+        left.loglog(at, [cost["seconds"] for cost in costs], "o-")
+        right.semilogx(at, [cost["peak_gigabytes"] for cost in costs], "o-")
+        left.set(xlabel=label, ylabel="seconds, start to finish")
+        right.set(xlabel=label, ylabel="peak memory, GB", ylim=(0, None))
     return figure
 
 

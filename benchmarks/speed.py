@@ -1,5 +1,7 @@
 """Megapixels and sources per second, ours beside the classical programs, same field, same run.
 
+Also scenes per second of emulation and training, and the share of a step outside of the network.
+
 python benchmarks/speed.py -o benchmarks/speed.json
 """
 
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from emulation import measure as measure_training
 
 import probablend
 from probablend.emulate.blend import FieldConfig, draw_field
@@ -27,6 +30,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("speed.json"))
     parser.add_argument("--size", type=int, default=2048)
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=15, help="of training; 0 leaves it out")
     arguments = parser.parse_args()
     survey = get_survey("euclid-vis")
     galaxies = open_source("parametric", survey, "test", n_galaxies=1500, n_stars=60, seed=5)
@@ -41,6 +45,7 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "size": arguments.size,
         "fields": fields,
+        "training": measure_training(arguments.steps)["phases"] if arguments.steps else {},
     }
     arguments.output.write_text(json.dumps(report, indent=2) + "\n")
     arguments.output.with_suffix(".md").write_text(table(report))
@@ -95,6 +100,18 @@ def table(report: dict) -> str:
             f"| {name} | {v['seconds']:.2f} | {v['megapixels_per_second']:.2f} | {v['sources']} "
             f"| {v['sources_per_second']:.0f} | {v['speed_over_sextractor']:.3f} |"
             for name, v in field.items()
+        ]
+        lines.append("")
+    if report["training"]:
+        lines += [
+            "Emulation and training, scenes of 128² pixels:", "",
+            "| scenes | emulated/s | trained/s | share outside of the network |",
+            "|---|---|---|---|",
+        ]  # fmt: skip
+        lines += [
+            f"| {phase} | {v['emulated_scenes_per_second']:.0f} "
+            f"| {v['trained_scenes_per_second']:.1f} | {100 * v['emulator_share']:.1f} % |"
+            for phase, v in report["training"].items()
         ]
         lines.append("")
     return "\n".join(lines)

@@ -1,4 +1,6 @@
-"""The same counts from NUTS, from variational inference, and from the likelihood on a grid."""
+"""The same counts from emcee, NUTS and variational inference as from the likelihood on a grid."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,7 +8,7 @@ import torch
 from scipy.stats import norm
 
 from probablend.bayes import counts_log_likelihood, counts_model
-from probablend.inference import CountsLikelihood, Population
+from probablend.inference import CountsLikelihood, Population, sample_counts
 
 pyro = pytest.importorskip("pyro")
 from pyro.infer import MCMC, NUTS, SVI, Trace_ELBO  # noqa: E402
@@ -56,6 +58,20 @@ def test_the_likelihood_is_that_of_numpy_and_has_a_gradient(likelihood):
     step = 1e-5
     difference = (likelihood(0.4 + step, 4.2) - likelihood(0.4 - step, 4.2)) / (2 * step)
     assert slope.grad.item() == pytest.approx(difference, rel=1e-4)
+
+
+def test_emcee_finds_what_the_grid_finds(likelihood, on_a_grid):
+    slopes, levels = sample_counts(likelihood, seed=0).T
+    mean, spread = on_a_grid
+    assert abs(slopes.mean() - mean) < 0.3 * spread
+    assert slopes.std() == pytest.approx(spread, rel=0.25)
+    # What is expected is what was found.
+    assert likelihood.expected(slopes.mean(), levels.mean()) == pytest.approx(
+        likelihood.mags.shape[1], rel=0.05
+    )
+    np.testing.assert_array_equal(sample_counts(likelihood, seed=0), np.stack([slopes, levels], 1))
+    with pytest.raises(ValueError, match="no draw within"):
+        sample_counts(replace(likelihood, mags=likelihood.mags + 5))
 
 
 def test_nuts_finds_what_the_grid_finds(likelihood, on_a_grid):

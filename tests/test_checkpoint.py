@@ -1,4 +1,5 @@
 import json
+import struct
 
 import pytest
 import torch
@@ -41,7 +42,19 @@ def test_a_name_that_is_not_known_lists_those_that_are():
         load_model("nope.safetensors")
 
 
-@pytest.mark.parametrize("content", [b"", b"not safetensors", b"\xff" * 64])
+def declared(shape, n_bytes):
+    """A safetensors file without data, whose header promises them."""
+    tensor = {"dtype": "F32", "shape": shape, "data_offsets": [0, n_bytes]}
+    header = json.dumps({"__metadata__": {"probablend": "{}"}, "a": tensor}).encode()
+    return struct.pack("<Q", len(header)) + header
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"not safetensors", b"\xff" * 64, struct.pack("<Q", 1 << 40) + b"{}",
+     declared([1 << 40], 4 << 40), declared([1 << 20, 1 << 20], 0)],
+    ids=["empty", "text", "noise", "huge header", "huge tensor", "huge shape"],
+)  # fmt: skip
 def test_a_file_that_is_no_weight_file_is_refused(tmp_path, content):
     path = tmp_path / "x.safetensors"
     path.write_bytes(content)
@@ -67,4 +80,36 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, small_weights):
     path = tmp_path / "nan.safetensors"
     save_file(tensors, path, metadata={"probablend": json.dumps(meta)})
     with pytest.raises(ValueError, match="not finite"):
+        load_model(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"channels": [3000] * 4}, "cannot be built: it is larger than the file"),
+     ({"n_convs": 3000}, "cannot be built: it is larger than the file"),
+     ({"channels": [10**9, 10**9]}, "a size of 1000000000"),
+     ({"channels": [[8], 8]}, "channels"),
+     ({"speed": 11}, "speed"),
+     ({"kind": "oracle"}, "kind must be one of")],
+)  # fmt: skip
+def test_a_file_does_not_say_how_much_memory_is_taken(small_weights, tmp_path, change, said):
+    """Settings of a network that the file's own weights cannot fill; or of none at all."""
+    tensors, meta = load_tensors(small_weights)
+    path = tmp_path / "odd.safetensors"
+    odd = meta | {"model": meta["model"] | change}
+    save_file(tensors, path, metadata={"probablend": json.dumps(odd)})
+    with pytest.raises(ValueError, match=said):
+        load_model(path)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    ["[1, 2]", "null", "[" * 100_000, '{"model": 3}', '{"model": {}, "trained_range": 1}',
+     '{"model": {}, "psf_fwhm_pixels": ["a"]}', '{"model": {}, "trained_range": {"flux": "ab"}}'],
+    ids=["list", "null", "deep", "number", "range", "width", "text"],
+)  # fmt: skip
+def test_settings_of_another_kind_are_refused(small_weights, tmp_path, settings):
+    path = tmp_path / "odd.safetensors"
+    save_file(load_tensors(small_weights)[0], path, metadata={"probablend": settings})
+    with pytest.raises(ValueError, match=r"odd\.safetensors"):
         load_model(path)

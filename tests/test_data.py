@@ -13,9 +13,13 @@ from probablend import data
 from probablend.data import DATASETS, Dataset, dataset_folder, download
 
 
-def archive(files):
+def archive(files, links=()):
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w:gz", compresslevel=1) as tar:
+        for name, target in links:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = tarfile.SYMTYPE, target
+            tar.addfile(info)
         for name, content in files.items():
             info = tarfile.TarInfo(name)
             info.size = len(content)
@@ -115,10 +119,16 @@ def test_a_wrong_checksum_is_refused_and_nothing_is_kept(server, monkeypatch):
 
 
 def test_an_archive_cannot_write_outside_its_folder(server, monkeypatch, tmp_path):
-    offer(server, monkeypatch, archive({**CONTENT, "../../../evil.npy": b"x", "/abs.npy": b"y"}))
+    outside = tmp_path / "outside.npy"
+    content = {**CONTENT, "../../../evil.npy": b"x", "/abs.npy": b"y", "link.npy": b"z"}
+    # A link that leads outside, and a file that would be written through it.
+    offer(server, monkeypatch, archive(content, links=[("link.npy", str(outside))]))
     folder = download("toy")
-    assert sorted(p.name for p in folder.iterdir()) == ["a.npy", "abs.npy", "evil.npy", "readme"]
+    names = ["a.npy", "abs.npy", "evil.npy", "link.npy", "readme"]
+    assert sorted(p.name for p in folder.iterdir()) == names
+    assert not any(p.is_symlink() for p in folder.iterdir())
     assert not (tmp_path / "evil.npy").exists()
+    assert not outside.exists()
 
 
 def test_an_archive_without_the_files_is_refused(server, monkeypatch):

@@ -180,6 +180,12 @@ def test_the_numbers_of_the_evaluation_are_those_of_the_results():
     assert PAGES["docs/evaluation.md"] == page, "run python docs/evaluation.py"
 
 
+def test_the_architecture_names_every_module():
+    modules = {p.name for p in (ROOT / "src" / "probablend").rglob("*.py") if p.name[0] != "_"}
+    page = PAGES["CONTRIBUTING.md"].split("| stage |")[1].split("| to add |")[0]
+    assert modules == set(re.findall(r"`(\w+\.py)`", page))
+
+
 def test_every_shipped_weight_file_has_its_card():
     titles = re.findall(r"^## (.*)", PAGES["docs/models.md"], re.MULTILINE)
     for name in available_models():

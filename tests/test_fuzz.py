@@ -1,6 +1,7 @@
 """Whatever the file holds: a result or one clear sentence, and nothing half-written."""
 
 import os
+import signal
 import sys
 
 import numpy as np
@@ -9,7 +10,7 @@ from astropy.io import fits
 
 from probablend import cli
 
-N_FILES = int(os.environ.get("PROBABLEND_FUZZ", "120"))
+N_FILES = int(os.environ.get("PROBABLEND_FUZZ", "200"))
 PRODUCTS = {"maps.fits", "catalog.fits", "quicklook.png"}
 _TYPES = (">f4", ">f8", ">i2", ">i4", ">u2", "u1", ">i8")
 _CARDS = (
@@ -57,9 +58,24 @@ def write(path, data, generator):
     path.write_bytes(bytes(content))
 
 
+@pytest.fixture
+def patience():
+    """A command that takes two minutes hangs: it ends in an error that no check foresaw."""
+
+    def give_up(*_):
+        raise RuntimeError("it hangs")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    yield lambda: signal.alarm(120)
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_any_file_gives_a_result_or_one_sentence(field_weights, tmp_path, capsys, monkeypatch):
+def test_any_file_gives_a_result_or_one_sentence(
+    field_weights, tmp_path, capsys, monkeypatch, patience
+):
     results = 0
     for seed in range(N_FILES):
         generator = np.random.default_rng([seed, 77])
@@ -73,6 +89,7 @@ def test_any_file_gives_a_result_or_one_sentence(field_weights, tmp_path, capsys
             write(noise, np.abs(picture(generator)), generator)
             arguments += [str(generator.choice(["--rms", "--weight", "--mask"])), noise]
         monkeypatch.setattr(sys, "argv", ["probablend", "--quiet", *map(str, arguments)])
+        patience()
         with pytest.raises(SystemExit) as stop:
             cli.main()
         said = capsys.readouterr().err

@@ -13,9 +13,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from probablend.models import build_model
 from probablend.models.network import Network
@@ -34,6 +37,8 @@ __all__ = [
 
 _KEY = "probablend"
 _MAX_BYTES = 4 << 30  # of a weight or checkpoint file
+_MAX_SETTING = 4096  # of any integer that describes a network
+_SPARE = 1 << 20  # numbers that building a network may take beyond its weights
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
@@ -68,8 +73,11 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             meta = (handle.metadata() or {}).get(_KEY)
             if meta is None:
                 raise ValueError(f"{path} holds no probablend settings: not a weight file of ours")
-            return {key: handle.get_tensor(key) for key in handle.keys()}, json.loads(meta)  # noqa: SIM118
-    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+            settings = json.loads(meta)
+            if not isinstance(settings, dict):
+                raise ValueError(f"{path} holds no probablend settings: not a weight file of ours")
+            return {key: handle.get_tensor(key) for key in handle.keys()}, settings  # noqa: SIM118
+    except (SafetensorError, json.JSONDecodeError, RecursionError, OSError) as error:
         raise ValueError(f"{path} is not a readable weight file: {error}") from error
 
 
@@ -117,10 +125,10 @@ def load_model(name_or_path: str | Path) -> tuple[Network, dict[str, Any]]:
     """
     path = find_model(name_or_path)
     tensors, meta = load_tensors(path)
-    if not isinstance(meta.get("model"), dict):
-        raise ValueError(f"{path} does not say which network it holds")
+    _check_meta(path, meta)
     try:
-        model = build_model(meta["model"])
+        with _Budget(sum(value.numel() for value in tensors.values()) + _SPARE):
+            model = build_model(meta["model"])
     except (RuntimeError, MemoryError) as error:
         raise ValueError(f"{path} describes a network that cannot be built: {error}") from error
     wanted = {key: value.shape for key, value in model.state_dict().items()}
@@ -132,6 +140,40 @@ def load_model(name_or_path: str | Path) -> tuple[Network, dict[str, Any]]:
         raise ValueError(f"{path} holds weights that are not finite")
     model.load_state_dict(tensors)
     return model.float().eval(), meta
+
+
+class _Budget(TorchDispatchMode):
+    """Refuses, before any is allocated, more weights than a file can fill."""
+
+    def __init__(self, n_values: int) -> None:
+        super().__init__()
+        self.left = n_values
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.empty.memory_format:
+            self.left -= math.prod(args[0])
+            if self.left < 0:
+                raise RuntimeError("it is larger than the file")
+        return func(*args, **(kwargs or {}))
+
+
+def _check_meta(path: Path, meta: Mapping[str, Any]) -> None:
+    """Refuse settings that no training writes."""
+    if not isinstance(meta.get("model"), dict):
+        raise ValueError(f"{path} does not say which network it holds")
+    sizes = [n for value in meta["model"].values() for n in _integers(value)]
+    if max(sizes, default=0) > _MAX_SETTING:
+        raise ValueError(f"{path} describes a network with a size of {max(sizes)}: not one of ours")
+    ranges = meta.get("trained_range", {})
+    lists = list(ranges.values()) if isinstance(ranges, dict) else [None]
+    for pair in [*lists, np.ravel(meta.get("psf_fwhm_pixels", 2.0)).tolist()]:
+        if not isinstance(pair, list) or not all(isinstance(n, int | float) for n in pair):
+            raise ValueError(f"{path} does not say what its network was trained on")
+
+
+def _integers(value: Any) -> list[int]:
+    values = value if isinstance(value, list) else [value]
+    return [n for n in values if isinstance(n, int)]
 
 
 def knows_sources(name_or_path: str | Path) -> bool:

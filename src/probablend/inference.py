@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import emcee
 import numpy as np
 from scipy.special import logsumexp
 
@@ -36,6 +37,7 @@ __all__ = [
     "importance_weights",
     "interval",
     "load_posterior",
+    "sample_counts",
     "save_posterior",
 ]
 
@@ -43,6 +45,7 @@ log = logging.getLogger(__name__)
 
 _LOW_SHARE = 0.05  # of the draws: with fewer effective ones weights are not to be trusted
 _N_FRACTIONS = 24  # nodes of the integral over bulge fractions
+_N_WALKERS = 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,11 +241,63 @@ class CountsLikelihood:
         rate = slope * math.log(10)
         offset, minus_prior = self.kept
         each = logsumexp(rate * offset + minus_prior, axis=0) - math.log(len(offset))
+        return float(each.sum() + len(each) * ln_density - self.expected(slope, ln_density))
+
+    def expected(self, slope: float, ln_density: float) -> float:
+        """How many galaxies such counts let one find."""
         low, high = self.population.mag_range
         inside = (self.grid >= low) & (self.grid <= high)
-        density = np.exp(rate * (self.grid - self.pivot)) * inside * self.completeness
-        expected = math.exp(ln_density) * density.sum() * (self.grid[1] - self.grid[0])
-        return float(each.sum() + len(each) * ln_density - expected)
+        density = 10 ** (slope * (self.grid - self.pivot)) * inside * self.completeness
+        return float(math.exp(ln_density) * density.sum() * (self.grid[1] - self.grid[0]))
+
+
+def sample_counts(
+    likelihood: CountsLikelihood,
+    *,
+    n_steps: int = 500,
+    seed: int = 0,
+    slope_range: tuple[float, float] = (-1.0, 2.0),
+) -> np.ndarray:
+    """Posterior of number counts by emcee (arXiv:1202.3665), with flat priors.
+
+    Parameters
+    ----------
+    likelihood : CountsLikelihood
+        Draws, prior and completeness; of at least one source.
+    n_steps : int
+        Steps of each of 12 walkers, of which the first 40 % are thrown away.
+    seed : int
+        Same seed, same draws.
+    slope_range : tuple of float
+        Slopes outside have no probability.
+
+    Returns
+    -------
+    ndarray, shape (draw, 2)
+        Slope, and ln density at the pivot.
+
+    Raises
+    ------
+    ValueError
+        If a source has no draw within the prior's range of magnitudes.
+    """
+    generator = np.random.default_rng(seed)
+    low, high = slope_range
+    slopes = np.clip(generator.normal(0.3, 0.1, _N_WALKERS), low, high)
+    # The best density of a slope is that which expects as many as were found.
+    found = likelihood.mags.shape[1]
+    levels = [math.log(found / likelihood.expected(slope, 0.0)) for slope in slopes]
+    start = np.stack([slopes, generator.normal(levels, 0.1)], axis=1)
+    if not np.isfinite([likelihood(*one) for one in start]).all():
+        raise ValueError("some sources have no draw within the prior's range of magnitudes")
+
+    def log_density(at: np.ndarray) -> float:
+        return likelihood(*at) if low < at[0] < high else -np.inf
+
+    sampler = emcee.EnsembleSampler(_N_WALKERS, 2, log_density)
+    sampler.random_state = np.random.RandomState(seed).get_state()
+    sampler.run_mcmc(start, n_steps)
+    return sampler.get_chain(discard=2 * n_steps // 5, flat=True)
 
 
 def interval(draws: np.ndarray, level: float = 0.68) -> tuple[np.ndarray, np.ndarray]:

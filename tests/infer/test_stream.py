@@ -1,6 +1,5 @@
 """A huge image gives what it would give in one piece, whoever works on it and whatever happens."""
 
-import contextlib
 import json
 import os
 import signal
@@ -173,6 +172,7 @@ def test_the_order_of_work_does_not_matter_and_a_run_goes_on_where_it_stopped(
 
 @pytest.mark.slow
 def test_killed_at_any_moment_and_resumed_it_ends_with_the_same_bytes(settings, streamed, tmp_path):
+    """As many kills as are asked for: a run that ends is compared, and another one is begun."""
     script = textwrap.dedent(
         """
         import json, sys, torch
@@ -181,27 +181,34 @@ def test_killed_at_any_moment_and_resumed_it_ends_with_the_same_bytes(settings, 
         from probablend.infer.stream import StreamSettings, stream
         folder = Path(sys.argv[1])
         begun = (folder / ".probablend-run" / "plan.json").exists()
+        print("here", flush=True)
         stream(StreamSettings(**json.loads(sys.argv[2])), folder, resume=begun)
         """
     )
-    command = [sys.executable, "-c", script, str(tmp_path), json.dumps(asdict(settings))]
     seed = int(os.environ.get("PROBABLEND_SEED", time.time()))
     print(f"PROBABLEND_SEED={seed}")
     generator = np.random.default_rng(seed)
-    for _ in range(N_KILLS):
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-        while not (tmp_path / ".probablend-run").exists() and process.poll() is None:
-            time.sleep(0.02)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=generator.uniform(0.0, 4.0))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        if (tmp_path / "summary.json").exists():
-            break
-    else:
-        subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
-    assert not (tmp_path / ".probablend-run").exists()
-    assert _bytes(tmp_path) == _bytes(streamed[0])
+    kills = runs = 0
+    ended = False
+    while kills < N_KILLS or not ended:
+        folder = tmp_path / str(runs)
+        process = subprocess.Popen(
+            [sys.executable, "-c", script, str(folder), json.dumps(asdict(settings))],
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        assert process.stdout.readline()
+        left = generator.uniform(0.0, 4.0) if kills < N_KILLS else None
+        try:
+            assert process.wait(timeout=left) == 0
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+        process.stdout.close()
+        ended = (folder / "summary.json").exists() and not (folder / ".probablend-run").exists()
+        if ended:
+            assert _bytes(folder) == _bytes(streamed[0])
+            runs += 1
 
 
 class DiedError(Exception):
