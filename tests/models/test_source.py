@@ -142,3 +142,20 @@ def test_a_first_estimate_of_the_flux_moves_the_flow_with_it():
         torch.testing.assert_close(
             flow(moved).log_prob(after), flow(context).log_prob(before), rtol=1e-4, atol=1e-3
         )
+
+
+def test_mean_and_interval_are_those_of_the_draws():
+    torch.manual_seed(0)
+    n = 4
+    posterior = SourcePosterior(
+        flow=SourceFlow(6), context=torch.randn(n, 6), y=torch.arange(4.0), x=torch.zeros(n),
+        unit=torch.ones(n),
+    )  # fmt: skip
+    draws = posterior.sample(4000).detach()
+    low, high = posterior.interval(0.68)
+    inside = ((draws > low) & (draws < high)).float().mean(dim=0)
+    assert (inside - 0.68).abs().max() < 0.09
+    assert (posterior.mean[:, 4:6] - draws[..., 4:6].mean(dim=0)).abs().max() < 0.15
+    assert torch.equal(posterior.mean, posterior.mean)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        posterior.interval(0.0)

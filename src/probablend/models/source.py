@@ -47,6 +47,7 @@ _MEAN = (5.0, 0.9, 0.0, 0.0, 0.0, 0.0, 1.6, 0.0, 0.0, -4.5)
 _SPREAD = (1.5, 0.6, 0.6, 0.6, 0.5, 0.5, 0.5, 0.6, 0.6, 2.0)
 _FLOOR = 1e-3  # blendedness below this is as good as none
 _LOG_SCALE = (-6.0, 2.0)
+_N_DRAWS = 512  # behind means and intervals
 
 
 def _stretch(v1: Tensor, v2: Tensor) -> tuple[Tensor, Tensor]:
@@ -358,3 +359,27 @@ class SourcePosterior:
         scaled = (values - offset) / factor
         free = self.flow(self.context).log_prob(to_free(scaled))
         return free + _log_jacobian(scaled) - self.unit.log()
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of every parameter, (source, 10), of 512 draws that are always the same."""
+        return self._some_draws().mean(dim=0)
+
+    def interval(self, level: float = 0.68) -> tuple[Tensor, Tensor]:
+        """Ends of the central interval of every parameter, (source, 10) each, of such draws.
+
+        Raises
+        ------
+        ValueError
+            If the level does not lie between 0 and 1.
+        """
+        if not 0 < level < 1:
+            raise ValueError(f"level must lie between 0 and 1; got {level}")
+        low, high = self._some_draws().quantile(
+            torch.tensor([(1 - level) / 2, (1 + level) / 2]).to(self.unit), dim=0
+        )
+        return low, high
+
+    @torch.no_grad()
+    def _some_draws(self) -> Tensor:
+        return self.sample(_N_DRAWS, generator=torch.Generator().manual_seed(0))
