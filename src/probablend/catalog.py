@@ -19,8 +19,9 @@ from astropy.wcs import WCS, NoConvergence
 from scipy import ndimage
 
 from probablend.flags import Flag
-from probablend.hats import write_hats
+from probablend.hats import read_hats, write_hats
 from probablend.models.source import PARAMETERS
+from probablend.parquets import read_parquet
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ __all__ = [
     "describe",
     "provenance_header",
     "quantile_columns",
+    "read_catalog",
     "set_flux_unit",
     "sky_positions",
     "write_catalog",
@@ -186,6 +188,17 @@ def write_catalog(table: QTable, path: Path, header: fits.Header, name: str = "C
         write_hats(table, path)
         return
     table.write(path, format="ascii.ecsv" if path.suffix == ".ecsv" else "parquet")
+
+
+def read_catalog(path: Path) -> QTable:
+    """A table that :func:`write_catalog` wrote, under the names that it has there."""
+    if path.suffix == ".hats":
+        return read_hats(path)
+    if path.suffix == ".parquet":
+        return read_parquet(path)
+    if path.suffix == ".ecsv":
+        return QTable.read(path, format="ascii.ecsv")
+    return QTable.read(path, mask_invalid=False)  # NaN is a value here, not a hole
 
 
 def _in_fits(unit: u.UnitBase | None) -> bool:

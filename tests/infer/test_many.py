@@ -9,6 +9,7 @@ from astropy.io import fits
 from astropy.table import QTable
 from astropy.wcs import WCS
 
+from probablend.catalog import read_catalog
 from probablend.emulate.blend import FieldConfig, draw_field
 from probablend.infer import stream as module
 from probablend.infer.many import stem, stream_many
@@ -130,6 +131,14 @@ def test_one_catalogue_on_the_sky(settings, tmp_path):
     rows = dataset.dataset(tmp_path / "catalog.hats" / "dataset").to_table()
     assert rows.num_rows == summary["objects"]
     assert set(rows["image"].to_pylist()) == {"tile-0", "tile-1", "tile-2"}
+
+
+def test_one_catalogue_in_parquet(settings, tmp_path):
+    pytest.importorskip("pyarrow")
+    summary = stream_many(settings[:2], tmp_path, catalog_format="parquet")
+    rows = read_catalog(tmp_path / "catalog.parquet")
+    assert len(rows) == summary["objects"]
+    assert set(rows["image"]) == {"tile-0", "tile-1"}
 
 
 def test_the_stem_of_a_name():
