@@ -413,7 +413,7 @@ def view_command(
     Example: probablend view out --image image.fits
     """
     try:
-        from probablend.view.products import open_products
+        from probablend.view.layers import open_view
         from probablend.view.server import serve
     except ModuleNotFoundError as error:
         raise ValueError(
@@ -423,15 +423,15 @@ def view_command(
     folder = target
     if not target.exists():
         raise FileNotFoundError(f"{target} does not exist: a folder of products or an image")
-    if not target.is_dir():
+    if not target.is_dir() or target.suffix == ".zarr":
         folder = target.with_name(f"{target.name.split('.')[0]}-probablend")
         if (folder / "maps.fits").exists():
             raise FileExistsError(f"{target} is segmented already: probablend view {folder}")
         segment_command([target], output=folder, keep_samples=True, keep_posterior=64, regions=True)
         image = image or str(target)
-    products = open_products(folder, image)
+    view = open_view(folder, image)
     out.print("Open this address; Ctrl-C ends the viewer.")
-    serve(products, port=port, open_browser=not no_browser, tell=typer.echo)
+    serve(view, port=port, open_browser=not no_browser, tell=typer.echo)
 
 
 @app.command("plot")
@@ -451,7 +451,7 @@ def plot_command(
 
     Example: probablend plot out --image image.fits --id 7 -o pictures
     """
-    from probablend.products import draw_products
+    from probablend.figures import draw_products
 
     drawn = draw_products(products, image, output, ext=ext, ids=id_ or [], overwrite=overwrite)
     out.print(f"{', '.join(path.name for path in drawn)} are in {output}")

@@ -14,7 +14,7 @@ from probablend.catalog import write_catalog
 from probablend.flags import flag_table
 from probablend.infer.footprints import Ellipses
 from probablend.models.source import PARAMETERS
-from probablend.view.products import Products
+from probablend.products import Products
 
 __all__ = ["COLUMNS", "EXPORTS", "card", "export", "find_position", "pack", "selected"]
 
