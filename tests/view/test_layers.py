@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 from astropy.table import QTable
+from scipy.stats import entropy
 
 from probablend.view.layers import open_view
 from probablend.view.selection import card, export, find_position, pack, selected
@@ -30,6 +31,15 @@ def test_layers_show_what_the_files_hold(view, folder):
     cube = fits.getdata(folder / "samples.fits", "SAMPLES")
     shown = view.pyramids["sample-2"].values(0, 0, 0)
     np.testing.assert_array_equal(shown, cube[2][::-1])
+
+
+def test_the_entropy_is_that_of_the_three_classes(view, folder):
+    g, b = (
+        fits.getdata(folder / "maps.fits", name).astype("f8") for name in ("P_GALAXY", "P_BLEND")
+    )
+    expected = entropy(np.maximum([1 - g, g - b, b], 0), axis=0)[::-1]
+    np.testing.assert_allclose(view.pyramids["entropy"].values(0, 0, 0), expected, atol=1e-5)
+    assert np.isnan(expected).any()
 
 
 def test_footprints_are_those_of_the_regions(products, folder):

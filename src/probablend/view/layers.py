@@ -16,6 +16,8 @@ __all__ = ["View", "open_view"]
 
 log = logging.getLogger(__name__)
 
+_ROWS = 16  # of the entropy made at once: in the processor's cache it takes half the time
+
 
 @dataclass(frozen=True, kw_only=True)
 class View:
@@ -67,8 +69,9 @@ def _probability_layers(products: Products) -> list[Layer]:
     p_galaxy, p_blend = (_window(products.plane(name)) for name in ("P_GALAXY", "P_BLEND"))
 
     def read_entropy(rows: slice, columns: slice) -> np.ndarray:
-        both = (np.asarray(p(rows, columns), np.float32) for p in (p_galaxy, p_blend))
-        return class_entropy(*both)
+        both = [np.asarray(p(rows, columns), np.float32) for p in (p_galaxy, p_blend)]
+        strips = (slice(k, k + _ROWS) for k in range(0, len(both[0]), _ROWS))
+        return np.concatenate([class_entropy(*(p[strip] for p in both)) for strip in strips])
 
     galaxy = Layer(name="p_galaxy", title="P_GALAXY", read=p_galaxy, shape_yx=products.shape_yx)
     blend = replace(galaxy, name="p_blend", title="P_BLEND", read=p_blend)
