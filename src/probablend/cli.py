@@ -51,9 +51,18 @@ app.add_typer(evaluate_app, name="evaluate")
 
 out = Console()
 err = Console(stderr=True)
+_LAST_SEED = 2**62
 
 OutputDir = Annotated[Path, typer.Option("-o", "--output", help="Folder for the products.")]
-Seed = Annotated[int, typer.Option(help="Same seed, same result.", min=0, max=2**62)]
+
+
+def _seed(seed: int) -> int:
+    if seed > _LAST_SEED:  # as a maximum of the option it would fill the help with digits
+        raise typer.BadParameter(f"{seed} is larger than {_LAST_SEED}, the last one")
+    return seed
+
+
+Seed = Annotated[int, typer.Option(help="Same seed, same result.", min=0, callback=_seed)]
 MagRange = Annotated[tuple[float, float], typer.Option(help="Brightest and faintest magnitude.")]
 Samples = Annotated[int, typer.Option("--samples", help="Posterior samples.")]
 Model = Annotated[str, typer.Option(help="Name of shipped weights or a .safetensors file.")]
