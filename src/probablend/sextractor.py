@@ -187,6 +187,7 @@ def named_columns(catalog: QTable, columns: str) -> QTable:
         unit = one.unit or sources[0].unit
         table[name] = values if unit is None else u.Quantity(values, unit, dtype=values.dtype)
         describe(table, name, one.description, one.ucd)
+        table[name].info.format = sources[0].info.format
     renamed = {one.of[0] for one in EQUIVALENTS.values() if len(one.of) == 1}
     for name in catalog.colnames:
         if name not in renamed:
