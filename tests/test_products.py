@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from astropy.io import fits
 from astropy.table import QTable
-from astropy.wcs import WCS
 
 from probablend import cli
 from probablend.infer.stream import StreamSettings, stream
@@ -13,11 +12,7 @@ from probablend.view.layers import open_view
 
 
 @pytest.fixture(scope="module")
-def settings(scene, field_weights, tmp_path_factory):
-    wcs = WCS(naxis=2)
-    wcs.wcs.ctype = "RA---TAN", "DEC--TAN"
-    wcs.wcs.crval, wcs.wcs.crpix = (150.0, 2.0), (100.0, 80.0)
-    wcs.wcs.cdelt = -0.1 / 3600, 0.1 / 3600
+def settings(scene, wcs, field_weights, tmp_path_factory):
     path = tmp_path_factory.mktemp("image") / "image.fits"
     fits.writeto(path, scene.image, wcs.to_header())
     return {
