@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from astropy.wcs import WCS
 
 from probablend.checkpoint import save_weights
 from probablend.emulate.bank import draw_bank
@@ -39,6 +40,35 @@ def scene(galaxies):
 @pytest.fixture
 def generator():
     return np.random.default_rng(5)
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Sums of two threads round otherwise: bytes are compared with those of workers of one."""
+    n = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n)
+
+
+def make_wcs(ra=150.0, dec=2.0, x=99.0, y=99.0, scale=0.1):
+    """Coordinates with a place of the sky at a pixel, and pixels of so many arcseconds."""
+    wcs = WCS(naxis=2)
+    wcs.wcs.ctype = "RA---TAN", "DEC--TAN"
+    wcs.wcs.crval, wcs.wcs.crpix = (ra, dec), (x + 1, y + 1)
+    wcs.wcs.cdelt = -scale / 3600, scale / 3600
+    return wcs
+
+
+@pytest.fixture(scope="session")
+def wcs_at():
+    """Function that makes coordinates."""
+    return make_wcs
+
+
+@pytest.fixture(scope="session")
+def wcs():
+    return make_wcs()
 
 
 def make_batch(image, classes, n_sources=0):

@@ -1,9 +1,19 @@
 import numpy as np
 import pytest
+from astropy import units as u
+from astropy.io import fits
 from astropy.wcs import WCS
 from scipy.ndimage import center_of_mass
 
-from probablend.catalog import COLUMNS, blend_probability, catalog_of_labels
+from probablend.catalog import (
+    COLUMNS,
+    blend_probability,
+    build_table,
+    catalog_of_labels,
+    read_catalog,
+    set_flux_unit,
+    write_catalog,
+)
 from probablend.flags import Flag, flag_table
 from probablend.infer.objects import find_objects
 
@@ -72,6 +82,19 @@ def test_no_objects_are_an_empty_table_with_all_columns():
     assert len(table) == 0
     assert set(table.colnames) <= set(COLUMNS)
     assert {"id", "x", "y", "ra", "dec", "n_pixels", "p_blend", "flags"} <= set(table.colnames)
+
+
+def test_few_digits_are_printed_and_all_are_written(tmp_path):
+    table = build_table({"x": [1 / 3], "ra": [1 / 3], "flux": [1e-20 / 3], "p_blend": [1 / 3]})
+    set_flux_unit(table, u.erg)
+    printed = table.pformat(show_unit=False)[-1].split()
+    assert printed == ["0.3333", "0.3333333", "3.33333e-21", "0.3333"]
+    for kind in ("fits", "ecsv"):
+        write_catalog(table, tmp_path / f"catalog.{kind}", fits.Header())
+        read = read_catalog(tmp_path / f"catalog.{kind}")
+        for name in table.colnames:
+            assert read[name][0] == table[name][0]
+        assert read.pformat(show_unit=False)[-1].split() == printed
 
 
 def test_both_sides_of_an_overlap_are_blended():

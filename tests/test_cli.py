@@ -127,6 +127,13 @@ def test_cutouts_and_many_images_from_the_command_line(run, scene, field_weights
     assert "1 images could not be used" in " ".join(said.split())
 
 
+def test_seeds_end_somewhere_and_the_help_says_no_more_than_needed(run):
+    code, _, said = run("demo", "--seed", 2**63)
+    assert code == 2
+    assert "is larger than 4611686018427387904" in " ".join(said.replace("│", " ").split())
+    assert "4611686018427387904" not in run("demo", "--help")[1]
+
+
 def write(path, data):
     fits.PrimaryHDU(np.asarray(data, dtype=float)).writeto(path)
     return path

@@ -192,6 +192,23 @@ def test_every_shipped_weight_file_has_its_card():
         assert any(f"`{name}`" in title for title in titles), name
 
 
+def table_rows(text):
+    """Cells of a table by row and column."""
+    rows = [[c.strip() for c in r.strip("|").split("|")] for r in text.splitlines() if r[:1] == "|"]
+    return {(row[0], name): v for row in rows[2:] for name, v in zip(rows[0], row, strict=True)}
+
+
+def test_the_scores_of_the_readme_are_those_of_the_results():
+    results = table_rows(
+        (ROOT / "docs/results/field-euclid/results.md").read_text().split("\n\n")[2]
+    )
+    section = PAGES["README.md"].split("## How good is it")[1].split("\n## ")[0]
+    said = {key: value for key, value in table_rows(section).items() if key[1]}
+    assert len(said) == 2 * 8
+    for key, value in said.items():
+        assert results[key] == value
+
+
 @pytest.mark.parametrize(
     ("line", "position", "expected"),
     [("probablend se", 1, "segment"), ("probablend evaluate in", 2, "inject"),

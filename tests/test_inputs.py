@@ -15,19 +15,10 @@ from astropy.nddata import (
     UnknownUncertainty,
     VarianceUncertainty,
 )
-from astropy.wcs import WCS
 from photutils.segmentation import SourceCatalog
 
 from probablend import measure, read_image, segment
 from probablend.inputs import as_image
-
-
-@pytest.fixture(scope="module")
-def wcs():
-    wcs = WCS(naxis=2)
-    wcs.wcs.ctype, wcs.wcs.crval = ["RA---TAN", "DEC--TAN"], [150.0, 2.0]
-    wcs.wcs.crpix, wcs.wcs.cdelt = [100.0, 100.0], [-0.1 / 3600, 0.1 / 3600]
-    return wcs
 
 
 @pytest.fixture(scope="module")

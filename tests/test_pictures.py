@@ -4,7 +4,6 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 from astropy.io import fits
-from astropy.table import Table
 from matplotlib import animation
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -184,9 +183,6 @@ def test_the_command_says_what_is_missing(plot, folder):
     (folder / "out" / "posterior.fits").unlink()
     assert "--keep-posterior" in plot("--id", 2)[1]
     (folder / "out" / "samples.fits").unlink()
-    table = Table.read(folder / "out" / "catalog.fits")
-    table.rename_columns(table.colnames, [name.upper() for name in table.colnames])
-    table.write(folder / "out" / "catalog.fits", overwrite=True)
     assert plot()[0] == 0
     assert not (folder / "pictures" / "samples.png").exists()
     fits.PrimaryHDU(np.zeros((3, 4))).writeto(folder / "other.fits")

@@ -103,7 +103,7 @@ def plot_corner(draws: Mapping[str, np.ndarray], figure: Figure | SubFigure) -> 
 
 def draw_card(
     image: np.ndarray,
-    posterior: QTable,
+    posterior: QTable | np.ndarray,
     number: int,
     *,
     origin_yx: tuple[int, int] = (0, 0),
@@ -115,7 +115,7 @@ def draw_card(
     ----------
     image : ndarray, shape (y, x)
         In units of the noise.
-    posterior : QTable
+    posterior : QTable or record array
         Joint draws, as :meth:`~probablend.infer.sources.Measured.posterior_table` gives them.
     number : int
         ``id`` of the galaxy.
@@ -154,5 +154,5 @@ def draw_card(
     return figure
 
 
-def _plain(table: QTable, name: str) -> np.ndarray:
+def _plain(table: QTable | np.ndarray, name: str) -> np.ndarray:
     return np.asarray(getattr(table[name], "value", table[name]))

@@ -19,8 +19,9 @@ from astropy.wcs import WCS, NoConvergence
 from scipy import ndimage
 
 from probablend.flags import Flag
-from probablend.hats import write_hats
+from probablend.hats import read_hats, write_hats
 from probablend.models.source import PARAMETERS
+from probablend.parquets import read_parquet
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ __all__ = [
     "describe",
     "provenance_header",
     "quantile_columns",
+    "read_catalog",
     "set_flux_unit",
     "sky_positions",
     "write_catalog",
@@ -111,6 +113,10 @@ UCDS: dict[str, str] = {
     "cutout": "meta.record",
 }
 
+# How floats are printed where not with four decimals, by the first word of their name. In files
+# they are whole.
+_PRINTED = {"ra": ".7f", "dec": ".7f", "flux": ".6g"}
+
 # Where a result comes from: key of its ``meta`` → FITS keyword and comment.
 PROVENANCE = {
     "version": ("PBVERS", "version of probablend"),
@@ -134,6 +140,8 @@ def build_table(columns: Mapping[str, np.ndarray]) -> QTable:
         values: np.ndarray = np.asarray(columns[name], dtype=dtype)
         table[name] = values if unit is None else u.Quantity(values, unit, dtype=dtype)
         describe(table, name, description, UCDS[name])
+        if values.dtype.kind == "f":
+            table[name].info.format = _PRINTED.get(name.partition("_")[0], ".4f")
     return table
 
 
@@ -147,9 +155,10 @@ def set_flux_unit(table: QTable, unit: u.UnitBase) -> None:
     """Say, in place, what unit the image had: fluxes are in it."""
     for name in table.colnames:
         if name == "flux" or name.startswith("flux_"):
-            description, ucd = table[name].info.description, table[name].info.meta["ucd"]
-            table[name] = u.Quantity(table[name], unit)
-            describe(table, name, description, ucd)
+            column = table[name]
+            table[name] = u.Quantity(column, unit)
+            describe(table, name, column.info.description, column.info.meta["ucd"])
+            table[name].info.format = column.info.format
 
 
 def provenance_header(meta: Mapping[str, Any]) -> fits.Header:
@@ -171,6 +180,7 @@ def write_catalog(table: QTable, path: Path, header: fits.Header, name: str = "C
             said = column.info
             table[said.name] = column.value
             describe(table, said.name, f"{said.description}, {said.unit}", said.meta["ucd"])
+            table[said.name].info.format = said.format
         hdu = fits.BinTableHDU(table, name=name)
         for number, column in enumerate(table.itercols(), start=1):
             said = (column.info.description or "").encode("ascii", "replace").decode()
@@ -186,6 +196,17 @@ def write_catalog(table: QTable, path: Path, header: fits.Header, name: str = "C
         write_hats(table, path)
         return
     table.write(path, format="ascii.ecsv" if path.suffix == ".ecsv" else "parquet")
+
+
+def read_catalog(path: Path) -> QTable:
+    """A table that :func:`write_catalog` wrote, under the names that it has there."""
+    if path.suffix == ".hats":
+        return read_hats(path)
+    if path.suffix == ".parquet":
+        return read_parquet(path)
+    if path.suffix == ".ecsv":
+        return QTable.read(path, format="ascii.ecsv")
+    return QTable.read(path, mask_invalid=False)  # NaN is a value here, not a hole
 
 
 def _in_fits(unit: u.UnitBase | None) -> bool:

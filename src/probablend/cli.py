@@ -51,9 +51,18 @@ app.add_typer(evaluate_app, name="evaluate")
 
 out = Console()
 err = Console(stderr=True)
+_LAST_SEED = 2**62
 
 OutputDir = Annotated[Path, typer.Option("-o", "--output", help="Folder for the products.")]
-Seed = Annotated[int, typer.Option(help="Same seed, same result.", min=0, max=2**62)]
+
+
+def _seed(seed: int) -> int:
+    if seed > _LAST_SEED:  # as a maximum of the option it would fill the help with digits
+        raise typer.BadParameter(f"{seed} is larger than {_LAST_SEED}, the last one")
+    return seed
+
+
+Seed = Annotated[int, typer.Option(help="Same seed, same result.", min=0, callback=_seed)]
 MagRange = Annotated[tuple[float, float], typer.Option(help="Brightest and faintest magnitude.")]
 Samples = Annotated[int, typer.Option("--samples", help="Posterior samples.")]
 Model = Annotated[str, typer.Option(help="Name of shipped weights or a .safetensors file.")]
@@ -413,7 +422,7 @@ def view_command(
     Example: probablend view out --image image.fits
     """
     try:
-        from probablend.view.products import open_products
+        from probablend.view.layers import open_view
         from probablend.view.server import serve
     except ModuleNotFoundError as error:
         raise ValueError(
@@ -423,15 +432,15 @@ def view_command(
     folder = target
     if not target.exists():
         raise FileNotFoundError(f"{target} does not exist: a folder of products or an image")
-    if not target.is_dir():
+    if not target.is_dir() or target.suffix == ".zarr":
         folder = target.with_name(f"{target.name.split('.')[0]}-probablend")
         if (folder / "maps.fits").exists():
             raise FileExistsError(f"{target} is segmented already: probablend view {folder}")
         segment_command([target], output=folder, keep_samples=True, keep_posterior=64, regions=True)
         image = image or str(target)
-    products = open_products(folder, image)
+    view = open_view(folder, image)
     out.print("Open this address; Ctrl-C ends the viewer.")
-    serve(products, port=port, open_browser=not no_browser, tell=typer.echo)
+    serve(view, port=port, open_browser=not no_browser, tell=typer.echo)
 
 
 @app.command("plot")
@@ -451,7 +460,7 @@ def plot_command(
 
     Example: probablend plot out --image image.fits --id 7 -o pictures
     """
-    from probablend.products import draw_products
+    from probablend.figures import draw_products
 
     drawn = draw_products(products, image, output, ext=ext, ids=id_ or [], overwrite=overwrite)
     out.print(f"{', '.join(path.name for path in drawn)} are in {output}")

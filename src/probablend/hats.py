@@ -12,9 +12,11 @@ from typing import Any
 
 import astropy.units as u
 import numpy as np
-from astropy.table import Table
+from astropy.table import QTable, Table
 
-__all__ = ["check_hats", "partition", "write_hats"]
+from probablend.parquets import read_parquet
+
+__all__ = ["check_hats", "partition", "read_hats", "write_hats"]
 
 _FINEST = 29  # order of the index that every row carries
 _DEEPEST = 12  # order of the smallest partition, 0.7 arcmin on a side
@@ -119,6 +121,26 @@ def write_hats(table: Table, path: Path, *, max_rows: int = _MAX_ROWS) -> None:
     (path / "hats.properties").write_text(text)
 
 
+def read_hats(path: Path) -> QTable:
+    """All rows of a catalogue that :func:`write_hats` wrote, by ``id``.
+
+    Parameters
+    ----------
+    path : Path
+        The folder.
+
+    Raises
+    ------
+    ValueError
+        If a package is missing.
+    """
+    check_hats()
+    table = read_parquet(path / "dataset")
+    table.remove_column(_INDEX)
+    table.sort("id")
+    return table
+
+
 def _pixel(index: np.ndarray, order: int | np.ndarray) -> np.ndarray:
     return index >> 2 * (_FINEST - np.asarray(order))
 
@@ -140,7 +162,8 @@ def _arrow(table: Table, index: np.ndarray) -> Any:
     fields, arrays = [pyarrow.field(_INDEX, pyarrow.int64())], [pyarrow.array(index)]
     for column in table.itercols():
         array = pyarrow.array(np.asarray(getattr(column, "value", column)))
-        said = {"unit": str(column.unit or ""), "description": column.info.description or ""}
+        said = {"unit": str(column.unit or ""), "description": column.info.description or "",
+                "ucd": (column.info.meta or {}).get("ucd", "")}  # fmt: skip
         fields.append(pyarrow.field(column.info.name, array.type, metadata=said))
         arrays.append(array)
     schema = pyarrow.schema(fields, metadata={k: str(v) for k, v in table.meta.items()})

@@ -1,30 +1,24 @@
-"""What ``probablend segment`` wrote, read back part by part and drawn."""
+"""What ``probablend segment`` wrote, whatever the format; planes stay in their files."""
 
-import logging
-import os
-import shutil
-import tempfile
-from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from astropy.io import fits
-from astropy.table import QTable, Table
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from astropy.table import QTable
 
-from probablend.card import draw_card
-from probablend.images import ImageFile, prepare_image
-from probablend.pictures import animate_samples, plot_blend_overlay, plot_footprints, plot_samples
-from probablend.plot import plot_class_probabilities
+from probablend.catalog import read_catalog
+from probablend.images import ImageFile
+from probablend.infer.footprints import Ellipses
+from probablend.infer.outputs import CATALOG_FORMATS
+from probablend.sextractor import own_columns
+from probablend.zarrs import group_header, open_zarr
 
-__all__ = ["Products", "draw_products"]
+__all__ = ["Products"]
 
-log = logging.getLogger(__name__)
-
-_SIDE = 800  # pixels of an image that one figure can show
-_AROUND = 200  # pixels around the galaxy of a card, from which the noise is estimated
-_MOST_SAMPLES = 16
+_MAPS_FORMATS = ("fits", "zarr")
+_CHUNK = 4096  # sources whose draws are read at once
 
 
 class Products:
@@ -32,187 +26,122 @@ class Products:
 
     Parameters
     ----------
-    directory : Path or str
-        What :meth:`~probablend.infer.segment.Segmentation.write` wrote.
+    folder : Path or str
+        Holds maps and a catalogue; samples and a posterior if they were kept.
 
-    Raises
-    ------
-    FileNotFoundError
-        If there are none.
-    """
-
-    def __init__(self, directory: Path | str) -> None:
-        self.directory = Path(directory)
-        if not (self.directory / "maps.fits").is_file():
-            raise FileNotFoundError(
-                f"{directory} holds no maps.fits: run 'probablend segment IMAGE -o {directory}'"
-            )
-        self.shape = self._file("LABELS").shape
-
-    def _file(self, name: str) -> ImageFile:
-        return ImageFile(self.directory / "maps.fits", ext=name)
-
-    def plane(self, name: str, box: tuple[slice, slice]) -> np.ndarray:
-        """A box of ``P_GALAXY``, ``P_BLEND``, ``LABELS`` or ``MASK``."""
-        return self._file(name).read(*box, exact=True)
-
-    def catalog(self) -> Table:
-        """The catalogue, its columns' names in small letters."""
-        kinds = {"fits": "fits", "ecsv": "ascii.ecsv", "parquet": "parquet"}
-        for suffix, kind in kinds.items():
-            path = self.directory / f"catalog.{suffix}"
-            if path.is_file():
-                table = Table.read(path, format=kind)
-                table.rename_columns(table.colnames, [name.lower() for name in table.colnames])
-                return table
-        raise FileNotFoundError(f"{self.directory} holds no catalogue")
-
-    def samples(self, box: tuple[slice, slice]) -> np.ndarray | None:
-        """A box of the class maps, (sample, y, x); None if they were not kept."""
-        path = self.directory / "samples.fits"
-        if not path.is_file():
-            return None
-        with fits.open(path) as hdus:
-            return np.asarray(hdus["SAMPLES"].section[:, box[0], box[1]])
-
-    def posterior(self) -> QTable:
-        """Joint draws of every source."""
-        path = self.directory / "posterior.fits"
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{self.directory} holds no posterior.fits, which a card needs: "
-                "segment with --keep-posterior 128"
-            )
-        return QTable.read(path)
-
-
-def draw_products(
-    directory: Path | str,
-    image: Path | str,
-    output: Path | str,
-    *,
-    ext: int | str | None = None,
-    ids: Sequence[int] = (),
-    overwrite: bool = False,
-) -> list[Path]:
-    """Draw what is in a folder: footprints, classes, P_BLEND, samples, cards.
-
-    Parameters
+    Attributes
     ----------
-    directory : Path or str
-        Of the products.
-    image : Path or str
-        The image that they are of.
-    output : Path or str
-        Folder for the figures. Of a large image they show the middle.
-    ext : int or str, optional
-        Extension of the image.
-    ids : sequence of int
-        Galaxies to draw a card of.
-    overwrite : bool
-        Whether earlier figures may be replaced.
-
-    Returns
-    -------
-    list of Path
-        The figures.
+    folder : Path
+        Where they lie.
+    header : Header
+        Provenance.
+    wcs : WCS or None
+        Celestial coordinates.
+    shape_yx : tuple of int
+        Shape of every plane.
+    samples : array-like, shape (sample, y, x), or None
+        Class maps; None if they were not kept.
+    catalog : QTable
+        One row per source, under our own names, in the order of ``LABELS``.
+    posterior : ndarray or None
+        Joint draws: a record per row of the catalogue; None if they were not kept.
 
     Raises
     ------
     FileNotFoundError
-        If image, maps, or the posterior that cards need are not there.
-    FileExistsError
-        If a figure is there already.
+        If there are no maps or no catalogue.
     ValueError
-        If the image is not the one that was segmented, or there is no such galaxy.
+        If they cannot be read, or do not belong together.
     """
-    products, file, output = Products(directory), ImageFile(image, ext=ext), Path(output)
-    if file.shape != products.shape:
-        raise ValueError(
-            f"{image} has shape {file.shape}, the maps in {directory} {products.shape}: "
-            "give the image that was segmented"
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        maps = _find(self.folder, "maps")
+        if maps is None:
+            raise FileNotFoundError(_no_maps(self.folder))
+        self._maps = maps
+        known = ImageFile(maps, ext="P_GALAXY")
+        self.shape_yx, self.wcs = known.shape, known.wcs
+        self.header = group_header(maps) if maps.suffix == ".zarr" else fits.getheader(maps)
+        self.samples = None
+        if (samples := _find(self.folder, "samples")) is not None:
+            self.samples = _array(samples, "SAMPLES")
+            self._check(samples, self.samples, "(sample, y, x)", 3)
+        self.catalog = _read_catalog(self.folder)
+        self.posterior = None
+        if (draws := self.folder / "posterior.fits").exists():
+            self.posterior = _array(draws, "POSTERIOR")
+            if len(self.posterior) != len(self.catalog):
+                raise ValueError(
+                    f"{draws} has {len(self.posterior)} sources and the catalogue has "
+                    f"{len(self.catalog)}: they do not belong together"
+                )
+
+    def plane(self, name: str) -> Any:
+        """``P_GALAXY``, ``P_BLEND``, ``LABELS`` or ``MASK``: what is sliced is read."""
+        plane = _array(self._maps, name)
+        self._check(self._maps, plane, "(y, x)", 2)
+        return plane
+
+    def _check(self, path: Path, array: Any, wanted: str, n_axes: int) -> None:
+        if len(array.shape) != n_axes or tuple(array.shape[-2:]) != self.shape_yx:
+            raise ValueError(
+                f"{path} has shape {tuple(array.shape)}; {wanted} with the shape of P_GALAXY, "
+                f"{self.shape_yx}, is wanted"
+            )
+
+    @cached_property
+    def ellipses(self) -> Ellipses:
+        """Median footprints; circles of the same area where no draws were kept."""
+        y, x, n_pixels = (
+            np.asarray(getattr(self.catalog[k], "value", self.catalog[k]), dtype=float)
+            for k in ("y", "x", "n_pixels")
         )
-    output.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=".probablend-", dir=output))
+        shape = {
+            "radius": np.sqrt(n_pixels / np.pi),
+            "e1": np.zeros(len(x)),
+            "e2": np.zeros(len(x)),
+        }
+        if self.posterior is not None:
+            for first in range(0, len(x), _CHUNK):
+                some = self.posterior[first : first + _CHUNK]
+                for name, values in shape.items():
+                    values[first : first + _CHUNK] = np.median(some[name], axis=1)
+        return Ellipses(y=y, x=x, **shape)
+
+
+def _find(folder: Path, stem: str) -> Path | None:
+    paths = (folder / f"{stem}.{kind}" for kind in _MAPS_FORMATS)
+    return next((path for path in paths if path.exists()), None)
+
+
+def _no_maps(folder: Path) -> str:
+    """Why there is nothing to look at."""
+    if inside := sorted(path.parent for path in folder.glob("*/maps.*")):
+        return f"{folder} holds products of several images: name one, as {inside[0]}"
+    if any(folder.glob("catalog.*")):
+        return f"{folder} holds no maps.fits, only a catalogue: --cutouts makes no maps to show"
+    return f"{folder} holds no maps.fits: run 'probablend segment IMAGE -o {folder}'"
+
+
+def _array(path: Path, name: str) -> Any:
+    """Data of an extension or array, mapped from its file."""
+    if path.suffix == ".zarr":
+        return open_zarr(path, name)[0]
     try:
-        _draw_maps(products, file, work)
-        for number in ids:
-            _save(_draw_card(products, file, number), work / f"card-{number}.png")
-        names = sorted(path.name for path in work.iterdir())
-        there = [name for name in names if (output / name).exists()]
-        if there and not overwrite:
-            raise FileExistsError(f"{output} holds {', '.join(there)} already: overwrite, or not")
-        for name in names:
-            os.replace(work / name, output / name)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    return [output / name for name in names]
+        with fits.open(path, memmap=True) as hdus:
+            return hdus[name].data
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{name} cannot be read from {path}: {error}") from error
 
 
-def _box(
-    middle_yx: tuple[float, float], half: int, shape_yx: tuple[int, int]
-) -> tuple[slice, slice]:
-    """A square around a place, as much of it as the image has."""
-    first = [
-        min(max(0, int(m) - half), max(0, n - 2 * half))
-        for m, n in zip(middle_yx, shape_yx, strict=True)
-    ]
-    rows, columns = (slice(f, min(n, f + 2 * half)) for f, n in zip(first, shape_yx, strict=True))
-    return rows, columns
-
-
-def _signal(file: ImageFile, box: tuple[slice, slice]) -> np.ndarray:
-    prepared = prepare_image(file.read(*box))
-    return np.where(prepared.mask, np.nan, prepared.signal)
-
-
-def _draw_maps(products: Products, file: ImageFile, work: Path) -> None:
-    box = _box((file.shape[0] / 2, file.shape[1] / 2), _SIDE // 2, file.shape)
-    if max(file.shape) > _SIDE:
-        log.info("the figures show the middle of the image, at most %d pixels wide", _SIDE)
-    signal = _signal(file, box)
-    p_galaxy, p_blend = products.plane("P_GALAXY", box), products.plane("P_BLEND", box)
-    blended = np.asarray(products.catalog()["p_blend"])
-    figure, ax = _one(signal.shape)
-    plot_footprints(signal, products.plane("LABELS", box), blended, ax)
-    ax.set_title("footprints: thin blue single, thick orange blended")
-    _save(figure, work / "footprints.png")
-    figure, ax = _one(signal.shape)
-    plot_class_probabilities(p_galaxy, p_blend, ax).set_title("mean class: sky, one, blend")
-    _save(figure, work / "classes.png")
-    figure, ax = _one(signal.shape)
-    plot_blend_overlay(signal, p_blend, ax).set_title("probability of a blend")
-    _save(figure, work / "p_blend.png")
-    samples = products.samples(box)
-    if samples is None:
-        log.info("no samples.fits: segment with --keep-samples to have the samples drawn")
-        return
-    samples = samples[:_MOST_SAMPLES]
-    figure, ax = _one(signal.shape)
-    plot_samples(samples, ax).set_title("posterior samples: sky, one, blend")
-    _save(figure, work / "samples.png")
-    animate_samples(signal, samples, work / "samples.gif")
-
-
-def _save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, dpi=150, bbox_inches="tight")
-
-
-def _one(shape_yx: tuple[int, ...]) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(8, min(max(8 * shape_yx[0] / shape_yx[1], 2), 14)),
-                    layout="constrained")  # fmt: skip
-    return figure, figure.subplots()
-
-
-def _draw_card(products: Products, file: ImageFile, number: int) -> Figure:
-    posterior = products.posterior()
-    if not 1 <= number <= len(posterior):
-        raise ValueError(f"there is no source {number}: numbers run from 1 to {len(posterior)}")
-    y, x = (float(np.median(posterior[name][number - 1].value)) for name in ("y", "x"))
-    box = _box((y, x), _AROUND, file.shape)
-    row = products.catalog()[number - 1]
-    said = [f"{name} {row[name]:.2f}" for name in ("p_source", "p_blend") if name in row.colnames]
-    return draw_card(
-        _signal(file, box), posterior, number, origin_yx=(box[0].start, box[1].start),
-        title="".join(f",  {one}" for one in said),
-    )  # fmt: skip
+def _read_catalog(folder: Path) -> QTable:
+    for kind in CATALOG_FORMATS:
+        path = folder / f"catalog.{kind}"
+        if not path.exists():
+            continue
+        try:
+            return own_columns(read_catalog(path))
+        except (OSError, ImportError, KeyError, ValueError, TypeError) as error:
+            raise ValueError(f"{path} cannot be read as a catalogue: {error}") from error
+    raise FileNotFoundError(f"{folder} holds no catalogue, catalog.{{{','.join(CATALOG_FORMATS)}}}")

@@ -11,10 +11,17 @@ import astropy.units as u
 import numpy as np
 from astropy.table import QTable
 
-from probablend.catalog import describe
+from probablend.catalog import COLUMNS, UCDS, describe
 from probablend.flags import Flag
 
-__all__ = ["COLUMN_NAMES", "EQUIVALENTS", "Equivalent", "check_columns", "named_columns"]
+__all__ = [
+    "COLUMN_NAMES",
+    "EQUIVALENTS",
+    "Equivalent",
+    "check_columns",
+    "named_columns",
+    "own_columns",
+]
 
 COLUMN_NAMES = ("probablend", "sextractor")
 _RMS = 1 / np.sqrt(2 * np.log(2))  # of a Gaussian along an axis, in units of its half-light radius
@@ -46,6 +53,8 @@ class Equivalent:
         What it is.
     unit : Unit, optional
         That of the first of ``of`` if not given.
+    back : callable, optional
+        From its values to those of the one column that it is made of; the same if not given.
     """
 
     of: tuple[str, ...]
@@ -53,6 +62,7 @@ class Equivalent:
     ucd: str
     description: str
     unit: u.UnitBase | None = None
+    back: Callable[[np.ndarray], np.ndarray] | None = None
 
 
 def _same(values: np.ndarray) -> np.ndarray:
@@ -74,10 +84,18 @@ def _flags(flags: np.ndarray, p_blend: np.ndarray) -> np.ndarray:
 EQUIVALENTS: dict[str, Equivalent] = {
     "NUMBER": Equivalent(("id",), _same, "meta.id;meta.main", "number in LABELS, from 1"),
     "X_IMAGE": Equivalent(
-        ("x",), lambda x: x + 1, "pos.cartesian.x;instr.det", "column, first pixel at 1"
+        ("x",),
+        lambda x: x + 1,
+        "pos.cartesian.x;instr.det",
+        "column, first pixel at 1",
+        back=lambda x: x - 1,
     ),
     "Y_IMAGE": Equivalent(
-        ("y",), lambda y: y + 1, "pos.cartesian.y;instr.det", "row, first pixel at 1"
+        ("y",),
+        lambda y: y + 1,
+        "pos.cartesian.y;instr.det",
+        "row, first pixel at 1",
+        back=lambda y: y - 1,
     ),
     "ALPHA_J2000": Equivalent(("ra",), _same, "pos.eq.ra;meta.main", "right ascension, ICRS"),
     "DELTA_J2000": Equivalent(("dec",), _same, "pos.eq.dec;meta.main", "declination, ICRS"),
@@ -169,8 +187,41 @@ def named_columns(catalog: QTable, columns: str) -> QTable:
         unit = one.unit or sources[0].unit
         table[name] = values if unit is None else u.Quantity(values, unit, dtype=values.dtype)
         describe(table, name, one.description, one.ucd)
+        table[name].info.format = sources[0].info.format
     renamed = {one.of[0] for one in EQUIVALENTS.values() if len(one.of) == 1}
     for name in catalog.colnames:
         if name not in renamed:
             table["PB_FLAGS" if name == "flags" else name.upper()] = catalog[name]
+    return table
+
+
+def own_columns(catalog: QTable) -> QTable:
+    """The catalogue under our own names, whichever it was written under.
+
+    Parameters
+    ----------
+    catalog : QTable
+        As :func:`named_columns` gives it.
+
+    Returns
+    -------
+    QTable
+        ``catalog`` itself if the names are ours, else one with the columns of
+        :data:`~probablend.catalog.COLUMNS` that it holds.
+    """
+    if "NUMBER" not in catalog.colnames:
+        return catalog
+    single = {one.of[0]: name for name, one in EQUIVALENTS.items() if len(one.of) == 1}
+    table = QTable(meta=catalog.meta)
+    for ours, (_, _, description) in COLUMNS.items():
+        theirs = single.get(ours, "PB_FLAGS" if ours == "flags" else ours.upper())
+        if theirs not in catalog.colnames:
+            continue
+        back = EQUIVALENTS[theirs].back if theirs in EQUIVALENTS else None
+        if back is None:
+            table[ours] = catalog[theirs]
+        else:
+            unit = catalog[theirs].unit
+            table[ours] = u.Quantity(back(catalog[theirs].value), unit)
+        describe(table, ours, description, UCDS[ours])
     return table

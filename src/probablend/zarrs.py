@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from astropy.io import fits
 
-__all__ = ["HEADER", "check_zarr", "make_zarr", "open_zarr"]
+__all__ = ["HEADER", "check_zarr", "group_header", "make_zarr", "open_zarr"]
 
 HEADER = "fits_header"
 
@@ -43,15 +43,8 @@ def open_zarr(path: Path, name: int | str | None) -> tuple[Any, fits.Header]:
     ValueError
         If there is no such array.
     """
-    check_zarr()
-    import zarr
-
-    try:
-        store = zarr.open(path, mode="r")
-    except Exception as error:
-        text = str(error).strip().splitlines()
-        raise ValueError(f"{path} cannot be read as Zarr: {text[0] if text else error}") from error
-    if isinstance(store, zarr.Group):
+    store = _open(path)
+    if hasattr(store, "arrays"):
         arrays = dict(sorted(store.arrays()))
         planes = [key for key, array in arrays.items() if array.ndim == 2]
         if name is None and planes:
@@ -60,7 +53,27 @@ def open_zarr(path: Path, name: int | str | None) -> tuple[Any, fits.Header]:
             wanted = "with two axes" if name is None else name
             raise ValueError(f"{path} has no array {wanted}; it has {', '.join(arrays) or 'none'}")
         store = arrays[str(name)]
-    return store, fits.Header.fromstring(str(store.attrs.get(HEADER, "")), sep="\n")
+    return store, _cards(store)
+
+
+def group_header(path: Path) -> fits.Header:
+    """FITS cards of a group, not of one of its arrays."""
+    return _cards(_open(path))
+
+
+def _open(path: Path) -> Any:
+    check_zarr()
+    import zarr
+
+    try:
+        return zarr.open(path, mode="r")
+    except Exception as error:
+        text = str(error).strip().splitlines()
+        raise ValueError(f"{path} cannot be read as Zarr: {text[0] if text else error}") from error
+
+
+def _cards(store: Any) -> fits.Header:
+    return fits.Header.fromstring(str(store.attrs.get(HEADER, "")), sep="\n")
 
 
 def make_zarr(

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 from astropy.table import Table
-from astropy.wcs import WCS
 
 from probablend.emulate.blend import FieldConfig, draw_field
 from probablend.emulate.parametric import ParametricGalaxies
@@ -18,15 +17,12 @@ RMS = get_survey("euclid-vis").sky_rms
 
 
 @pytest.fixture(scope="module")
-def image():
+def image(wcs):
     """A small field with a WCS, in counts."""
     survey = get_survey("euclid-vis")
     galaxies = ParametricGalaxies(survey, "test", n_galaxies=100, n_stars=5, seed=2)
     config = FieldConfig(size=160, density=100)
     scene = draw_field(galaxies, config, generator=np.random.default_rng(1))
-    wcs = WCS(naxis=2)
-    wcs.wcs.ctype = "RA---TAN", "DEC--TAN"
-    wcs.wcs.cdelt = -0.1 / 3600, 0.1 / 3600
     return ImageData(data=scene.image, wcs=wcs, name="mine.fits", zeropoint=survey.zeropoint)
 
 

@@ -7,7 +7,6 @@ import torch
 from astropy.coordinates import SkyCoord
 from astropy.io import fits
 from astropy.table import QTable, Table
-from astropy.wcs import WCS
 
 from probablend.catalog import COLUMNS
 from probablend.flags import Flag
@@ -17,14 +16,6 @@ from probablend.infer.segment import segment
 from probablend.models.source import PARAMETERS
 
 
-def sky():
-    wcs = WCS(naxis=2)
-    wcs.wcs.ctype = ["RA---TAN", "DEC--TAN"]
-    wcs.wcs.crval, wcs.wcs.crpix = [150.0, 2.0], [100.0, 100.0]
-    wcs.wcs.cdelt = [-0.1 / 3600, 0.1 / 3600]
-    return wcs
-
-
 def run(scene, weights, **settings):
     values = {"rms": scene.rms, "n_samples": 2, "model": weights, "psf_fwhm": 1.7}
     values |= {"background": "none"} | settings
@@ -32,8 +23,8 @@ def run(scene, weights, **settings):
 
 
 @pytest.fixture(scope="module")
-def result(scene, field_weights):
-    return run(scene, field_weights, zeropoint=25.0, wcs=sky())
+def result(scene, wcs, field_weights):
+    return run(scene, field_weights, zeropoint=25.0, wcs=wcs)
 
 
 def test_the_catalogue_is_complete_finite_and_ordered(result):
@@ -55,8 +46,8 @@ def test_the_catalogue_is_complete_finite_and_ordered(result):
 
 
 @pytest.mark.parametrize("tile_size", [40, 64, 104])
-def test_tiling_changes_nothing(scene, field_weights, result, tile_size):
-    tiled = run(scene, field_weights, zeropoint=25.0, wcs=sky(), tile_size=tile_size)
+def test_tiling_changes_nothing(scene, wcs, field_weights, result, tile_size):
+    tiled = run(scene, field_weights, zeropoint=25.0, wcs=wcs, tile_size=tile_size)
     np.testing.assert_allclose(tiled.p_galaxy, result.p_galaxy, atol=1e-5)
     np.testing.assert_allclose(tiled.p_blend, result.p_blend, atol=1e-5)
     assert len(tiled.catalog) == len(result.catalog)
@@ -66,9 +57,9 @@ def test_tiling_changes_nothing(scene, field_weights, result, tile_size):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3, err_msg=name)
 
 
-def test_the_same_seed_gives_the_same_catalogue(scene, field_weights, result):
-    again = run(scene, field_weights, zeropoint=25.0, wcs=sky())
-    other = run(scene, field_weights, zeropoint=25.0, wcs=sky(), seed=1)
+def test_the_same_seed_gives_the_same_catalogue(scene, wcs, field_weights, result):
+    again = run(scene, field_weights, zeropoint=25.0, wcs=wcs)
+    other = run(scene, field_weights, zeropoint=25.0, wcs=wcs, seed=1)
     np.testing.assert_array_equal(again.catalog["flux_q95"], result.catalog["flux_q95"])
     assert not np.array_equal(other.catalog["flux_q95"], result.catalog["flux_q95"])
     np.testing.assert_array_equal(other.catalog["p_source"], result.catalog["p_source"])
@@ -180,8 +171,9 @@ def test_forced_photometry_keeps_every_row_and_their_order(scene, field_weights)
     np.testing.assert_array_equal(measure(scene.image, as_array, **settings)["flux"], table["flux"])
 
 
-def test_positions_on_the_sky_and_of_other_programs_are_understood(scene, field_weights, tmp_path):
-    wcs = sky()
+def test_positions_on_the_sky_and_of_other_programs_are_understood(
+    scene, wcs, field_weights, tmp_path
+):
     settings = {"rms": scene.rms, "n_samples": 1, "model": field_weights, "psf_fwhm": 1.7,
                 "background": "none"}  # fmt: skip
     at = np.array([[40.0, 60.0], [120.4, 80.25]])  # x, y

@@ -86,6 +86,21 @@ def test_a_source_that_no_pixel_supports_keeps_its_label():
     assert (labels > 0).sum() == 1
 
 
+def test_sources_with_one_centre_all_keep_a_label():
+    same = ellipses(*[(4.1, 8.9, 3, 0, 0)] * 7, (4, 8, 1, 0, 0), (20, 0, 2, 0, 0))
+    labels = label_sources(same, np.zeros((30, 10)))
+    assert set(np.unique(labels)) == set(range(10))
+    assert labels[4, 9] == 1  # the first keeps the centre, the others lie around it
+    assert labels[4, 8] == 8
+    assert labels[20, 0] == 9
+    y, x = np.nonzero(labels[:10])
+    assert np.hypot(y - 4, x - 9).max() < 3
+
+
+def test_more_sources_than_pixels_are_no_error():
+    assert (label_sources(ellipses(*[(0, 0, 1, 0, 0)] * 5), np.ones((2, 2))) > 0).all()
+
+
 def test_regions_are_ellipses_counted_from_one():
     text = ellipses((9.0, 19.0, 3.0, 0.6, 0.0)).to_regions().splitlines()
     assert text[-1].startswith("ellipse(20.00,10.00,4.24,2.12,0.0)")

@@ -4,39 +4,28 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from astropy.io import fits
 from astropy.table import QTable
-from astropy.wcs import WCS
 
+from probablend.catalog import read_catalog
 from probablend.emulate.blend import FieldConfig, draw_field
 from probablend.infer import stream as module
 from probablend.infer.many import stem, stream_many
 from probablend.infer.stream import StreamSettings, stream
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    n = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def settings(galaxies, field_weights, tmp_path_factory):
+def settings(galaxies, wcs_at, field_weights, tmp_path_factory):
     """Three small images at three places of the sky."""
     folder = tmp_path_factory.mktemp("images")
     some = []
     for k in range(3):
         config = FieldConfig(size=96, mag_range=(20.5, 24.5), companion_fraction=0.4)
         scene = draw_field(galaxies, config, generator=np.random.default_rng(k))
-        wcs = WCS(naxis=2)
-        wcs.wcs.ctype = "RA---TAN", "DEC--TAN"
-        wcs.wcs.crval, wcs.wcs.crpix = (10.0 + 40 * k, 2.0), (48.0, 48.0)
-        wcs.wcs.cdelt = -0.1 / 3600, 0.1 / 3600
         path = folder / f"tile-{k}.fits"
-        fits.writeto(path, scene.image, wcs.to_header())
+        fits.writeto(path, scene.image, wcs_at(10.0 + 40 * k, x=47, y=47).to_header())
         some.append(
             StreamSettings(
                 image=str(path), rms=scene.rms, background="none", n_samples=2, psf_fwhm=1.7,
@@ -130,6 +119,14 @@ def test_one_catalogue_on_the_sky(settings, tmp_path):
     rows = dataset.dataset(tmp_path / "catalog.hats" / "dataset").to_table()
     assert rows.num_rows == summary["objects"]
     assert set(rows["image"].to_pylist()) == {"tile-0", "tile-1", "tile-2"}
+
+
+def test_one_catalogue_in_parquet(settings, tmp_path):
+    pytest.importorskip("pyarrow")
+    summary = stream_many(settings[:2], tmp_path, catalog_format="parquet")
+    rows = read_catalog(tmp_path / "catalog.parquet")
+    assert len(rows) == summary["objects"]
+    assert set(rows["image"]) == {"tile-0", "tile-1"}
 
 
 def test_the_stem_of_a_name():

@@ -110,10 +110,7 @@ def test_a_failure_leaves_nothing_behind(result, tmp_path, monkeypatch):
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_the_world_coordinates_go_through(scene, small_weights, tmp_path):
-    wcs = WCS(naxis=2)
-    wcs.wcs.ctype = ["RA---TAN", "DEC--TAN"]
-    wcs.wcs.crval, wcs.wcs.crpix, wcs.wcs.cdelt = [150, 2], [100.5, 100.5], [-1e-4, 1e-4]
+def test_the_world_coordinates_go_through(scene, wcs, small_weights, tmp_path):
     data = ImageData(data=scene.image, wcs=wcs)
     result = segment(data, rms=scene.rms, n_samples=1, model=small_weights)
     x, y = wcs.world_to_pixel_values(result.catalog["ra"], result.catalog["dec"])

@@ -11,7 +11,6 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
-import torch
 from astropy.io import fits
 from astropy.table import QTable
 from astropy.wcs import WCS
@@ -27,20 +26,17 @@ from probablend.infer.stream import StreamSettings, stream
 from probablend.infer.tiles import Window
 from probablend.models.source import PARAMETERS
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 N_KILLS = int(os.environ.get("PROBABLEND_KILLS", "3"))
 
 
 @pytest.fixture(scope="module")
-def image(galaxies, tmp_path_factory):
+def image(galaxies, wcs, tmp_path_factory):
     """A crowded field on disc, with a WCS and a hole."""
     config = FieldConfig(size=300, mag_range=(20.5, 25.0), companion_fraction=0.4)
     scene = draw_field(galaxies, config, generator=np.random.default_rng(3))
     data = scene.image[:270].copy()
     data[100:120, 30:60] = np.nan
-    wcs = WCS(naxis=2)
-    wcs.wcs.ctype = "RA---TAN", "DEC--TAN"
-    wcs.wcs.crval, wcs.wcs.crpix = (150.0, 2.0), (100.0, 80.0)
-    wcs.wcs.cdelt = -0.1 / 3600, 0.1 / 3600
     path = tmp_path_factory.mktemp("image") / "huge.fits"
     fits.HDUList([fits.PrimaryHDU(), fits.ImageHDU(data, wcs.to_header(), name="SCI")]).writeto(
         path
@@ -55,15 +51,6 @@ def settings(image, field_weights):
         image=str(path), rms=rms, background="none", n_samples=3, seed=5, psf_fwhm=1.7,
         model=str(field_weights), zeropoint=25.0, keep_posterior=4, keep_samples=True, block=96,
     )  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Sums of two threads round otherwise: bytes are compared with those of workers of one."""
-    n = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n)
 
 
 @pytest.fixture(scope="module")

@@ -3,20 +3,16 @@
 import numpy as np
 import pytest
 from astropy.io import fits
-from astropy.wcs import WCS
 
 import probablend
 
 
 @pytest.fixture(scope="session")
-def folder(scene, tmp_path_factory):
+def folder(scene, wcs_at, tmp_path_factory):
     """Products of a field with celestial coordinates and a hole; the image lies beside them."""
-    wcs = WCS(naxis=2)
-    wcs.wcs.ctype = ["RA---TAN", "DEC--TAN"]
-    wcs.wcs.crval, wcs.wcs.crpix, wcs.wcs.cdelt = [150.1, 2.2], [100, 100], [-3e-5, 3e-5]
     image = scene.image.astype(np.float32)
     image[20:40, 150:170] = np.nan
     root = tmp_path_factory.mktemp("view")
-    fits.writeto(root / "field.fits", image, wcs.to_header())
+    fits.writeto(root / "field.fits", image, wcs_at(150.1, 2.2).to_header())
     result = probablend.segment(root / "field.fits", rms=scene.rms, n_samples=4, psf_fwhm=1.7)
     return result.write(root / "out", keep_samples=True, keep_posterior=16, regions=True)

@@ -51,6 +51,8 @@ def class_entropy(p_galaxy: np.ndarray, p_blend: np.ndarray) -> np.ndarray:
     p_galaxy, p_blend : ndarray, shape (y, x)
         Probabilities of at least one and at least two galaxies; NaN stays NaN.
     """
-    p = np.stack([1 - p_galaxy, p_galaxy - p_blend, p_blend])
-    p = np.clip(p, 1e-12, 1)
-    return -(p * np.log(p)).sum(axis=0)
+    entropy = np.zeros_like(p_galaxy)
+    for p in (1 - p_galaxy, p_galaxy - p_blend, p_blend):
+        clipped = np.clip(p, 1e-12, 1)
+        entropy -= clipped * np.log(clipped)
+    return entropy

@@ -165,8 +165,9 @@ def label_sources(ellipses: Ellipses, p_galaxy: np.ndarray) -> np.ndarray:
     Returns
     -------
     ndarray of int32, shape (y, x)
-        0 = none, 1…N: the source in whose ellipse the pixel lies deepest. A source keeps the
-        pixel of its centre.
+        0 = none, 1…N: the source in whose ellipse the pixel lies deepest. No source is without
+        a pixel: it keeps that of its centre, or the next that is nobody's centre if an earlier
+        source has its centre there.
     """
     n_y, n_x = p_galaxy.shape
     labels = np.zeros((n_y, n_x), dtype=np.int32)
@@ -175,10 +176,33 @@ def label_sources(ellipses: Ellipses, p_galaxy: np.ndarray) -> np.ndarray:
     flat = labels.ravel()
     flat[index[order]] = source[order] + 1
     flat[~(p_galaxy.ravel() > 0.5)] = 0
-    rows = np.clip(np.floor(ellipses.y + 0.5).astype(int), 0, n_y - 1)
-    columns = np.clip(np.floor(ellipses.x + 0.5).astype(int), 0, n_x - 1)
+    rows, columns = _own_pixels(ellipses, (n_y, n_x))
     labels[rows, columns] = np.arange(1, len(ellipses) + 1)
     return labels
+
+
+def _own_pixels(ellipses: Ellipses, shape_yx: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Row and column of a pixel of its own for every source, as long as there are pixels."""
+    rows, columns = (
+        np.clip(np.floor(v + 0.5).astype(int), 0, n - 1)
+        for v, n in zip((ellipses.y, ellipses.x), shape_yx, strict=True)
+    )
+    _, first = np.unique(rows * shape_yx[1] + columns, return_index=True)
+    if len(first) == len(rows):  # the common case
+        return rows, columns
+    taken = np.zeros(shape_yx, dtype=bool)
+    taken[rows, columns] = True
+    for k in np.setdiff1d(np.arange(len(rows)), first):
+        for reach in range(1, max(shape_yx)):
+            low_y, low_x = max(rows[k] - reach, 0), max(columns[k] - reach, 0)
+            box = taken[low_y : rows[k] + reach + 1, low_x : columns[k] + reach + 1]
+            if not box.all():
+                free = np.argwhere(~box) + np.array([low_y, low_x])
+                away = np.hypot(free[:, 0] - ellipses.y[k], free[:, 1] - ellipses.x[k])
+                rows[k], columns[k] = free[np.argmin(away)]
+                taken[rows[k], columns[k]] = True
+                break
+    return rows, columns
 
 
 def blended_share(

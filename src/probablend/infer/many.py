@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from astropy.table import QTable, vstack
+from astropy.table import vstack
 
-from probablend.catalog import provenance_header, write_catalog
+from probablend.catalog import provenance_header, read_catalog, write_catalog
 from probablend.infer.cluster import each
 from probablend.infer.outputs import check_format, check_output, move, remove
 from probablend.infer.plan import StreamSettings, check_same, discard, fingerprint, write_text
@@ -145,7 +145,7 @@ def _write_catalog(output: Path, names: list[str], kind: str, target: Path) -> N
     """One table of the catalogues of all images."""
     tables = []
     for name in names:
-        table = QTable.read(output / name / f"catalog.{kind}")
+        table = read_catalog(output / name / f"catalog.{kind}")
         table.meta.clear()
         table.add_column(np.full(len(table), name), name="image", index=0)
         table["image"].info.description = "folder of the image that the row belongs to"

@@ -14,6 +14,7 @@ from probablend.catalog import COLUMNS, build_table, set_flux_unit
 from probablend.flags import Flag
 from probablend.infer.segment import segment
 from probablend.inputs import ImageLike, as_image
+from probablend.parquets import read_parquet
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +40,10 @@ def read_positions(path: Path | str) -> Table:
     if not path.is_file():
         raise FileNotFoundError(f"catalogue {path} does not exist")
     kinds = {".fits": "fits", ".fit": "fits", ".gz": "fits", ".ecsv": "ascii.ecsv",
-             ".csv": "ascii.csv", ".parquet": "parquet", ".cat": "ascii.sextractor"}  # fmt: skip
+             ".csv": "ascii.csv", ".cat": "ascii.sextractor"}  # fmt: skip
     try:
+        if path.suffix == ".parquet":
+            return read_parquet(path)
         return Table.read(path, format=kinds.get(path.suffix, "ascii"))
     except Exception as error:
         said = " ".join(str(error).split())[:200]

@@ -14,7 +14,7 @@ from probablend.catalog import write_catalog
 from probablend.flags import flag_table
 from probablend.infer.footprints import Ellipses
 from probablend.models.source import PARAMETERS
-from probablend.view.products import Products
+from probablend.products import Products
 
 __all__ = ["COLUMNS", "EXPORTS", "card", "export", "find_position", "pack", "selected"]
 
@@ -126,6 +126,8 @@ def export(products: Products, threshold: float, kind: str) -> bytes:
             header["PBSELECT"] = (f"p_blend > {threshold:g}", "rows of the catalogue")
             write_catalog(table, path, header)
         else:
+            for column in table.itercols():
+                column.info.format = None  # digits are cut where people read, not here
             table.write(path, format="ascii.csv")
         return path.read_bytes()
 

@@ -22,7 +22,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from probablend.catalog import PROVENANCE, sky_positions
-from probablend.view.products import Products
+from probablend.view.layers import View
 from probablend.view.selection import COLUMNS, EXPORTS, card, export, find_position, pack
 from probablend.view.tiles import PALETTES, TILE, Layer, legend
 
@@ -101,29 +101,30 @@ def _cookie(headers: Headers, name: str) -> str:
         return ""
 
 
-def make_app(products: Products, *, token: str, port: int) -> ASGIApp:
+def make_app(view: View, *, token: str, port: int) -> ASGIApp:
     """The viewer as an ASGI application; it changes nothing.
 
     Parameters
     ----------
-    products : Products
+    view : View
         What is shown.
     token : str
         Without which nothing is answered.
     port : int
         Where it will be served.
     """
+    products = view.products
     run = secrets.token_hex(4)  # tiles of another run may be in the browser's memory
 
     def index(_: Request) -> Response:
         return FileResponse(_STATIC / "index.html", headers={"Cache-Control": "no-store"})
 
     def info(_: Request) -> Response:
-        return JSONResponse(_describe(products, run))
+        return JSONResponse(_describe(view, run))
 
     def tile(request: Request) -> Response:
         at = request.path_params
-        png = products.pyramids[at["layer"]].tile(at["level"], at["column"], at["row"])
+        png = view.pyramids[at["layer"]].tile(at["level"], at["column"], at["row"])
         return Response(png, media_type="image/png", headers=_KEEP)
 
     def colours(request: Request) -> Response:
@@ -139,7 +140,7 @@ def make_app(products: Products, *, token: str, port: int) -> ASGIApp:
 
     def pixel(request: Request) -> Response:
         x, y = (_number(request, name) for name in "xy")
-        return JSONResponse(_read_pixel(products, x, y))
+        return JSONResponse(_read_pixel(view, x, y))
 
     def goto(request: Request) -> Response:
         query = request.query_params
@@ -192,19 +193,20 @@ def _number(request: Request, name: str) -> float:
     return number
 
 
-def _describe(products: Products, run: str) -> dict[str, Any]:
+def _describe(view: View, run: str) -> dict[str, Any]:
     """What the page must know before it shows anything."""
+    products = view.products
     n_y, n_x = products.shape_yx
-    layers = [_describe_layer(p.layer) for p in products.pyramids.values()]
+    layers = [_describe_layer(p.layer) for p in view.pyramids.values()]
     header = products.header
     return {
         "run": run,
         "folder": str(products.folder),
-        "image": None if products.image is None else str(products.image),
+        "image": None if view.image is None else str(view.image),
         "width": n_x,
         "height": n_y,
         "tile": TILE,
-        "levels": next(iter(products.pyramids.values())).n_levels,
+        "levels": next(iter(view.pyramids.values())).n_levels,
         "layers": [layer for layer in layers if not layer["name"].startswith("sample-")],
         "samples": [layer for layer in layers if layer["name"].startswith("sample-")],
         "columns": COLUMNS,
@@ -228,32 +230,32 @@ def _describe_layer(layer: Layer) -> Mapping[str, Any]:
     }
 
 
-def _read_pixel(products: Products, x: float, y: float) -> dict[str, float | None]:
+def _read_pixel(view: View, x: float, y: float) -> dict[str, float | None]:
     """What every layer but the samples says of a pixel, and where it is in the sky."""
-    n_y, n_x = products.shape_yx
+    n_y, n_x = view.products.shape_yx
     row, column = math.floor(y + 0.5), math.floor(x + 0.5)
     if not (0 <= row < n_y and 0 <= column < n_x):
         raise ValueError(f"x = {x:g}, y = {y:g} lies outside the image")
     said: dict[str, float | None] = {}
-    for name, pyramid in products.pyramids.items():
+    for name, pyramid in view.pyramids.items():
         if not name.startswith("sample-"):
             value = float(pyramid.layer.read(slice(row, row + 1), slice(column, column + 1))[0, 0])
             said[name] = value if math.isfinite(value) else None
-    if products.wcs is not None:
-        ra, dec = sky_positions(np.array([x]), np.array([y]), products.wcs)
+    if (wcs := view.products.wcs) is not None:
+        ra, dec = sky_positions(np.array([x]), np.array([y]), wcs)
         for name, values in (("ra", ra), ("dec", dec)):
             said[name] = float(values[0]) if np.isfinite(values[0]) else None
     return said
 
 
 def serve(
-    products: Products, *, port: int = 0, open_browser: bool = True, tell: Callable[[str], Any]
+    view: View, *, port: int = 0, open_browser: bool = True, tell: Callable[[str], Any]
 ) -> None:
     """Serve the viewer on this machine until it is interrupted.
 
     Parameters
     ----------
-    products : Products
+    view : View
         What is shown.
     port : int
         0 takes any that is free.
@@ -280,7 +282,7 @@ def serve(
         port = listener.getsockname()[1]
         address = f"http://127.0.0.1:{port}/?token={token}"
         tell(address)
-        app = make_app(products, token=token, port=port)
+        app = make_app(view, token=token, port=port)
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, server_header=False, lifespan="off",
             timeout_graceful_shutdown=2,
