@@ -1,4 +1,7 @@
-"""Write docs/evaluation.md: its words from _templates/evaluation.md, its numbers from results/.
+"""Write the numbers of results/ into docs/evaluation.md and the README.
+
+The words of the page are those of _templates/evaluation.md. In the README the cells of a table
+are filled, whatever rows and columns it has.
 
 python docs/evaluation.py
 """
@@ -12,6 +15,7 @@ from typing import Any
 DOCS = Path(__file__).parent
 RESULTS = DOCS / "results"
 BENCHMARKS = DOCS.parent / "benchmarks"
+README = DOCS.parent / "README.md"
 
 
 def table(head: str, rows: Iterator[str]) -> str:
@@ -143,5 +147,27 @@ def page() -> str:
     return re.sub(r"\{\{(.*?)\}\}", fill, words)
 
 
+def readme() -> str:
+    """The README with its table filled."""
+    cells = {}
+    head, _, *rows = _rows(results("field-euclid"))
+    for name, *values in rows:
+        cells |= {(name, column): value for column, value in zip(head[1:], values, strict=True)}
+    text = README.read_text()
+    chosen = re.search(r"^\| \| field \|.*\n(\|.*\n)+", text, re.MULTILINE)
+    assert chosen is not None
+    head, _, *rows = _rows(chosen[0])
+    filled = [[name, *(cells[name, column] for column in head[1:])] for name, *_ in rows]
+    lines = ["| " + " | ".join(row).lstrip() + " |" for row in (head, *filled)]
+    return text.replace(chosen[0], "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:], ""]))
+
+
+def _rows(text: str) -> list[list[str]]:
+    """Cells of a table."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
 if __name__ == "__main__":
     (DOCS / "evaluation.md").write_text(page())
+    README.write_text(readme())
