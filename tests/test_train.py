@@ -11,7 +11,7 @@ from probablend.checkpoint import load_model, load_tensors
 from probablend.config import BankConfig, OptimizerConfig, TrainConfig, read_train_config
 from probablend.emulate.compose import SceneConfig
 from probablend.models import MODELS
-from probablend.train import train
+from probablend.train import familiarise, train
 
 
 def small(kind="punet", n_steps=6):
@@ -205,6 +205,29 @@ def test_parts_of_a_network_can_start_afresh(tmp_path):
     for key in kept:
         if old[key].is_floating_point():
             torch.testing.assert_close(new[key], old[key], rtol=1e-3, atol=1e-5)
+
+
+def test_trained_weights_know_their_training(tmp_path, monkeypatch, small_weights):
+    monkeypatch.setattr("probablend.models.familiar._FEWEST", 4)
+    monkeypatch.setattr("probablend.models.field._HEAT_LEVEL", 0.0)  # so early it dares nothing
+    config = small("field")
+    train(config, tmp_path / "whole", device="cpu")
+    weights = train(config, tmp_path / "broken", device="cpu", stop_after=4)
+    assert not load_model(weights)[0].familiar.whitening.any()  # they are not finished
+    train(config, tmp_path / "broken", device="cpu", resume=True)
+    whole, broken = (
+        load_tensors(tmp_path / d / "small.safetensors")[0] for d in ("whole", "broken")
+    )
+    assert whole["familiar.whitening"].any()
+    for key in whole:
+        assert torch.equal(whole[key], broken[key]), key
+    moved = familiarise(weights, config, tmp_path / "broken", output=tmp_path / "b.safetensors")
+    assert torch.equal(load_tensors(moved)[0]["familiar.mean"], whole["familiar.mean"])
+    later = replace(config, start_from=str(weights), validate_every=1)
+    unfinished = train(later, tmp_path / "later", device="cpu", stop_after=1)
+    assert not load_model(unfinished)[0].familiar.whitening.any()  # that was another training
+    with pytest.raises(ValueError, match="no field model"):
+        familiarise(small_weights, config, tmp_path / "whole")
 
 
 def test_a_training_can_start_from_earlier_weights(tmp_path):

@@ -131,7 +131,10 @@ def load_model(name_or_path: str | Path) -> tuple[Network, dict[str, Any]]:
             model = build_model(meta["model"])
     except (RuntimeError, MemoryError) as error:
         raise ValueError(f"{path} describes a network that cannot be built: {error}") from error
-    wanted = {key: value.shape for key, value in model.state_dict().items()}
+    own = model.state_dict()
+    if not any(key.startswith("familiar.") for key in tensors):  # from before it was learnt
+        own = {key: value for key, value in own.items() if not key.startswith("familiar.")}
+    wanted = {key: value.shape for key, value in own.items()}
     found = {key: value.shape for key, value in tensors.items()}
     if wanted != found:
         odd = sorted(set(wanted.items()) ^ set(found.items()), key=str)[:3]

@@ -9,8 +9,8 @@ import csv
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -38,11 +38,12 @@ from probablend.models.network import Network
 from probablend.models.pairs import MASKS, PairNetwork, true_masks
 from probablend.survey import PSF_RANGE, get_survey
 
-__all__ = ["train", "validate"]
+__all__ = ["familiarise", "train", "validate"]
 
 log = logging.getLogger(__name__)
 
 _N_VALIDATION_SAMPLES = 8
+_FAMILIAR = 4  # scenes of training galaxies per held-out one, when familiarity is learnt
 
 
 def train(
@@ -203,8 +204,59 @@ def train(
                 spent = seconds + time.monotonic() - began
                 state = {"config": _plain(config), "step": done, "best_score": best_score}
                 save_tensors(last, _state(bare, averaged, optimizer), state | {"seconds": spent})
+    if first and end == config.optimizer.n_steps and isinstance(bare, FieldNetwork):
+        familiarise(best, config, directory, device=device)
     fabric.barrier()
     return best
+
+
+def familiarise(
+    weights: Path,
+    config: TrainConfig,
+    directory: Path,
+    *,
+    output: Path | None = None,
+    device: str = "auto",
+) -> Path:
+    """Teach finished weights what their training looked like.
+
+    Parameters
+    ----------
+    weights : Path
+        Of a field model.
+    config : TrainConfig
+        How they were trained.
+    directory : Path
+        Of the training, with its banks of stamps; they are drawn where they are missing.
+    output : Path, optional
+        Where to write; ``weights`` itself if not given.
+    device : {"auto", "cpu", "cuda", "mps"}
+        Where to compute.
+
+    Returns
+    -------
+    Path
+        The weights, which now know what is unlike the training: see
+        :class:`~probablend.models.familiar.Familiarity`.
+
+    Raises
+    ------
+    ValueError
+        If the weights are of another kind of network.
+    """
+    model, meta = load_model(weights)
+    if not isinstance(model, FieldNetwork):
+        raise ValueError(f"{weights} is no field model: it gathers nothing at sources")
+    place = resolve_device(device)
+    n = -(-config.n_validation // config.optimizer.batch_size)
+    last = config.bank.number_at(config.optimizer.n_steps - 1)
+    training = _bank(config, directory, "train", last).to(place)
+    validation = _bank(config, directory, "validation", 0).to(place)
+    seen, held_out = _sky(config, training, _FAMILIAR * n), _sky(config, validation, n)
+    model.to(place).learn_familiar(seen, held_out)
+    output = output or weights
+    save_weights(output, model, meta, half=True)
+    return output
 
 
 @torch.inference_mode()
@@ -362,12 +414,22 @@ def _validation(config: TrainConfig, directory: Path, device: torch.device) -> l
     return [draw_batch(bank, config.scenes, n=size, seed=config.seed + 1, index=k) for k in numbers]
 
 
+def _sky(config: TrainConfig, bank: Bank, n_batches: int) -> Iterator[SceneBatch]:
+    """Scenes as they were learnt from, and larger ones: most of an image is far from its border."""
+    for factor in (1, 3):
+        scenes = replace(config.scenes, size=factor * config.scenes.size)
+        n = max(1, config.optimizer.batch_size // factor**2)
+        for k in range(n_batches):
+            yield draw_batch(bank, scenes, n=n, seed=config.seed + 2, index=k)
+
+
 def _start_from(model: Network, name: str, fresh: Sequence[str]) -> None:
     """Take over the weights of an earlier network, but for the parts that start afresh."""
     own = model.state_dict()
     parts = {key.split(".")[0] for key in own}
     if unknown := sorted(set(fresh) - parts):
         raise ValueError(f"fresh names {', '.join(unknown)}; the network has {sorted(parts)}")
+    fresh = [*fresh, "familiar"]  # that was another training
     earlier = {
         key: value for key, value in load_model(name)[0].state_dict().items()
         if key.split(".")[0] not in fresh

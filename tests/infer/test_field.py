@@ -9,6 +9,7 @@ from astropy.io import fits
 from astropy.table import QTable, Table
 
 from probablend.catalog import COLUMNS
+from probablend.checkpoint import load_model, save_weights
 from probablend.flags import Flag
 from probablend.images import ImageData
 from probablend.infer.measure import measure, read_positions
@@ -131,6 +132,24 @@ def test_sources_outside_what_was_learnt_are_flagged(scene, field_weights, resul
     assert not (result.catalog["flags"] & Flag.OUT_OF_RANGE).any()
     broad = run(scene, field_weights, psf_fwhm=5.0)
     assert (broad.catalog["flags"] & Flag.OUT_OF_RANGE).all()
+
+
+def test_sources_in_a_strange_sky_are_flagged(scene, field_weights, result, tmp_path):
+    network, meta = load_model(field_weights)
+    y, x = torch.from_numpy(result.sources.origin.T.astype(np.float32))
+    with torch.inference_mode():
+        said = network(torch.from_numpy(result.signal)[None, None], psf_fwhm=torch.tensor([1.7]))
+        seen = said.surroundings(torch.zeros(len(y), dtype=torch.long), y, x)
+        network.familiar.mean.copy_(seen.mean(dim=0))
+        network.familiar.whitening.copy_(torch.eye(seen.shape[1]))
+        distance = network.familiar(seen)
+        near, far = distance.sort().values[len(y) // 2 - 1 : len(y) // 2 + 1]
+        network.familiar.whitening /= ((near + far) / 2).sqrt()  # half of them beyond the limit
+    save_weights(tmp_path / "a.safetensors", network, meta, half=False)
+    for tile_size in (1024, 64):
+        again = run(scene, tmp_path / "a.safetensors", tile_size=tile_size)
+        flagged = (again.catalog["flags"] & Flag.OUT_OF_RANGE) > 0
+        np.testing.assert_array_equal(flagged, distance.numpy() >= float(far))
 
 
 def test_saturated_pixels_are_flagged(scene, field_weights, result):

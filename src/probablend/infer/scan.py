@@ -35,6 +35,8 @@ class Found:
         Probability that there is a source, and that a source is a star.
     context : Tensor, shape (source, channel)
         What the posterior of the source is conditioned on.
+    strangeness : ndarray, shape (source,)
+        How far what surrounds the source is from the training; beyond 1 is outside.
     pixel : ndarray of int, shape (source, 2)
         Row and column of the pixel that owns the source: orders sources and keys their draws.
     row : ndarray of int, shape (source,)
@@ -46,6 +48,7 @@ class Found:
     p_source: np.ndarray
     p_star: np.ndarray
     context: Tensor
+    strangeness: np.ndarray
     pixel: np.ndarray
     row: np.ndarray
 
@@ -55,7 +58,7 @@ class Found:
         return Found(
             y=self.y[index], x=self.x[index], p_source=self.p_source[index],
             p_star=self.p_star[index], context=self.context[torch.from_numpy(index)],
-            pixel=self.pixel[index], row=self.row[index],
+            strangeness=self.strangeness[index], pixel=self.pixel[index], row=self.row[index],
         )  # fmt: skip
 
     def __len__(self) -> int:
@@ -202,9 +205,10 @@ def _sources(said: FieldDistribution, tile: Tile, positions: np.ndarray | None) 
     given = said.context(scene, at_y, at_x, detected=False)
     exists = said.network.kinds(context)[:, 0].sigmoid().cpu().double().numpy()
     star = said.network.kinds(given)[:, 1].sigmoid().cpu().double().numpy()
+    strangeness = said.strangeness(scene, at_y, at_x).cpu().double().numpy()
     pixel = np.stack([pixel_y, pixel_x], axis=1)[index]
     return Found(y=y[index], x=x[index], p_source=exists, p_star=star, context=context,
-                 pixel=pixel, row=index)  # fmt: skip
+                 strangeness=strangeness, pixel=pixel, row=index)  # fmt: skip
 
 
 def _in_order(parts: list[Found]) -> Found:
@@ -215,6 +219,7 @@ def _in_order(parts: list[Found]) -> Found:
         p_source=np.concatenate([p.p_source for p in parts]),
         p_star=np.concatenate([p.p_star for p in parts]),
         context=torch.cat([p.context for p in parts]),
+        strangeness=np.concatenate([p.strangeness for p in parts]),
         pixel=np.concatenate([p.pixel for p in parts]),
         row=np.concatenate([p.row for p in parts]),
     )

@@ -262,7 +262,16 @@ def measure_sources(
             "parent": group + 1,
             "n_siblings": np.bincount(group, minlength=len(found))[group] - 1,
             "flags": _flags(
-                ellipses, middle, noise, prepared, image, saturation, widths, meta, window
+                ellipses,
+                middle,
+                found.strangeness,
+                noise,
+                prepared,
+                image,
+                saturation,
+                widths,
+                meta,
+                window,
             ),
         }
     )
@@ -286,6 +295,7 @@ def measure_sources(
 def _flags(
     ellipses: Ellipses,
     middle: np.ndarray,
+    strangeness: np.ndarray,
     noise: np.ndarray,
     prepared: PreparedImage,
     image: np.ndarray,
@@ -322,4 +332,5 @@ def _flags(
     ):
         low, high = limits.get(name, (0.0, np.inf))
         flags[(values < low / _SLACK) | (values > high * _SLACK)] |= Flag.OUT_OF_RANGE
+    flags[strangeness > 1] |= Flag.OUT_OF_RANGE
     return flags

@@ -17,7 +17,7 @@ Nothing looks further than the receptive field: tiles agree.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -35,6 +35,7 @@ from probablend.models.distribution import (
     SegmentationNetwork,
     check_number,
 )
+from probablend.models.familiar import Familiarity
 from probablend.models.fields import gaussian_fields, spline_matrix
 from probablend.models.source import SourceFlow, SourcePosterior, truth
 from probablend.models.unet import UNetConfig, pad_to_stride, receptive_radius
@@ -317,6 +318,16 @@ class FieldDistribution(SegmentationDistribution):
         ln_flux = self.network.photometry(sums, log_fwhm, context)
         return torch.cat([context, ln_flux[:, None]], dim=1)
 
+    def surroundings(self, scene: Tensor, y: Tensor, x: Tensor) -> Tensor:
+        """The coarsest features at positions, (source, channel): what kind of sky this is."""
+        levels = len(self.features)
+        cell = self.network.config.stem * 2 ** (levels - 1)
+        return _gather(self.features[-1], scene, y, x, cell)
+
+    def strangeness(self, scene: Tensor, y: Tensor, x: Tensor) -> Tensor:
+        """How far positions lie from the training, (source,); beyond 1 is outside."""
+        return self.network.familiar(self.surroundings(scene, y, x))
+
     def sources(
         self, scene: Tensor, y: Tensor, x: Tensor, unit: Tensor, *, detected: bool
     ) -> SourcePosterior:
@@ -411,6 +422,7 @@ class FieldNetwork(SegmentationNetwork):
         self.photometry = Photometry(config) if config.photometry else None
         self.kind = nn.Linear(config.context, 2)  # logits: a source, a star
         self.flow = SourceFlow(config.context, hidden=config.flow_hidden, shifted=config.photometry)
+        self.familiar = Familiarity(channels[-1])
 
     def kinds(self, context: Tensor) -> Tensor:
         """Logits that there is a source, and that it is a star, (source, 2)."""
@@ -488,6 +500,30 @@ class FieldNetwork(SegmentationNetwork):
             terms[key] = value / n
         loss = torch.stack([_WEIGHT.get(key, 1.0) * value for key, value in terms.items()]).sum()
         return {"loss": loss} | terms
+
+    @torch.inference_mode()
+    def learn_familiar(
+        self, training: Iterable[SceneBatch], held_out: Iterable[SceneBatch]
+    ) -> None:
+        """Remember what surrounds sources, see :class:`~probablend.models.familiar.Familiarity`.
+
+        Parameters
+        ----------
+        training, held_out : iterable of SceneBatch
+            Scenes that were learnt from, and others like them; peaks of true sources count.
+        """
+        self.eval()
+        self.familiar.learn(*(
+            torch.cat([self._surroundings(batch) for batch in batches])
+            for batches in (training, held_out)
+        ))  # fmt: skip
+
+    def _surroundings(self, batch: SceneBatch) -> Tensor:
+        """Coarsest features at the peaks that are true sources, (source, channel)."""
+        said = self(batch.image, psf_fwhm=batch.psf_fwhm)
+        found = said.candidates()
+        real = _partner(found, batch.sources.keep(batch.sources.n_pixels >= MIN_TRUE_PIXELS)) >= 0
+        return said.surroundings(found.scene[real], found.y[real], found.x[real])
 
     def _class_loss(
         self, said: FieldDistribution, classes: Tensor, generator: torch.Generator

@@ -1,0 +1,82 @@
+"""Whether what surrounds a source looks like the training.
+
+The coarsest features of a network say what kind of sky it sees: depth, sharpness, crowding,
+whatever else. Their mean and covariance over the sources of the training make a distance
+(Mahalanobis; Lee et al. 2018, arXiv:1807.03888); how far training-like scenes that were held
+out reach, a limit. What lies beyond it was never learnt, whatever the posterior says.
+"""
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["FALSE_ALARMS", "Familiarity"]
+
+log = logging.getLogger(__name__)
+
+FALSE_ALARMS = 0.005  # share of held-out sources beyond the limit
+_SHRINKAGE = 0.05  # of the correlations towards none
+_FEWEST = 200  # sources, without which the limit means nothing
+_LEAST = 1e-6  # spread of a feature that counts, of the widest
+
+
+class Familiarity(nn.Module):
+    """Distance from the training, in units of its limit.
+
+    Before :meth:`learn`, and with weights from before there was any, everything is at 0.
+
+    Parameters
+    ----------
+    n_features : int
+        Length of what is seen at a position.
+    """
+
+    mean: Tensor
+    whitening: Tensor
+
+    def __init__(self, n_features: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(n_features))
+        self.register_buffer("whitening", torch.zeros(n_features, n_features))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Squared Mahalanobis distance over that of the limit, (source,).
+
+        Parameters
+        ----------
+        features : Tensor, shape (source, feature)
+        """
+        return ((features - self.mean) @ self.whitening.T).square().sum(dim=1)
+
+    def learn(self, seen: Tensor, held_out: Tensor) -> None:
+        """Take the statistics of the training, and the limit of what was held out.
+
+        Too few sources teach nothing: then everything stays familiar.
+
+        Parameters
+        ----------
+        seen, held_out : Tensor, shape (source, feature)
+            Features at sources of the training and at others like them.
+        """
+        if min(len(seen), len(held_out)) < _FEWEST:
+            log.warning("too few sources to learn what the training looks like: no limit is set")
+            return
+        seen, held_out = seen.cpu().double(), held_out.cpu().double()
+        mean, spread = seen.mean(dim=0), seen.std(dim=0)
+        # What hardly ever changed would make the least change infinitely strange.
+        spread = spread.clamp(min=_LEAST * float(spread.max()))
+        correlation = torch.cov(((seen - mean) / spread).T)
+        shrunk = (1 - _SHRINKAGE) * correlation
+        shrunk.diagonal().add_(_SHRINKAGE)
+        whitening = torch.linalg.inv(torch.linalg.cholesky(shrunk)) / spread
+        squared = ((held_out - mean) @ whitening.T).square().sum(dim=1)
+        limit = torch.quantile(squared, 1 - FALSE_ALARMS)
+        self.mean.copy_(mean)
+        self.whitening.copy_(whitening / limit.sqrt())
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        for name, start in self.named_buffers():
+            state_dict.setdefault(prefix + name, start)
+        super()._load_from_state_dict(state_dict, prefix, *rest)

@@ -1,0 +1,79 @@
+import pytest
+import torch
+
+from probablend.checkpoint import load_model, load_tensors, save_tensors, save_weights
+from probablend.models.familiar import FALSE_ALARMS, Familiarity
+
+
+def gaussian(n, seed, n_features=6):
+    """Features that hang together, of very different sizes."""
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(n_features, n_features, generator=torch.Generator().manual_seed(0))
+    scale = torch.logspace(-3, 2, n_features)
+    return scale * (3 + torch.randn(n, n_features, generator=generator) @ mixing)
+
+
+@pytest.fixture
+def familiar():
+    familiarity = Familiarity(6)
+    familiarity.learn(gaussian(20_000, 1), gaussian(20_000, 2))
+    return familiarity
+
+
+def test_of_gaussian_features_the_wanted_share_lies_beyond_the_limit(familiar):
+    beyond = familiar(gaussian(100_000, 3)) > 1
+    assert float(beyond.float().mean()) == pytest.approx(FALSE_ALARMS, rel=0.15)
+
+
+def test_what_is_far_outside_is_strange_in_every_feature(familiar):
+    spread = gaussian(20_000, 1).std(dim=0)
+    far = gaussian(1, 4) + 20 * torch.diag(spread)
+    assert (familiar(far) > 1).all()
+
+
+def test_units_of_the_features_do_not_matter(familiar):
+    units = torch.logspace(2, -2, 6)
+    other = Familiarity(6)
+    other.learn(units * gaussian(20_000, 1), units * gaussian(20_000, 2))
+    new = gaussian(500, 5)
+    torch.testing.assert_close(other(units * new), familiar(new), rtol=0.02, atol=0.0)
+
+
+def test_a_feature_that_never_changed_teaches_little():
+    seen, held_out, new = (gaussian(2000, seed) for seed in (1, 2, 3))
+    for features in (seen, held_out, new):
+        features[:, 0] = 7.0
+    familiarity = Familiarity(6)
+    familiarity.learn(seen, held_out)
+    assert float((familiarity(new) > 1).float().mean()) < 0.03
+    assert torch.isfinite(familiarity.whitening).all()
+
+
+def test_few_sources_teach_nothing():
+    familiarity = Familiarity(6)
+    familiarity.learn(gaussian(2000, 1), gaussian(20, 2))
+    assert (familiarity(1e6 * gaussian(100, 3)) == 0).all()
+
+
+def test_what_was_learnt_survives_saving_in_half_precision(field_weights, tmp_path):
+    network, meta = load_model(field_weights)
+    n = network.config.channels[-1]
+    network.familiar.learn(gaussian(5000, 1, n), gaussian(5000, 2, n))
+    save_weights(tmp_path / "a.safetensors", network, meta, half=True)
+    again, _ = load_model(tmp_path / "a.safetensors")
+    new = gaussian(1000, 3, n)
+    assert torch.equal(again.familiar(new), network.familiar(new))
+    assert (again.familiar(new) > 0).all()
+
+
+def test_weights_without_statistics_find_nothing_strange(field_weights, tmp_path):
+    tensors, meta = load_tensors(field_weights)
+    older = {key: value for key, value in tensors.items() if not key.startswith("familiar.")}
+    assert len(older) < len(tensors)
+    save_tensors(tmp_path / "older.safetensors", older, meta)
+    network, _ = load_model(tmp_path / "older.safetensors")
+    assert (network.familiar(1e6 * torch.randn(50, network.config.channels[-1])) == 0).all()
+    del tensors["familiar.mean"]  # half of them are no file of ours
+    save_tensors(tmp_path / "odd.safetensors", tensors, meta)
+    with pytest.raises(ValueError, match="does not hold the weights of its own settings"):
+        load_model(tmp_path / "odd.safetensors")
