@@ -35,6 +35,7 @@ DENSITIES = {
     "cosmos-f814w": 200.0,
     "roman-f158": 200.0,
 }
+LARGER = {"cosmos-f814w": 2}  # small pixels: a field of this many times the side
 METHODS = ("field", "sep")
 KERNEL = 0.7  # σ in pixels of what drizzling leaves in the noise
 
@@ -73,7 +74,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     }
     for name in args.surveys:
         survey = get_survey(name)
-        config = FieldConfig(size=args.size, density=DENSITIES[name])
+        config = FieldConfig(size=args.size * LARGER.get(name, 1), density=DENSITIES[name])
         galaxies = open_source("parametric", survey, split="test")
         make = partial(draw, galaxies, config, args.seed)
         scenes = [make(k) for k in range(args.n)]
@@ -82,7 +83,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         scenes = [drizzled(scene, generator) for scene in scenes]
         entry["field, correlated noise"] = score(scenes, "field", args.seed)
         report["surveys"][name] = {
-            "density": config.density, "size": args.size, "n": args.n, "methods": entry,
+            "density": config.density, "size": config.size, "n": args.n, "methods": entry,
         }  # fmt: skip
         print(table({**report, "surveys": {name: report["surveys"][name]}}), flush=True)
     return report
