@@ -472,6 +472,7 @@ def _figure(report: dict[str, Any], table: Table) -> Figure:
             ax.plot([row["low"], high], [row["completeness"]] * 2, lw=3, color="C0")
         ax.set(xlabel=label, ylabel="found", ylim=(0, 1.02))
     axes[0, 0].set_xscale("symlog", linthresh=3)
+    axes[0, 0].set_xlim(left=0)
     seen = table[np.asarray(table["found"], bool)]
     flux, true = np.asarray(seen["flux"], float), np.asarray(seen["flux_true"], float)
     with np.errstate(divide="ignore", invalid="ignore"):
