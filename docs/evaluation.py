@@ -28,6 +28,11 @@ def results(name: str) -> str:
     return (RESULTS / name / "results.md").read_text()
 
 
+def file(name: str) -> str:
+    """A table that was written."""
+    return (RESULTS / name).read_text()
+
+
 def bins(name: str) -> str:
     """Fluxes in bins of S/N and separation, `sep` beside them."""
     methods = json.loads((RESULTS / name / "results.json").read_text())["methods"]
@@ -131,7 +136,7 @@ def benchmark(name: str) -> str:
 
 
 MAKERS = {
-    "results": results, "bins": bins, "real": real, "benchmark": benchmark,
+    "results": results, "file": file, "bins": bins, "real": real, "benchmark": benchmark,
     "emulation": emulation, "scaling": scaling,
 }  # fmt: skip
 
