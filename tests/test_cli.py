@@ -360,11 +360,12 @@ def test_an_image_is_segmented_beside_itself_to_be_viewed(run, tmp_path, monkeyp
     code, said, _ = run("view", tmp_path / "small.fits", "--no-browser", "--port", 0)
     assert code == 0
     assert "small-probablend" in said.replace("\n", "")
-    ((products, how),) = served
-    assert products.folder == tmp_path / "small-probablend"
-    assert products.image == tmp_path / "small.fits"
-    assert products.n_samples == 16
-    assert products.posterior is not None
+    ((view, how),) = served
+    assert view.products.folder == tmp_path / "small-probablend"
+    assert view.image == tmp_path / "small.fits"
+    assert "sample-15" in view.pyramids
+    assert "sample-16" not in view.pyramids
+    assert view.products.posterior is not None
     assert not how["open_browser"]
     code, _, said = run("view", tmp_path / "small.fits")
     assert code == 1

@@ -10,6 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
@@ -142,7 +143,7 @@ def train(
 
     began = time.monotonic()
     n_pixels = config.scenes.size**2
-    with _progress() as progress:
+    with _ordered_sums(accelerator), _progress() as progress:
         task = progress.add_task("train", total=config.optimizer.n_steps, completed=start, text="")
         bank, number = None, -1
         for step in range(start, end):
@@ -208,6 +209,20 @@ def train(
         familiarise(best, config, directory, device=device)
     fabric.barrier()
     return best
+
+
+@contextmanager
+def _ordered_sums(accelerator: str) -> Iterator[None]:
+    """On the CPU, gradients gathered at many places are added in one order by any threads."""
+    before = torch.are_deterministic_algorithms_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(before or accelerator == "cpu")
+    torch.utils.deterministic.fill_uninitialized_memory = before and filled
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        torch.utils.deterministic.fill_uninitialized_memory = filled
 
 
 def familiarise(

@@ -366,7 +366,7 @@ def test_what_reaches_beyond_the_margin_is_flagged():
     middle = np.ones((len(at), len(PARAMETERS)))
     # Only the last column is the border of the image: there a galaxy is truncated, not cut.
     window = Window((512, 512), (False, False, False, True))
-    flags = _flags(ellipses, middle, zero + 1, prepared, signal, None, zero + 2, {}, window)
+    flags = _flags(ellipses, middle, zero, zero + 1, prepared, signal, None, zero + 2, {}, window)
     assert flags.tolist() == [0, Flag.CUT, Flag.CUT, Flag.CUT, Flag.TRUNCATED]
 
 
