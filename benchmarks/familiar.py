@@ -1,14 +1,13 @@
-"""Weights that know what is unlike their training, and what they notice of it.
+"""What weights notice that is unlike their training.
 
-PROBABLEND_TEST_DATA=… python benchmarks/familiar.py field \
-    src/probablend/configs/field-wide.toml -o familiar.safetensors --report benchmarks/familiar
+PROBABLEND_TEST_DATA=… python benchmarks/familiar.py field -o benchmarks/familiar
 """
 
 import argparse
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from real_sky import fields
 
 from probablend import __version__
 from probablend.checkpoint import file_hash, find_model, load_model
-from probablend.config import read_train_config
 from probablend.emulate.blend import FieldConfig, draw_field
 from probablend.emulate.psf import psf_profile
 from probablend.emulate.sources import open_source
@@ -28,7 +26,6 @@ from probablend.evaluate.match import match_positions
 from probablend.images import prepare_image
 from probablend.models.field import FieldNetwork
 from probablend.survey import Survey, get_survey
-from probablend.train import familiarise
 
 SURVEYS = {"euclid-vis": 6, "lsst-i": 2}  # fields of each
 SIZE = 384
@@ -219,33 +216,20 @@ def as_table(report: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("weights", help="name or .safetensors file of a field model")
-    parser.add_argument("config", type=Path, help="how it was trained")
-    parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument("--work", type=Path, default=Path("runs/familiar"), help="banks of stamps")
-    parser.add_argument("--n-galaxies", type=int, help="of each survey, if not as in training")
-    parser.add_argument("--n-scenes", type=int, help="held out, if not as in training")
-    parser.add_argument("--report", type=Path, help="measure what is noticed, and write it here")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="without a suffix")
     arguments = parser.parse_args()
-    config = read_train_config(arguments.config)
-    if arguments.n_galaxies:
-        config = replace(config, bank=replace(config.bank, n_galaxies=arguments.n_galaxies))
-    if arguments.n_scenes:
-        config = replace(config, n_validation=arguments.n_scenes)
-    familiarise(find_model(arguments.weights), config, arguments.work, output=arguments.output)
-    if arguments.report is None:
-        return
-    network, _ = load_model(arguments.output)
-    assert isinstance(network, FieldNetwork)
+    path = find_model(arguments.weights)
+    network, meta = load_model(path)
+    if not (isinstance(network, FieldNetwork) and network.familiar.whitening.any()):
+        parser.error(f"{path} knows no training: probablend.train.familiarise teaches it")
     report = {
         "version": __version__,
-        "weights": file_hash(find_model(arguments.weights)),
-        "config": config.name,
-        "n_galaxies": config.bank.n_galaxies,
-        "n_scenes": config.n_validation,
+        "weights": file_hash(path),
+        "name": meta["name"],
         "fields": measure(network),
     }
-    arguments.report.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n")
-    arguments.report.with_suffix(".md").write_text(as_table(report))
+    arguments.output.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n")
+    arguments.output.with_suffix(".md").write_text(as_table(report))
     print(as_table(report))
 
 

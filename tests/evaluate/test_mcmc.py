@@ -13,6 +13,7 @@ from probablend.evaluate.mcmc import (
     compare_posteriors,
     draw_blend,
     log_prior,
+    run_ensemble,
     sample_network,
     two_sample_accuracy,
 )
@@ -54,6 +55,17 @@ def test_what_cannot_be_has_no_probability(survey):
         parameters = blend.truth[None].copy()
         parameters[0, 1, NAMES.index(name)] = value
         assert log_prior(parameters, survey)[0] == -np.inf
+
+
+def test_the_walk_samples_a_gaussian_as_wide_as_it_is():
+    scale = np.geomspace(0.1, 10.0, 14)
+    start = scale * 3 * np.random.default_rng(1).normal(size=(64, 14))
+    chain, effective = run_ensemble(
+        lambda x: -0.5 * ((x / scale) ** 2).sum(axis=1), start, n_steps=4000, seed=2
+    )
+    assert effective > 1000
+    np.testing.assert_allclose((chain / scale).std(axis=0).mean(), 1.0, atol=0.025)
+    np.testing.assert_allclose((chain / scale).mean(axis=0), 0.0, atol=0.15)
 
 
 def test_the_classifier_finds_what_it_should():
