@@ -2,10 +2,11 @@
 
 python benchmarks/counts.py -o docs/results/counts
 
-Completeness is measured on fields of another slope, for every catalogue its own. Then slope and
-density of each of many fields are asked of the posterior draws, with errors, losses and the model's
-prior accounted for; and of point estimates: medians of the same posteriors, Kron magnitudes of sep
-and of SExtractor, with completeness divided out, or as they are to 25 mag.
+What is lost is measured on fields of another slope. Then slope and density of each of many fields
+are asked of the posterior draws, with errors, losses and the model's prior accounted for; and of
+point estimates: medians of the same posteriors, Kron magnitudes of sep and of SExtractor, divided
+by the ratio of observed to true counts in those fields (which holds losses, false detections,
+scatter and bias), or as they are to 25 mag.
 """
 
 import argparse
@@ -154,10 +155,16 @@ def questions(calibration: list[Field]) -> dict[str, Callable[[Field], CountsLik
     def completeness(name: str) -> np.ndarray:
         mag = np.concatenate([field.mag for field in calibration])
         found = np.concatenate([field.found[name] for field in calibration])
-        n_found, n_all = (np.histogram(m, EDGES)[0] for m in (mag[found], mag))
-        share = n_found / np.maximum(n_all, 1)
+        return share(mag[found], mag)
+
+    def observed(name: str) -> np.ndarray:
+        said = np.concatenate([field.mags[name].ravel() for field in calibration])
+        return share(said[np.isfinite(said)], np.concatenate([f.mag for f in calibration]))
+
+    def share(some: np.ndarray, true: np.ndarray) -> np.ndarray:
+        n_some, n_all = (np.histogram(m, EDGES)[0] for m in (some, true))
         middle = (EDGES[1:] + EDGES[:-1]) / 2
-        return np.interp(GRID, middle[n_all > 0], share[n_all > 0])
+        return np.interp(GRID, middle[n_all > 0], n_some[n_all > 0] / n_all[n_all > 0])
 
     def ask(name: str, faintest: float, losses: np.ndarray, prior: float) -> Callable:
         population = Population(mag_range=(MAG_RANGE[0], faintest), slope=prior)
@@ -175,9 +182,7 @@ def questions(calibration: list[Field]) -> dict[str, Callable[[Field], CountsLik
     asked = {OURS: ask(OURS, MAG_RANGE[1], completeness(OURS), Population().slope)}
     for name in calibration[0].mags:
         if name != OURS:  # points have no prior in them
-            asked[f"{name}, completeness divided out"] = ask(
-                name, MAG_RANGE[1], completeness(name), 0.0
-            )
+            asked[f"{name}, corrected"] = ask(name, MAG_RANGE[1], observed(name), 0.0)
             asked[f"{name}, to {COUNTED_TO:g} mag"] = ask(name, COUNTED_TO, EVERYWHERE, 0.0)
     return asked
 

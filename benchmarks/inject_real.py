@@ -33,7 +33,7 @@ def table(report: dict[str, Any]) -> str:
         f"`{report['model']}` {report['weights']}; galaxies from 6 mag brighter to 0.5 mag "
         "fainter than the 5 σ depth, half of them beside real sources.",
         "",
-        "| | found | NMAD, mag | in 68 / 95 % interval of flux | ECE of p_blend "
+        "| | found | NMAD, mag | in 68 / 95 % interval of flux | ECE of p_blend (by chance) "
         "| detections on the negative image | verdict |",
         "|---|---|---|---|---|---|---|",
     ]
@@ -42,7 +42,8 @@ def table(report: dict[str, Any]) -> str:
         lines.append(
             f"| {name} | {one['n_found']} of {one['n_injected']} | {one['flux']['nmad']:.3f} "
             f"| {flux['68']:.2f} / {flux['95']:.2f} "
-            f"| {one['p_blend']['ece']:.3f} | {one['n_negative']} of {one['n_detections']} "
+            f"| {one['p_blend']['ece']:.3f} ({one['p_blend']['ece_by_chance']:.3f}) "
+            f"| {one['n_negative']} of {one['n_detections']} "
             f"| {one['verdict']} |"
         )
     return "\n".join(lines) + "\n"

@@ -36,6 +36,7 @@ DENSITIES = {
     "roman-f158": 200.0,
 }
 LARGER = {"cosmos-f814w": 2}  # small pixels: a field of this many times the side
+FEWEST = 20  # galaxies, for a scatter
 METHODS = ("field", "sep")
 KERNEL = 0.7  # σ in pixels of what drizzling leaves in the noise
 
@@ -101,9 +102,9 @@ def table(report: dict[str, Any]) -> str:
         f"probablend {report['version']}, `field` {report['weights']}.",
         "",
         "| | | completeness | blended | purity | blended, at purity ≥ 0.95 "
-        "| flux of blended, S/N > 10: NMAD, mag "
+        "| blended, S/N > 10 | their flux: NMAD, mag "
         "| truths in the 68 / 95 % intervals of flux (worst bin) |",
-        "|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, entry in report["surveys"].items():
         for method, s in entry["methods"].items():
@@ -111,7 +112,8 @@ def table(report: dict[str, Any]) -> str:
             cells = [
                 number(s["completeness"]), number(s["completeness_blended"]), number(s["purity"]),
                 number((s.get("at_purity") or {}).get("completeness_blended")),
-                number(flux.get("nmad")),
+                str(flux["n"]),
+                number(flux.get("nmad") if flux["n"] >= FEWEST else None),
                 coverage_text(s["photometry"]["coverage"].get("flux")) or "–",
             ]  # fmt: skip
             lines.append("| " + " | ".join([f"`{name}`", method, *cells]) + " |")

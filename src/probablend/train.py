@@ -215,14 +215,11 @@ def train(
 def _ordered_sums(accelerator: str) -> Iterator[None]:
     """On the CPU, gradients gathered at many places are added in one order by any threads."""
     before = torch.are_deterministic_algorithms_enabled()
-    filled = torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(before or accelerator == "cpu")
-    torch.utils.deterministic.fill_uninitialized_memory = before and filled
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
-        torch.utils.deterministic.fill_uninitialized_memory = filled
 
 
 def familiarise(

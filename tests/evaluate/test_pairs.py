@@ -224,16 +224,37 @@ def test_galaxies_of_unknown_shape_have_no_place(candels):
     assert 0 <= scores["coverage"]["flux"]["68"] <= 1
 
 
-def test_a_missed_companion_and_a_third_source_count(candels):
+def test_a_missed_companion_a_stray_and_a_third_source_count(candels):
     def one_and_a_ghost(scene, seed):
         said = all_knowing(scene, seed)
         said.catalog["x"][1] = 2.0
         said.catalog["y"][1] = 2.0
-        return replace(said, draws=None)
+        return replace(said, draws=None, labels=(said.labels > 0).astype(int))
 
     scores = pair_scores(run_method(one_and_a_ghost, candels, CONFIG))
+    assert scores["both_found"] == scores["third_source"] == 0
+    assert scores["stray"] == 1
+    assert scores["seen_as_one"] == scores["announced"] == CONFIG.n
+
+    def both_and_a_ghost(scene, seed):
+        said = all_knowing(scene, seed)
+        said.catalog.add_row({"x": 2.0, "y": 2.0, "p_blend": 1.0})
+        return replace(said, draws=None)
+
+    scores = pair_scores(run_method(both_and_a_ghost, candels, CONFIG))
+    assert scores["both_found"] == scores["third_source"] == scores["stray"] == 1
+    assert scores["seen_as_one"] == 0
+
+
+def test_a_pair_that_one_object_between_them_covers_is_seen_as_one(candels):
+    def between(scene, seed):
+        said = all_knowing(scene, seed)
+        merged = said.catalog[:1]
+        merged["x"], merged["y"] = 2.0, 2.0  # as if far from both centres
+        return replace(said, catalog=merged, draws=None, labels=(said.labels > 0).astype(int))
+
+    scores = pair_scores(run_method(between, candels, CONFIG))
     assert scores["both_found"] == 0
-    assert scores["third_source"] == 1
     assert scores["seen_as_one"] == scores["announced"] == CONFIG.n
 
 

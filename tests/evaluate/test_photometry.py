@@ -115,17 +115,30 @@ def test_a_pair_seen_as_one_is_unrecognised_until_it_is_announced(survey):
     flux = 2000 * survey.sky_rms
     scene = gaussian_scene(survey, [(48, 44), (48, 50), (20, 20)], [flux] * 3)
     one = Table({"x": [46.0, 20.0], "y": [48.0, 20.0], "p_blend": [0.9, 0.0], "flux": [1.0, 1.0]})
-    assert unrecognised_blends(scene, one) == {"pairs": 1, "unrecognised": 1, "announced": 1}
+    sky = np.zeros(scene.image.shape, int)
+    both = {"pairs": 1, "unrecognised": 1, "announced": 1}
+    assert unrecognised_blends(scene, one, sky) == both
+    between = one.copy()
+    between["x"] = [47.0, 20.0]
+    between["y"] = [53.0, 20.0]  # too far from either, but it covers them
+    assert unrecognised_blends(scene, between, sky)["unrecognised"] == 0
+    covered = sky.copy()
+    covered[40:60, 36:58] = 1
+    assert unrecognised_blends(scene, between, covered) == both
     one["p_blend"] = 0.1
-    assert unrecognised_blends(scene, one)["announced"] == 0
+    assert unrecognised_blends(scene, one, sky)["announced"] == 0
     two = Table({"x": [44.0, 50.0], "y": [48.0, 48.0], "p_blend": [1.0, 1.0], "flux": [1.0, 1.0]})
-    assert unrecognised_blends(scene, two) == {"pairs": 1, "unrecognised": 0, "announced": 0}
+    assert unrecognised_blends(scene, two, covered) == {
+        "pairs": 1,
+        "unrecognised": 0,
+        "announced": 0,
+    }
 
 
 def test_the_truth_as_catalogue_scores_perfectly(scene):
     catalog = scene.catalog["x", "y", "flux"]
     catalog["p_blend"] = 1.0
-    scores = photometry([scene], [catalog], [None])
+    scores = photometry([scene], [catalog], [np.zeros(scene.image.shape, int)], [None])
     assert scores["flux_all_snr10"]["nmad"] == pytest.approx(0, abs=1e-9)
     assert scores["pairs"]["unrecognised"] == 0
     assert scores["coverage"] == {}

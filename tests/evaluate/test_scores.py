@@ -3,7 +3,7 @@ import pytest
 from astropy.table import Table
 from scipy.optimize import linear_sum_assignment
 
-from probablend.evaluate.calibration import active_pixels, brier_score, reliability
+from probablend.evaluate.calibration import active_pixels, brier_score, chance_ece, reliability
 from probablend.evaluate.classical import run_sep
 from probablend.evaluate.detection import (
     THRESHOLDS,
@@ -52,6 +52,11 @@ def test_a_calibrated_forecast_has_no_calibration_error(generator):
     p = generator.beta(0.5, 2, size=200_000)
     truth = generator.uniform(size=p.size) < p
     assert reliability(p, truth).ece < 0.005
+    # mean |deviate| of binomial shares: √(2/π · p (1 − p) / n) in bins of n
+    fair = np.full(2000, 0.5)
+    expected = np.sqrt(2 / np.pi * 0.25 / 100)
+    assert chance_ece(fair, n_bins=20) == pytest.approx(expected, rel=0.05)
+    assert chance_ece(np.array([0.0, 1.0, 1.0])) == 0
     assert reliability(np.clip(p + 0.1, 0, 1), truth).ece == pytest.approx(0.1, abs=0.01)
 
 

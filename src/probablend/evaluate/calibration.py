@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Reliability", "active_pixels", "brier_score", "reliability"]
+__all__ = ["Reliability", "active_pixels", "brier_score", "chance_ece", "reliability"]
 
 N_BINS = 15
 ACTIVE_LEVEL = 0.01
@@ -65,6 +65,29 @@ def reliability(probability: np.ndarray, truth: np.ndarray, *, n_bins: int = N_B
         observed=np.array([truth[b].mean() for b in bins]),
         weight=np.array([len(b) / len(truth) for b in bins]),
     )
+
+
+def chance_ece(
+    probability: np.ndarray, *, n_bins: int = N_BINS, n_draws: int = 200, seed: int = 0
+) -> float:
+    """The expected calibration error that probabilities have on average when they are right.
+
+    Of few cases it is far from 0: bins are never exactly what they say.
+
+    Parameters
+    ----------
+    probability : ndarray, shape (n,)
+        Predicted probabilities of independent cases.
+    n_bins : int
+        As of :func:`reliability`.
+    n_draws : int
+        Outcomes that are drawn.
+    seed : int
+        Seeds them.
+    """
+    probability = np.asarray(probability, dtype=float).ravel()
+    outcomes = np.random.default_rng(seed).random((n_draws, len(probability))) < probability
+    return float(np.mean([reliability(probability, o, n_bins=n_bins).ece for o in outcomes]))
 
 
 def brier_score(probability: np.ndarray, truth: np.ndarray) -> float:

@@ -1,14 +1,16 @@
 """The classical makers of catalogues: SExtractor, ``sep``, photutils and scarlet.
 
 Each takes an image, sky subtracted, with its noise, and returns a catalogue ``x, y`` (pixels,
-first at 0), ``p_blend`` (1 where an object came out of deblending), ``flux`` (Kron, as
-FLUX_AUTO) and ``flux_iso`` (isophotal), and its segmentation map.
+first at 0), ``p_blend``, ``flux`` (Kron, as FLUX_AUTO) and ``flux_iso`` (isophotal), and its
+segmentation map. ``p_blend`` is 1 where an object came out of deblending; of SExtractor's flags
+0.9 where a neighbour biases the magnitude (FLAGS & 1), else 0.6 after deblending (FLAGS & 2): two
+points of a curve, not probabilities.
 """
 
 import shutil
 import subprocess
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from photutils.segmentation import SourceCatalog, deblend_sources, detect_source
 
 __all__ = [
     "COLD",
+    "FAINT",
     "HOT",
     "SURVEY",
     "Extraction",
@@ -33,7 +36,7 @@ __all__ = [
 ]
 
 _MERGED = 1  # sep.OBJ_MERGED: came out of deblending, as SExtractor's FLAGS & 2 says
-_DEBLENDED = 2
+_BIASED, _DEBLENDED = 1, 2  # bits of FLAGS
 _KRON_FACTOR, _LEAST_KRON = 2.5, 3.5  # SExtractor's PHOT_AUTOPARAMS
 _MOST_FOR_SCARLET = 30  # it fits all sources of an image at once
 _PROGRAMS = ("source-extractor", "sex", "sextractor")
@@ -86,6 +89,8 @@ SURVEY = Extraction(
     deblend_mincont=0.005,
     kernel=np.array([[1, 2, 1], [2, 4, 2], [1, 2, 1]]) / 16,
 )
+# As deep as leaves a purity of some 95 % on emulated Euclid and LSST fields.
+FAINT = replace(SURVEY, detect_thresh=1.2, deblend_mincont=1e-4)
 # The two modes of the CANDELS catalogues (Galametz et al. 2013, ApJS 206, 10), as in
 # arXiv:1905.01324.
 COLD = Extraction(
@@ -247,11 +252,12 @@ def _one_sextractor_run(program: str, place: Path, setting: Extraction) -> tuple
     labels = fits.getdata(place / "labels.fits").astype(np.int32)
     kron = np.asarray(found["KRON_RADIUS"], float)
     column = {name: np.asarray(found[name], float) for name in _COLUMNS}
+    flags = np.asarray(found["FLAGS"])
     catalog = Table(
         {
             "x": column["X_IMAGE"] - 1,
             "y": column["Y_IMAGE"] - 1,
-            "p_blend": ((np.asarray(found["FLAGS"]) & _DEBLENDED) > 0).astype(float),
+            "p_blend": np.select([flags & _BIASED > 0, flags & _DEBLENDED > 0], [0.9, 0.6], 0.0),
             "flux": column["FLUX_AUTO"],
             "flux_iso": column["FLUX_ISO"],
             "a": kron * column["A_IMAGE"],  # KRON_RADIUS has the factor 2.5 in it

@@ -24,6 +24,7 @@ __all__ = [
     "completeness_at_purity",
     "detect_scores",
     "iou",
+    "objects_of",
     "positions",
     "region_curve",
 ]
@@ -197,6 +198,36 @@ def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return np.divide(part, whole, out=np.full(len(part), np.nan), where=whole > 0)
 
 
+def objects_of(
+    truth: Table, catalog: Table, labels: np.ndarray, *, radius: float = 3.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """The object that speaks for every true source.
+
+    Parameters
+    ----------
+    truth, catalog : Table
+        ``x, y``; the catalogue in the order of the labels.
+    labels : ndarray of int, shape (y, x)
+        0 = background, 1…N = rows of ``catalog``.
+    radius : float
+        Matching radius, pixels.
+
+    Returns
+    -------
+    tuple of ndarray of int, shape (source,)
+        The row matched one to one; and that, or else the row whose label covers the centre.
+        −1 for none.
+    """
+    inside = _in_image(truth, labels.shape)
+    own = np.full(len(truth), -1)
+    t, f = match_positions(positions(truth), positions(catalog), radius=radius)
+    own[t] = f
+    rows, columns = np.round(positions(truth)).astype(int).T
+    covering = np.full(len(truth), -1)
+    covering[inside] = labels[rows[inside], columns[inside]] - 1
+    return own, np.where(own >= 0, own, covering)
+
+
 def blended_curve(
     truth: Table, catalog: Table, labels: np.ndarray, *, radius: float = 3.0
 ) -> BlendedCurve:
@@ -216,14 +247,7 @@ def blended_curve(
     inside = _in_image(truth, labels.shape)
     blended = np.asarray(truth["blended"], dtype=bool)
     target = blended & inside & (np.asarray(truth["n_pixels"]) >= MIN_FOOTPRINT)
-    own = np.full(len(truth), -1)
-    t, f = match_positions(positions(truth), positions(catalog), radius=radius)
-    own[t] = f
-    rows, columns = np.round(positions(truth)).astype(int).T
-    covering = np.full(len(truth), -1)
-    covering[inside] = labels[rows[inside], columns[inside]] - 1
-    either = np.where(own >= 0, own, covering)
-
+    own, either = objects_of(truth, catalog, labels, radius=radius)
     p_blend = np.asarray(catalog["p_blend"], dtype=float)
     flagged = p_blend[None, :] >= THRESHOLDS[:, None]  # (threshold, object)
 

@@ -19,7 +19,13 @@ from scipy.stats import spearmanr
 
 from probablend.emulate.blend import FieldConfig, Scene, draw_field
 from probablend.emulate.stamps import Galaxies
-from probablend.evaluate.calibration import Reliability, active_pixels, brier_score, reliability
+from probablend.evaluate.calibration import (
+    Reliability,
+    active_pixels,
+    brier_score,
+    chance_ece,
+    reliability,
+)
 from probablend.evaluate.detection import (
     THRESHOLDS,
     BlendedCurve,
@@ -217,6 +223,7 @@ def score_scenes(scenes: list[Scene], predictions: list[Prediction]) -> FieldSco
         if len(said):
             curves["p_blend"] = reliability(said, true)
             values["ece_p_blend"] = curves["p_blend"].ece
+            values["ece_p_blend_by_chance"] = chance_ece(said)
     drawn = [
         (p.samples, p.p_galaxy, s.classes)
         for s, p in pairs
@@ -240,7 +247,10 @@ def score_scenes(scenes: list[Scene], predictions: list[Prediction]) -> FieldSco
     fluxes = None
     if all("flux" in p.catalog.colnames for p in predictions):
         fluxes = photometry(
-            scenes, [p.catalog for p in predictions], [p.draws for p in predictions]
+            scenes,
+            [p.catalog for p in predictions],
+            [p.labels for p in predictions],
+            [p.draws for p in predictions],
         )
     return FieldScores(
         detection=_total(detection),
@@ -483,10 +493,10 @@ def read_results(directory: Path) -> dict[str, Any]:
     return results
 
 
-def completeness_at(curve: dict[str, list[float]], purity: float, prefix: str = "") -> float:
+def completeness_at(curve: dict[str, list[float]], purity: float, prefix: str = "") -> float | None:
     """Best completeness of a curve of ``results.json`` among the points of at least a purity."""
     pairs = zip(curve[prefix + "completeness"], curve[prefix + "purity"], strict=True)
-    return max((c for c, p in pairs if p is not None and p >= purity), default=0.0)
+    return max((c for c, p in pairs if p is not None and p >= purity), default=None)
 
 
 Cell = Callable[[dict[str, Any]], str | None]
@@ -547,10 +557,15 @@ def _rows() -> list[tuple[str, Cell]]:
         ("ECE of P_BLEND, active pixels", _value("ece_blend_active")),
         ("Brier score of P_BLEND, active pixels", _value("brier_blend_active")),
         ("ECE of p_blend, objects", _value("ece_p_blend")),
+        ("… expected of the right probabilities", _value("ece_p_blend_by_chance")),
     ]
 
     def curve(key: str, purity: float, prefix: str) -> Cell:
-        return lambda m: f"{completeness_at(m[key], purity, prefix):.3f}" if m[key] else None
+        def cell(m: dict[str, Any]) -> str | None:
+            best = completeness_at(m[key], purity, prefix) if m[key] else None
+            return None if best is None else f"{best:.3f}"
+
+        return cell
 
     for what, key, prefix in (
         ("overlap regions found", "regions", ""),
@@ -570,7 +585,8 @@ def _rows() -> list[tuple[str, Cell]]:
         return lambda m: coverage_text((m["photometry"] or {}).get("coverage", {}).get(name))
 
     rows += [
-        ("flux of blended galaxies, S/N > 10: NMAD, mag", _value(*group, "nmad")),
+        ("blended galaxies of S/N > 10 that are found", _value(*group, "n", form="d")),
+        ("their flux: NMAD, mag", _value(*group, "nmad")),
         ("… beyond 0.75 mag", _value(*group, "outliers")),
         ("… median bias, mag", _value(*group, "bias", form="+.3f")),
         ("… mean relative error", _value(*group, "mean_relative")),

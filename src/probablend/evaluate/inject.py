@@ -26,7 +26,7 @@ from probablend.emulate.blend import COUNTS_SLOPE, Placed, draw_mags, place
 from probablend.emulate.classes import FOOTPRINT_THRESHOLD
 from probablend.emulate.parametric import ParametricGalaxies
 from probablend.emulate.stamps import Galaxies
-from probablend.evaluate.calibration import brier_score, reliability
+from probablend.evaluate.calibration import brier_score, chance_ece, reliability
 from probablend.evaluate.detection import positions
 from probablend.evaluate.match import match_positions
 from probablend.evaluate.photometry import (
@@ -358,6 +358,7 @@ def _scores(table: Table) -> dict[str, Any]:
         said = reliability(p_blend, truth, n_bins=10)
         scores["p_blend"] = {
             "ece": said.ece,
+            "ece_by_chance": chance_ece(p_blend, n_bins=10),
             "brier": brier_score(p_blend, truth),
             "overlapping": float(truth.mean()),
             "mean": float(p_blend.mean()),
@@ -452,7 +453,8 @@ def injection_table(report: dict[str, Any]) -> str:
         lines += [
             "",
             f"Footprint of a detected source touched: {said['overlapping']:.2f} of the injected "
-            f"galaxies; mean p_blend {said['mean']:.2f}; calibration error {said['ece']:.3f}, "
+            f"galaxies; mean p_blend {said['mean']:.2f}; calibration error {said['ece']:.3f} "
+            f"({said['ece_by_chance']:.3f} of the right probabilities), "
             f"Brier score {said['brier']:.3f}. Real galaxies that nothing detected make true "
             "blends that this comparison does not know.",
         ]

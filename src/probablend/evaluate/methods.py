@@ -27,6 +27,7 @@ from probablend.emulate.products import scene_wcs
 from probablend.emulate.psf import psf_image
 from probablend.evaluate.classical import (
     COLD,
+    FAINT,
     HOT,
     find_sextractor,
     run_photutils,
@@ -100,6 +101,7 @@ Method = Callable[[Scene, int], Prediction]  # scene, seed
 
 _CLASSICAL: dict[str, Callable[[Scene], tuple[Table, np.ndarray]]] = {
     "sep": lambda scene: run_sep(scene.image, scene.rms),
+    "sep-faint": lambda scene: run_sep(scene.image, scene.rms, FAINT),
     "sep-coldhot": lambda scene: run_sep(scene.image, scene.rms, COLD, HOT),
     "sextractor": lambda scene: run_sextractor(scene.image, scene.rms),
     "sextractor-coldhot": lambda scene: run_sextractor(scene.image, scene.rms, COLD, HOT),
@@ -144,9 +146,9 @@ def open_method(name: str, *, n_samples: int = 16) -> Method:
     Parameters
     ----------
     name : str
-        A classical one (``sep``, ``sep-coldhot``, ``sextractor``, ``sextractor-coldhot``,
-        ``photutils``, ``scarlet``), shipped weights or a weight file; ``field@truth`` measures
-        at the true positions.
+        A classical one (``sep``, ``sep-faint``, ``sep-coldhot``, ``sextractor``,
+        ``sextractor-coldhot``, ``photutils``, ``scarlet``), shipped weights or a weight file;
+        ``field@truth`` measures at the true positions.
     n_samples : int
         Posterior samples of class maps.
 

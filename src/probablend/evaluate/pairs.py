@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from probablend.emulate.blend import PAIR_SIZE, Scene, draw_pair
 from probablend.emulate.stamps import Galaxies
-from probablend.evaluate.detection import iou, positions
+from probablend.evaluate.detection import iou, objects_of, positions
 from probablend.evaluate.match import match_positions
 from probablend.evaluate.methods import (
     Method,
@@ -49,6 +49,7 @@ __all__ = ["PairsConfig", "evaluate_pairs", "pair_scores", "read_results", "resu
 SEPARATION_BINS = (0.0, 5.0, 10.0, 15.0, np.inf)  # pixels, as in the paper
 RELATIVE_BINS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, np.inf)  # separation / larger radius
 _MIN_IN_BIN = 20
+_ISOPHOTAL = " (isophotal)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +98,10 @@ def score_pair(scene: Scene, said: Prediction) -> Table:
         (least relative scatter), ``separation`` (pixels), ``relative`` (separation in units of
         the larger half-light radius), ``delta_mag`` (own magnitude − that of the other),
         ``blended``. Said: ``flux, flux_iso, hlr, g1, g2, p_blend``, NaN where nothing was
-        found; ``found, n_objects, forced``; ``rank_…``, the place of the truth in the
-        posterior; ``iou_…`` of the masks of overlap, central galaxy and companion.
+        found (``p_blend`` then of the object that covers the galaxy); ``found, forced``;
+        ``n_objects``, and how many of them speak for the two, ``n_speaking``; ``rank_…``, the
+        place of the truth in the posterior; ``iou_…`` of the masks of overlap, central galaxy and
+        companion.
     """
     truth = scene.catalog
     if said.given is None:
@@ -124,6 +127,14 @@ def score_pair(scene: Scene, said: Prediction) -> Table:
             values[source] = plain[row]
         table[name] = values
     ranks = {} if said.draws is None else truth_ranks(truth[source], said.draws[:, row])
+    speaking = np.full(2, -1)
+    speaking[source] = row
+    if said.given is None:
+        _, speaking = objects_of(truth, said.catalog, said.labels)
+        if "p_blend" in said.catalog.colnames:
+            p_blend = np.asarray(said.catalog["p_blend"], float)
+            table["p_blend"] = [p_blend[k] if k >= 0 else np.nan for k in speaking]
+    table["n_speaking"] = len(set(speaking[speaking >= 0]))
     for name in SHAPE_PARAMETERS:
         values = np.full(2, np.nan)
         values[source] = ranks.get(name, np.nan)
@@ -185,14 +196,15 @@ def pair_scores(table: Table, *, flux: str = "flux") -> dict[str, Any]:
     -------
     dict
         ``both_found`` (share of the pairs), in all and by separation; ``third_source``, the
-        share of pairs with an object too many; flux scores of central and companion galaxies,
-        of all, by separation and by separation over radius; ``over_fisher`` where S/N > 20 and
-        the separation > 1.5 radii; coverage; what was announced of the pairs seen as one.
+        share of pairs with more than two objects, ``stray``, with one that is neither galaxy;
+        flux scores of central and companion galaxies, of all, by separation and by separation over
+        radius; ``over_fisher`` where S/N > 20 and the separation > 1.5 radii; coverage;
+        ``seen_as_one``, the pairs that one object speaks for, and how many are ``announced``.
     """
     found = np.asarray(table["found"], bool)
     both = np.all(found.reshape(-1, 2), axis=1)
-    one = np.sum(found.reshape(-1, 2), axis=1) == 1
     first = table[::2]
+    one = np.asarray(first["n_speaking"]) == 1
     separation = np.asarray(first["separation"], float)
     n_objects = np.asarray(first["n_objects"])
     n_matched = np.sum(found.reshape(-1, 2), axis=1)
@@ -207,7 +219,8 @@ def pair_scores(table: Table, *, flux: str = "flux") -> dict[str, Any]:
              "both_found": float(both[some].mean())}
             for low, high, some in _in_bins(separation, SEPARATION_BINS)
         ],
-        "third_source": float((n_objects > n_matched).mean()),
+        "third_source": float((n_objects > 2).mean()),
+        "stray": float((n_objects > n_matched).mean()),
         "flux_all": _fluxes(seen),
         "flux_central": _fluxes(seen[np.asarray(seen["galaxy"]) == 0]),
         "flux_companion": _fluxes(seen[np.asarray(seen["galaxy"]) == 1]),
@@ -366,12 +379,34 @@ def read_results(directory: Path) -> dict[str, Any]:
         scores = {"seconds": float(table.meta["SECONDS"]), **pair_scores(table)}
         results["methods"][name] = scores
         if np.isfinite(np.asarray(table["flux_iso"], float)).any():
-            results["methods"][name + " (isophotal)"] = scores | pair_scores(table, flux="flux_iso")
+            results["methods"][name + _ISOPHOTAL] = scores | pair_scores(table, flux="flux_iso")
+    results["n_common"] = _score_common(results["methods"], tables)
     write_json(directory / "results.json", results)
     (directory / "results.md").write_text(results_table(results))
     for name, figure in _figures(tables).items():
         figure.savefig(directory / f"{name}.png", dpi=100)
     return results
+
+
+def _score_common(methods: dict[str, Any], tables: dict[str, Table]) -> int:
+    """Add the scatter of the galaxies that every method measures; how many there are."""
+    fluxes = {
+        name: np.asarray(tables[name.removesuffix(_ISOPHOTAL)][_flux_column(name)], float)
+        for name in methods
+    }
+    fluxes = {name: flux for name, flux in fluxes.items() if np.isfinite(flux).any()}
+    if not fluxes:
+        return 0
+    common = np.logical_and.reduce([np.isfinite(flux) for flux in fluxes.values()])
+    for name, flux in fluxes.items():
+        table = tables[name.removesuffix(_ISOPHOTAL)][common].copy()
+        table["flux"] = flux[common]
+        methods[name]["nmad_common"] = flux_scores(table).get("nmad")
+    return int(common.sum())
+
+
+def _flux_column(name: str) -> str:
+    return "flux_iso" if name.endswith(_ISOPHOTAL) else "flux"
 
 
 def results_table(results: dict[str, Any]) -> str:
@@ -383,12 +418,15 @@ def results_table(results: dict[str, Any]) -> str:
         "",
         f"probablend {config['version']}, {config['n']} pairs of held-out galaxies, "
         f"`{config['survey']['name']}`, {bright:g} to {faint:g} mag, "
-        f"source `{config['source']}`, seed {config['seed']}.",
+        f"source `{config['source']}`, seed {config['seed']}; {results['n_common']} galaxies are "
+        "measured by all.",
         "",
-        "| | both found | below 5 px | a third source | IoU overlap / central / companion "
-        "| mean abs. flux error | median | NMAD, mag | beyond 0.75 mag | bias, mag "
+        "| | both found | below 5 px | more than two | one of neither "
+        "| IoU overlap / central / companion | measured | mean abs. flux error | median "
+        "| NMAD, mag | of the common | beyond 0.75 mag "
+        "| bias, mag "
         "| scatter / Fisher limit | s |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
 
     def number(value: float | None, form: str) -> str:
@@ -401,10 +439,13 @@ def results_table(results: dict[str, Any]) -> str:
             number(None if m["forced"] else m["both_found"], ".1%"),
             number(close[0] if close and not m["forced"] else None, ".1%"),
             number(None if m["forced"] else m["third_source"], ".1%"),
+            number(None if m["forced"] else m["stray"], ".1%"),
             " / ".join(number(v, ".2f") for v in m["iou"].values()),
             *(number(f.get(k), form) for k, form in (
-                ("mean_relative", ".1%"), ("median_relative", ".1%"), ("nmad", ".3f"),
-                ("outliers", ".1%"), ("bias", "+.3f"))),
+                ("n", "d"), ("mean_relative", ".1%"), ("median_relative", ".1%"),
+                ("nmad", ".3f"))),
+            number(m.get("nmad_common"), ".3f"),
+            *(number(f.get(k), form) for k, form in (("outliers", ".1%"), ("bias", "+.3f"))),
             number(m["over_fisher"], ".1f"),
             number(m["seconds"], ".0f"),
         ]  # fmt: skip

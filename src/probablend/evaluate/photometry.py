@@ -15,7 +15,7 @@ from scipy.spatial import KDTree
 
 from probablend.emulate.blend import Scene
 from probablend.emulate.noise import noise_rms
-from probablend.evaluate.detection import MIN_FOOTPRINT, positions
+from probablend.evaluate.detection import MIN_FOOTPRINT, objects_of, positions
 from probablend.evaluate.match import match_positions
 from probablend.models.source import PARAMETERS
 
@@ -251,13 +251,13 @@ def coverage_text(scores: dict[str, float] | None) -> str | None:
 
 
 def unrecognised_blends(
-    scene: Scene, catalog: Table, *, radius: float = 3.0, reach: float = 10.0
+    scene: Scene, catalog: Table, labels: np.ndarray, *, reach: float = 10.0
 ) -> dict[str, int]:
     """Close pairs that come out as one detection, and how many of those are announced.
 
     A close pair is two detectable sources whose footprints overlap, at most ``reach`` pixels
-    apart, each the nearest one of the other. It is unrecognised if exactly one of them is
-    found; announced if that detection has p_blend > 0.5.
+    apart, each the nearest one of the other. It is unrecognised if one detection speaks for
+    them, matched to a centre or covering it; announced if that has p_blend > 0.5.
     """
     truth = scene.catalog
     keep = np.asarray(truth["n_pixels"]) >= MIN_FOOTPRINT
@@ -271,9 +271,7 @@ def unrecognised_blends(
         return counts
     distance, near = KDTree(at[rows]).query(at[rows], k=2)
     partner = near[:, 1]
-    t, f = match_positions(at, positions(catalog), radius=radius)
-    own = np.full(len(truth), -1)
-    own[t] = f
+    _, speaking = objects_of(truth, catalog, labels)
     says = "p_blend" in catalog.colnames
     p_blend = np.asarray(catalog["p_blend"], float) if says else np.zeros(len(catalog))
     for i, j in enumerate(partner):
@@ -283,17 +281,20 @@ def unrecognised_blends(
         if not (scene.footprint(a) & scene.footprint(b)).any():
             continue
         counts["pairs"] += 1
-        found = [own[k] for k in (a, b) if own[k] >= 0]
+        found = {speaking[k] for k in (a, b) if speaking[k] >= 0}
         if len(found) == 1:
             counts["unrecognised"] += 1
-            counts["announced"] += bool(p_blend[found[0]] > 0.5)
+            counts["announced"] += bool(p_blend[found.pop()] > 0.5)
     if not says:
         del counts["announced"]
     return counts
 
 
 def photometry(
-    scenes: list[Scene], catalogs: list[Table], draws: list[np.ndarray | None]
+    scenes: list[Scene],
+    catalogs: list[Table],
+    labels: list[np.ndarray],
+    draws: list[np.ndarray | None],
 ) -> dict[str, Any]:
     """All of the above for some scenes together.
 
@@ -303,6 +304,8 @@ def photometry(
         The truth.
     catalogs : list of Table
         ``x, y, flux, p_blend`` of each.
+    labels : list of ndarray
+        Whose pixel it is; see :func:`~probablend.evaluate.detection.objects_of`.
     draws : list of ndarray or None
         Posterior draws of each.
     """
@@ -311,8 +314,8 @@ def photometry(
     galaxies = table[~np.asarray(table["is_star"], bool)]
     blended = galaxies[np.asarray(galaxies["blended"], bool)]
     pairs: dict[str, int] = {}
-    for scene, catalog in zip(scenes, catalogs, strict=True):
-        for key, value in unrecognised_blends(scene, catalog).items():
+    for scene, catalog, own in zip(scenes, catalogs, labels, strict=True):
+        for key, value in unrecognised_blends(scene, catalog, own).items():
             pairs[key] = pairs.get(key, 0) + value
     return {
         "flux_blended_snr10": flux_scores(blended[np.asarray(blended["snr"]) > FLUX_MIN_SNR]),
