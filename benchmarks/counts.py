@@ -2,11 +2,11 @@
 
 python benchmarks/counts.py -o docs/results/counts
 
-What is lost is measured on fields of another slope. Then slope and density of each of many fields
-are asked of the posterior draws, with errors, losses and the model's prior accounted for; and of
-point estimates: medians of the same posteriors, Kron magnitudes of sep and of SExtractor, divided
-by the ratio of observed to true counts in those fields (which holds losses, false detections,
-scatter and bias), or as they are to 25 mag.
+What is lost is measured on fields of another slope: the ratio of observed to true counts there,
+which holds losses, false detections, scatter and bias. Then slope and density of each of many
+fields are asked of the posterior draws, with errors and the model's prior accounted for, corrected
+by that ratio or by the share of galaxies that are detected; and of point estimates: medians of the
+same posteriors, Kron magnitudes of sep and of SExtractor, corrected, or as they are to 25 mag.
 """
 
 import argparse
@@ -31,7 +31,13 @@ from probablend.evaluate.detection import positions
 from probablend.evaluate.match import match_positions
 from probablend.evaluate.record import write_json
 from probablend.infer.segment import segment
-from probablend.inference import CountsLikelihood, Population, interval, sample_counts
+from probablend.inference import (
+    CountsLikelihood,
+    Population,
+    counts_completeness,
+    interval,
+    sample_counts,
+)
 from probablend.survey import get_survey
 
 MAG_RANGE = (20.0, 26.0)
@@ -179,7 +185,17 @@ def questions(calibration: list[Field]) -> dict[str, Callable[[Field], CountsLik
 
         return likelihood
 
-    asked = {OURS: ask(OURS, MAG_RANGE[1], completeness(OURS), Population().slope)}
+    prior = Population(mag_range=MAG_RANGE)
+    held = counts_completeness(
+        np.concatenate([field.mags[OURS] for field in calibration], axis=1),
+        np.concatenate([field.mag for field in calibration]),
+        EDGES, population=prior, slope=CALIBRATION_SLOPE,
+    )  # fmt: skip
+    middle = (EDGES[1:] + EDGES[:-1]) / 2
+    asked = {
+        f"{OURS}, corrected": ask(OURS, MAG_RANGE[1], np.interp(GRID, middle, held), prior.slope),
+        f"{OURS}, completeness": ask(OURS, MAG_RANGE[1], completeness(OURS), prior.slope),
+    }
     for name in calibration[0].mags:
         if name != OURS:  # points have no prior in them
             asked[f"{name}, corrected"] = ask(name, MAG_RANGE[1], observed(name), 0.0)

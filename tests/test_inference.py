@@ -11,6 +11,7 @@ from probablend.infer.segment import segment
 from probablend.inference import (
     CountsLikelihood,
     Population,
+    counts_completeness,
     effective_sample_size,
     importance_weights,
     interval,
@@ -144,6 +145,33 @@ def test_counts_are_recovered_through_errors_losses_and_another_prior():
         assert abs(middle - true_slope) < 4 * (high - low) / 2 + 0.02
     assert 0.5 * n_fields <= hits <= 0.86 * n_fields
     assert biased > 0.8 * n_fields
+
+
+def test_what_counts_hold_is_learnt_from_fields_that_are_known():
+    """Losses and false detections, through errors of 0.3 mag and a prior of another slope."""
+    generator = np.random.default_rng(8)
+    slope, low, high, prior = 0.4, 20.0, 26.0, Population(mag_range=(20.0, 26.0))
+
+    def draw(rate, n):  # of counts 10^(rate m) by inversion
+        k = rate * np.log(10)
+        return low + np.log1p(generator.random(n) * np.expm1(k * (high - low))) / k
+
+    true = draw(slope, 60_000)
+    share = np.where(true < 24, 0.95, 0.6)
+    kept = true[generator.random(len(true)) < share]
+    false = draw(slope, len(true) // 10)  # false ones are as many as 10 % of the true
+    at = np.concatenate([kept, false])
+    seen = at + 0.3 * generator.normal(size=len(at))
+    # Posterior: Gaussian times the prior's 10^(0.3 m), cut at its ends.
+    shift = 0.3**2 * prior.slope * np.log(10)
+    mags = seen + shift + 0.3 * generator.normal(size=(128, len(at)))
+    edges = np.linspace(low, high, 13)
+    ratio = counts_completeness(mags, true, edges, population=prior, slope=slope)
+    assert ratio[3:7].mean() == pytest.approx(1.05, abs=0.03)
+    assert ratio[9:11].mean() == pytest.approx(0.70, abs=0.04)
+    assert (ratio * np.histogram(true, edges)[0]).sum() == pytest.approx(len(at), rel=0.02)
+    with pytest.raises(ValueError, match="between 20 and"):
+        counts_completeness(mags, true[true > 21], edges, population=prior, slope=slope)
 
 
 def test_wrong_input_is_refused():

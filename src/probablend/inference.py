@@ -33,6 +33,7 @@ from probablend.models.source import PARAMETERS, SourcePosterior
 __all__ = [
     "CountsLikelihood",
     "Population",
+    "counts_completeness",
     "effective_sample_size",
     "importance_weights",
     "interval",
@@ -249,6 +250,69 @@ class CountsLikelihood:
         inside = (self.grid >= low) & (self.grid <= high)
         density = 10 ** (slope * (self.grid - self.pivot)) * inside * self.completeness
         return float(math.exp(ln_density) * density.sum() * (self.grid[1] - self.grid[0]))
+
+
+def counts_completeness(
+    mags: np.ndarray,
+    true_mags: np.ndarray,
+    edges: np.ndarray,
+    *,
+    population: Population,
+    slope: float,
+    n_iterations: int = 10,
+) -> np.ndarray:
+    """What counts from posteriors hold of the true ones, learnt on fields whose truth is known.
+
+    The share of galaxies that are detected says nothing of what else is among the detections:
+    noise, two galaxies that came out as one, posteriors that are off. This is the ratio of inferred
+    to true counts: every detection is shared out over the bins as its draws say under the counts
+    that these fields have, which again depends on the ratio (expectation maximisation).
+
+    Parameters
+    ----------
+    mags : ndarray, shape (draw, source)
+        Posterior draws of all detections in the fields.
+    true_mags : ndarray, shape (galaxy,)
+        Of all galaxies in them, detected or not.
+    edges : ndarray, shape (bin + 1,)
+        Of bins of magnitude, each with some galaxies.
+    population : Population
+        The prior behind the draws.
+    slope : float
+        Of the counts in these fields, log10 per magnitude.
+    n_iterations : int
+        Of the sharing out.
+
+    Returns
+    -------
+    ndarray, shape (bin,)
+        The ratio; it can be above 1. :class:`CountsLikelihood` takes it for ``completeness``,
+        interpolated between the middles of the bins.
+
+    Raises
+    ------
+    ValueError
+        If a bin holds no galaxy.
+    """
+    true, _ = np.histogram(true_mags, edges)
+    if not true.all():
+        raise ValueError(
+            f"every bin must hold a galaxy; none is between {edges[np.argmin(true)]:g} and "
+            f"{edges[np.argmin(true) + 1]:g} mag"
+        )
+    middle = (edges[1:] + edges[:-1]) / 2
+    ln_prior = population.log_prob_mag(mags)
+    inside = np.isfinite(ln_prior) & (mags >= edges[0]) & (mags < edges[-1])
+    usable = inside.any(axis=0)
+    mags, inside, ln_prior = mags[:, usable], inside[:, usable], ln_prior[:, usable]
+    ln_weight = np.where(inside, slope * math.log(10) * (mags - middle[-1]) - ln_prior, -np.inf)
+    where = np.clip(np.searchsorted(edges, mags, side="right") - 1, 0, len(true) - 1)
+    ratio = np.ones(len(true))
+    for _ in range(n_iterations):
+        weight = ln_weight + np.log(np.maximum(np.interp(mags, middle, ratio), 1e-9))
+        weight = np.exp(weight - logsumexp(weight, axis=0))
+        ratio = np.bincount(where.ravel(), weight.ravel(), minlength=len(true)) / true
+    return ratio
 
 
 def sample_counts(

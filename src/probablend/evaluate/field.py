@@ -586,7 +586,7 @@ def _rows() -> list[tuple[str, Cell]]:
 
     rows += [
         ("blended galaxies of S/N > 10 that are found", _value(*group, "n", form="d")),
-        ("their flux: NMAD, mag", _value(*group, "nmad")),
+        ("flux of blended galaxies, S/N > 10: NMAD, mag", _value(*group, "nmad")),
         ("… beyond 0.75 mag", _value(*group, "outliers")),
         ("… median bias, mag", _value(*group, "bias", form="+.3f")),
         ("… mean relative error", _value(*group, "mean_relative")),
