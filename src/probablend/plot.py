@@ -31,6 +31,7 @@ __all__ = [
 
 CLASS_COLORS = ("#101820", "#2f7fd0", "#ffa733")  # sky, one, blend: 23, 112, 180 in grey
 _MAX_SIDE = 1200  # pixels of a panel; a larger image is thinned
+_MARKERS = "osD^v<>PXd*"
 
 
 def plot_image(image: np.ndarray, ax: Axes, *, paper: bool = False) -> Axes:
@@ -293,8 +294,10 @@ def plot_running_scatter(
     spread = [
         1.4826 * np.median(np.abs(error[ok][b] - m)) for b, m in zip(bins, median, strict=True)
     ]
-    (line,) = ax.plot(centre, spread, "o-", ms=3, label=label)
-    ax.plot(centre, median, "--", color=line.get_color(), lw=1)
+    # Colours come again after ten methods, and are not all told apart by everybody.
+    marker = _MARKERS[len(ax.get_legend_handles_labels()[0]) % len(_MARKERS)]
+    (line,) = ax.plot(centre, spread, marker=marker, ms=4, label=label)
+    ax.plot(centre, median, "--", marker=marker, ms=2, color=line.get_color(), lw=1)
     ax.axhline(0, color="0.7", lw=0.8)
     ax.legend(fontsize="small")
     return ax

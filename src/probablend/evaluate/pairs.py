@@ -473,7 +473,7 @@ def _coverage_lines(methods: dict[str, Any]) -> list[str]:
 
 def _figures(tables: dict[str, Table]) -> dict[str, Figure]:
     """Magnitude errors against separation and Δmag, and the ranks of the truth."""
-    figure = Figure(figsize=(12, 4.6), layout="constrained")
+    figure = Figure(figsize=(14, 5), layout="constrained")
     axes = figure.subplots(1, 2)
     for name, table in tables.items():
         seen = table[np.isfinite(np.asarray(table["flux"], float))]
@@ -483,7 +483,11 @@ def _figures(tables: dict[str, Table]) -> dict[str, Figure]:
             (axes[1], "delta_mag", "own magnitude − that of the other"),
         ):
             plot_running_scatter(np.asarray(seen[key], float), error, ax, label=name)
-            ax.set(xlabel=text, ylabel="median and NMAD of the magnitude error")
+            ax.set(xlabel=text, ylabel="median (dashed) and NMAD of the magnitude error")
+    for ax in axes:
+        if legend := ax.get_legend():
+            legend.remove()
+    axes[1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")
     figures = {"magnitude-error": figure}
     ranked = {
         name: table
