@@ -13,7 +13,9 @@ from probablend.checkpoint import load_model, save_weights
 from probablend.flags import Flag
 from probablend.images import ImageData
 from probablend.infer.measure import measure, read_positions
+from probablend.infer.scan import DRAWS_PER_SAMPLE
 from probablend.infer.segment import segment
+from probablend.infer.sources import N_OVERLAP, ln_odds, pool_blending
 from probablend.models.source import PARAMETERS
 
 
@@ -249,3 +251,25 @@ def test_an_image_without_sources_has_an_empty_catalogue(field_weights, tmp_path
                      min_p_source=1.0)  # fmt: skip
     assert len(result.catalog) == 0
     result.write(tmp_path, regions=True, keep_posterior=2)
+
+
+def test_two_statements_on_blending_become_one_that_grows_with_both():
+    pixels, footprints = np.meshgrid(np.arange(17) / 16, np.arange(N_OVERLAP + 1) / N_OVERLAP)
+    pooled = pool_blending(pixels.ravel(), footprints.ravel(), n_maps=16).reshape(pixels.shape)
+    assert (np.diff(pooled, axis=0) > 0).all()
+    assert (np.diff(pooled, axis=1) > 0).all()
+    assert 0 < pooled.min() < 0.02  # both are sure, and may be wrong
+    assert 0.99 < pooled.max() < 1
+    few = pool_blending(np.zeros(1), np.zeros(1), n_maps=2)
+    assert pooled.min() < few < 0.2  # two maps without a blend are less sure of it than sixteen
+
+
+def test_samples_that_never_saw_it_leave_odds_finite():
+    np.testing.assert_allclose(ln_odds(np.array([0, 0.5, 1]), 16), [-np.log(33), 0, np.log(33)])
+    assert ln_odds(np.zeros(1), 0) == 0
+
+
+def test_p_blend_pools_what_class_maps_and_footprints_say(result):
+    said = result.sources
+    pooled = pool_blending(said.by_pixels, said.by_footprints, n_maps=2 * DRAWS_PER_SAMPLE)
+    np.testing.assert_allclose(result.catalog["p_blend"], pooled, rtol=1e-5)

@@ -11,6 +11,7 @@ from astropy.table import QTable
 from astropy.wcs import WCS
 from astropy.wcs.utils import proj_plane_pixel_scales
 from scipy import ndimage
+from scipy.special import expit
 
 from probablend.catalog import COLUMNS, UCDS, build_table, describe, quantile_columns, sky_positions
 from probablend.flags import Flag
@@ -24,10 +25,14 @@ from probablend.models.source import DESCRIPTIONS, PARAMETERS, SourcePosterior
 
 __all__ = [
     "N_DRAWS",
+    "N_OVERLAP",
+    "POOL",
     "Measured",
     "draw_parameters",
     "draws_table",
+    "ln_odds",
     "measure_sources",
+    "pool_blending",
 ]
 
 SOURCE_STREAM = 2  # of the random numbers; 0 and 1 are those of the class maps
@@ -37,6 +42,7 @@ _CHUNK = 256  # sources drawn at once
 _SLACK = 1.1  # how far beyond the range of the training is still within
 _TOUCH = 1.15  # blended pixels this far out, in footprint radii, still are the source's
 N_OVERLAP = 32  # joint draws in which overlaps are counted
+POOL = (1.36, 0.98, 0.54)  # see pool_blending
 
 
 @torch.inference_mode()
@@ -159,6 +165,34 @@ class Measured:
         return box, values
 
 
+def ln_odds(share: np.ndarray, n: int) -> np.ndarray:
+    """Logarithm of the odds of what came true in a share of ``n`` samples; half a case for each."""
+    hits = np.asarray(share, float) * n
+    return np.log((hits + 0.5) / (n - hits + 0.5))
+
+
+def pool_blending(by_pixels: np.ndarray, by_footprints: np.ndarray, *, n_maps: int) -> np.ndarray:
+    """Probability that a source is blended, from two shares of posterior samples.
+
+    A logarithmic pool (Genest & Zidek 1986, doi:10.1214/ss/1177013825) with weights that were
+    fitted to validation fields of five surveys (``benchmarks/pooling.py``). It grows with both
+    shares. Their mean is too low: class maps know of companions that are no source of their own,
+    footprints know which light is whose, and each misses what the other sees.
+
+    Parameters
+    ----------
+    by_pixels : ndarray, shape (source,)
+        Share of the class maps with a blended pixel in the footprint.
+    by_footprints : ndarray, shape (source,)
+        Share of the joint draws in which the footprint overlaps another one.
+    n_maps : int
+        How many class maps there are.
+    """
+    constant, of_pixels, of_footprints = POOL
+    pooled = constant + of_pixels * ln_odds(by_pixels, n_maps)
+    return expit(pooled + of_footprints * ln_odds(by_footprints, N_OVERLAP))
+
+
 def draws_table(draws: np.ndarray, origin: np.ndarray, ids: np.ndarray) -> QTable:
     """Joint draws of some sources, one row each, every column of shape (draw,).
 
@@ -258,7 +292,7 @@ def measure_sources(
             "p_source": found.p_source,
             "p_star": found.p_star,
             "hlr_arcsec": columns["hlr"] * scale,
-            "p_blend": 0.5 * (by_pixels + by_footprints),
+            "p_blend": pool_blending(by_pixels, by_footprints, n_maps=len(blends)),
             "parent": group + 1,
             "n_siblings": np.bincount(group, minlength=len(found))[group] - 1,
             "flags": _flags(
