@@ -66,7 +66,7 @@ class Field:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-o", "--output", type=Path, default=Path("counts"))
-    parser.add_argument("--fields", type=int, default=30)
+    parser.add_argument("--fields", type=int, default=60)
     parser.add_argument("--calibration", type=int, default=20, help="fields for completeness")
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--steps", type=int, default=300, help="of emcee")
