@@ -58,9 +58,9 @@ def look(name: str, model: str) -> tuple[np.ndarray, np.ndarray]:
             scene.image, rms=scene.rms, background="none", psf_fwhm=survey.psf_fwhm_pixels,
             n_samples=N_SAMPLES, seed=k, model=model,
         )  # fmt: skip
-        assert result.sources is not None
         t, f = match_positions(positions(scene.catalog), positions(result.catalog))
-        said.append(np.stack([result.sources.by_pixels, result.sources.by_footprints])[:, f])
+        shares = ("p_blend_maps", "p_blend_footprints")
+        said.append(np.stack([np.asarray(result.catalog[name], float)[f] for name in shares]))
         true.append(np.asarray(scene.catalog["blended"], bool)[t])
     return np.concatenate(said, axis=1), np.concatenate(true)
 

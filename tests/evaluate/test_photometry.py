@@ -7,11 +7,14 @@ from astropy.table import Table
 from probablend.emulate.blend import Placed, make_scene
 from probablend.emulate.stamps import Stamp
 from probablend.evaluate.photometry import (
+    BINS,
+    binned_scatter,
     coverage_scores,
     fisher_limit,
     flux_scores,
     matched_sources,
     photometry,
+    shape_scores,
     unrecognised_blends,
 )
 from probablend.models.source import PARAMETERS
@@ -88,13 +91,60 @@ def ranks(draw, n=4000):
 def test_coverage_of_a_calibrated_posterior_and_of_narrow_ones():
     fair = coverage_scores(ranks(lambda rng, n: rng.uniform(size=n)))
     for name in ("flux", "g2"):
-        assert fair[name]["68"] == pytest.approx(0.68, abs=0.03)
-        assert fair[name]["95"] == pytest.approx(0.95, abs=0.015)
+        for level in (50, 68, 90, 95):
+            assert fair[name][f"{level}"] == pytest.approx(level / 100, abs=0.03)
         assert abs(fair[name]["68_worst_bin"]) < 0.06
         assert fair[name]["kolmogorov"] < 0.03
     narrow = coverage_scores(ranks(lambda rng, n: rng.beta(0.4, 0.4, size=n)))
     assert narrow["flux"]["68"] < 0.6
     assert narrow["flux"]["68_worst_bin"] < -0.08
+
+
+def test_coverage_is_told_bin_by_bin():
+    table = ranks(lambda rng, n: rng.uniform(size=n))
+    close = np.asarray(table["separation"]) < 5
+    table["rank_flux"][close] = 0.5 + 0.2 * (np.asarray(table["rank_flux"])[close] - 0.5)
+    coverage = coverage_scores(table)["flux"]
+    low, *others = [b for b in coverage["bins"] if b["bin"] == "separation"]
+    assert (low["low"], low["high"], low["n"]) == (0.0, 5.0, close.sum())
+    assert low["50"] == 1
+    assert coverage["50_worst_bin"] == 0.5
+    assert all(b["50"] == pytest.approx(0.5, abs=0.06) for b in others)
+    assert others[-1]["high"] is None
+
+
+def test_errors_are_binned_by_what_makes_them():
+    rng = np.random.default_rng(3)
+    n = 3000
+    table = Table({"flux_true": np.ones(n), "flux": np.ones(n), "fisher": np.full(n, 0.1),
+                   "snr": rng.uniform(3, 100, n), "separation": rng.uniform(0, 20, n),
+                   "relative": rng.uniform(0, 6, n),
+                   "delta_mag": rng.uniform(-3, 3, n)})  # fmt: skip
+    faint = np.asarray(table["delta_mag"]) >= 2
+    table["flux"][faint] = 1.5
+    rows = [r for r in binned_scatter(table) if r["bin"] == "delta_mag"]
+    assert [r["low"] for r in rows] == [None, -2, -1, 0, 1, 2]
+    assert [r["mean_relative"] for r in rows] == [0, 0, 0, 0, 0, 0.5]
+    assert rows[-1]["n"] == faint.sum()
+    assert {r["bin"] for r in binned_scatter(table)} == set(BINS)
+
+
+def test_shape_scores_are_what_their_names_say():
+    rng = np.random.default_rng(4)
+    n = 20_000
+    true = {name: rng.normal(0, 0.3, n) for name in ("g1", "g2")}
+    table = Table({"hlr_true": np.full(n, 3.0), "hlr": 3 * np.exp(0.1 + 0.2 * rng.normal(size=n))})
+    for name, slope in (("g1", 1.0), ("g2", 0.8)):
+        table[f"{name}_true"] = true[name]
+        table[name] = slope * true[name] + 0.01 + 0.05 * rng.normal(size=n)
+    table["hlr"][0] = table["g1"][1] = np.nan
+    scores = shape_scores(table)
+    assert scores["ln_hlr_bias"] == pytest.approx(0.1, abs=0.01)
+    assert scores["ln_hlr_nmad"] == pytest.approx(0.2, abs=0.01)
+    assert scores["g1_multiplicative_bias"] == pytest.approx(0, abs=0.01)
+    assert scores["g2_multiplicative_bias"] == pytest.approx(-0.2, abs=0.01)
+    assert scores["g1_nmad"] == pytest.approx(0.05, abs=0.005)
+    assert scores["g1_additive_bias"] == pytest.approx(0.01, abs=0.003)
 
 
 def test_ranks_are_those_of_the_truth_among_the_draws(survey):
@@ -109,6 +159,8 @@ def test_ranks_are_those_of_the_truth_among_the_draws(survey):
     assert 0.6 <= by_flux[1.0] <= 0.8  # the fourth of five places
     assert 0.0 <= by_flux[2.0] <= 0.2
     np.testing.assert_allclose(table["separation"], np.hypot(30, 30))
+    np.testing.assert_allclose(table["relative"], np.hypot(30, 30) / 3)  # half-light radii of 3
+    np.testing.assert_allclose(table["delta_mag"], 0, atol=1e-6)
 
 
 def test_a_pair_seen_as_one_is_unrecognised_until_it_is_announced(survey):

@@ -3,12 +3,20 @@ import pytest
 from astropy.table import Table
 from scipy.optimize import linear_sum_assignment
 
-from probablend.evaluate.calibration import active_pixels, brier_score, chance_ece, reliability
+from probablend.evaluate.calibration import (
+    active_pixels,
+    average_precision,
+    brier_score,
+    chance_ece,
+    reliability,
+)
 from probablend.evaluate.classical import run_sep
 from probablend.evaluate.detection import (
     THRESHOLDS,
     blended_curve,
+    completeness_at_purity,
     detect_scores,
+    detection_curve,
     iou,
     region_curve,
 )
@@ -58,6 +66,37 @@ def test_a_calibrated_forecast_has_no_calibration_error(generator):
     assert chance_ece(fair, n_bins=20) == pytest.approx(expected, rel=0.05)
     assert chance_ece(np.array([0.0, 1.0, 1.0])) == 0
     assert reliability(np.clip(p + 0.1, 0, 1), truth).ece == pytest.approx(0.1, abs=0.01)
+
+
+def test_average_precision_by_hand():
+    truth = np.array([True, False, True, False])
+    assert average_precision(np.array([0.9, 0.8, 0.7, 0.1]), truth) == pytest.approx(
+        (1 + 2 / 3) / 2
+    )
+    assert average_precision(np.array([0.9, 0.1, 0.8, 0.2]), truth) == 1
+    assert average_precision(np.full(4, 0.3), truth) == 0.5  # equal ones are flagged together
+    assert np.isnan(average_precision(np.array([0.2]), np.array([False])))
+    guess = np.random.default_rng(0).uniform(size=(2, 20_000))
+    assert average_precision(guess[0], guess[1] < 0.2) == pytest.approx(0.2, abs=0.02)
+
+
+def test_the_detection_curve_by_hand():
+    truth = Table({"x": [10.0, 20.0, 30.0], "y": [10.0, 10.0, 10.0], "n_pixels": [50, 50, 50],
+                   "blended": [True, True, False]})  # fmt: skip
+    found = Table({"x": [10.0, 20.0, 50.0], "y": [10.0, 10.0, 50.0], "p_source": [0.9, 0.4, 0.6]})
+    curve = detection_curve([truth, truth], [found, found], (64, 64))
+    at = {t: k for k, t in enumerate(curve["threshold"])}
+    assert max(at) == 0.9
+    for threshold, completeness, blended, purity in (
+        (0.2, 2 / 3, 1.0, 2 / 3), (0.5, 1 / 3, 0.5, 0.5), (0.7, 1 / 3, 0.5, 1.0),
+    ):  # fmt: skip
+        k = at[threshold]
+        assert curve["completeness"][k] == pytest.approx(completeness)
+        assert curve["completeness_blended"][k] == blended
+        assert curve["purity"][k] == pytest.approx(purity)
+    best = completeness_at_purity(curve, 0.95)
+    assert (best["threshold"], best["completeness_blended"]) == (0.62, 0.5)
+    assert completeness_at_purity({"purity": [0.5], "threshold": [0.2]}, 0.95) is None
 
 
 def test_calibration_error_and_brier_score_by_hand():

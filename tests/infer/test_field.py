@@ -270,6 +270,6 @@ def test_samples_that_never_saw_it_leave_odds_finite():
 
 
 def test_p_blend_pools_what_class_maps_and_footprints_say(result):
-    said = result.sources
-    pooled = pool_blending(said.by_pixels, said.by_footprints, n_maps=2 * DRAWS_PER_SAMPLE)
+    shares = (result.catalog[name] for name in ("p_blend_maps", "p_blend_footprints"))
+    pooled = pool_blending(*shares, n_maps=2 * DRAWS_PER_SAMPLE)
     np.testing.assert_allclose(result.catalog["p_blend"], pooled, rtol=1e-5)

@@ -4,7 +4,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Reliability", "active_pixels", "brier_score", "chance_ece", "reliability"]
+__all__ = [
+    "Reliability",
+    "active_pixels",
+    "average_precision",
+    "brier_score",
+    "chance_ece",
+    "reliability",
+]
 
 N_BINS = 15
 ACTIVE_LEVEL = 0.01
@@ -93,6 +100,18 @@ def chance_ece(
 def brier_score(probability: np.ndarray, truth: np.ndarray) -> float:
     """Mean squared difference between probability and outcome."""
     return float(np.mean((np.asarray(probability, float) - np.asarray(truth, float)) ** 2))
+
+
+def average_precision(probability: np.ndarray, truth: np.ndarray) -> float:
+    """Mean of the precision at every true case as the threshold falls; NaN without any.
+
+    Cases of equal probability are flagged together.
+    """
+    probability, truth = np.asarray(probability, float), np.asarray(truth, bool)
+    levels, which = np.unique(-probability, return_inverse=True)
+    hits = np.bincount(which, weights=truth, minlength=len(levels))
+    precision = hits.cumsum() / np.bincount(which, minlength=len(levels)).cumsum()
+    return float((hits * precision).sum() / hits.sum()) if hits.sum() else float("nan")
 
 
 def active_pixels(probability: np.ndarray, truth: np.ndarray) -> np.ndarray:

@@ -23,6 +23,7 @@ __all__ = [
     "blended_curve",
     "completeness_at_purity",
     "detect_scores",
+    "detection_curve",
     "iou",
     "objects_of",
     "positions",
@@ -117,29 +118,42 @@ def detect_scores(
     )
 
 
-def completeness_at_purity(
-    truths: list[Table], catalogs: list[Table], shape_yx: tuple[int, int], purity: float
-) -> dict[str, float] | None:
-    """Completeness at the lowest threshold on ``p_source`` that reaches a purity.
+def detection_curve(
+    truths: list[Table], catalogs: list[Table], shape_yx: tuple[int, int]
+) -> dict[str, list[float | None]]:
+    """Completeness and purity as the threshold on ``p_source`` rises.
 
     Returns
     -------
-    dict or None
-        ``threshold, completeness, completeness_blended, purity``; None if none reaches it.
+    dict of list
+        ``threshold, completeness, completeness_blended, purity``; thresholds above the last
+        detection are left out, and None stands for a share of nothing.
     """
+    curve: dict[str, list[float | None]] = {
+        key: [] for key in ("threshold", "completeness", "completeness_blended", "purity")
+    }
     for threshold in DETECTION_THRESHOLDS:
         total = None
         for truth, catalog in zip(truths, catalogs, strict=True):
             kept = catalog[np.asarray(catalog["p_source"]) >= threshold]
             scores = detect_scores(truth, kept, shape_yx)
             total = scores if total is None else total + scores
-        if total is not None and total.purity >= purity:
-            return {
-                "threshold": float(threshold),
-                "completeness": total.completeness,
-                "completeness_blended": total.completeness_blended,
-                "purity": total.purity,
-            }
+        if total is None or not total.n_objects:
+            break
+        curve["threshold"].append(float(threshold))
+        for key in ("completeness", "completeness_blended", "purity"):
+            share = getattr(total, key)
+            curve[key].append(None if np.isnan(share) else share)
+    return curve
+
+
+def completeness_at_purity(
+    curve: dict[str, list[float | None]], purity: float
+) -> dict[str, float | None] | None:
+    """The point of a :func:`detection_curve` at its lowest threshold that reaches a purity."""
+    for k, reached in enumerate(curve["purity"]):
+        if reached is not None and reached >= purity:
+            return {key: values[k] for key, values in curve.items()}
     return None
 
 

@@ -22,6 +22,7 @@ from probablend.emulate.stamps import Galaxies
 from probablend.evaluate.calibration import (
     Reliability,
     active_pixels,
+    average_precision,
     brier_score,
     chance_ece,
     reliability,
@@ -34,6 +35,7 @@ from probablend.evaluate.detection import (
     blended_curve,
     completeness_at_purity,
     detect_scores,
+    detection_curve,
     iou,
     positions,
     region_curve,
@@ -129,8 +131,8 @@ class FieldScores:
         Reliability diagrams.
     photometry : dict, optional
         See :func:`~probablend.evaluate.photometry.photometry`.
-    at_purity : dict, optional
-        See :func:`~probablend.evaluate.detection.completeness_at_purity`.
+    found : dict, optional
+        Of a method with ``p_source``, see :func:`~probablend.evaluate.detection.detection_curve`.
     """
 
     detection: DetectionScores
@@ -139,7 +141,7 @@ class FieldScores:
     values: dict[str, float]
     curves: dict[str, Reliability]
     photometry: dict[str, Any] | None = None
-    at_purity: dict[str, float] | None = None
+    found: dict[str, list[float | None]] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers for a JSON file."""
@@ -150,7 +152,8 @@ class FieldScores:
             "purity": _number(self.detection.purity),
             **self.values,
             "photometry": self.photometry,
-            "at_purity": self.at_purity,
+            "at_purity": self.found and completeness_at_purity(self.found, MIN_PURITY),
+            "found": self.found,
             "n_true": self.detection.n_true,
             "n_true_blended": self.detection.n_true_blended,
             "blended_flag": None
@@ -218,9 +221,11 @@ def score_scenes(scenes: list[Scene], predictions: list[Prediction]) -> FieldSco
             curves[f"P_{name.upper()}"] = reliability(p[active], t[active])
             values[f"ece_{name}_active"] = curves[f"P_{name.upper()}"].ece
             values[f"brier_{name}_active"] = brier_score(p[active], t[active])
-    if soft and flags is not None:
+    if flags is not None:
         said, true = matched_flags(scenes, predictions)
-        if len(said):
+        if true.any():
+            values["average_precision_p_blend"] = average_precision(said, true)
+        if soft and len(said):
             curves["p_blend"] = reliability(said, true)
             values["ece_p_blend"] = curves["p_blend"].ece
             values["ece_p_blend_by_chance"] = chance_ece(said)
@@ -235,15 +240,10 @@ def score_scenes(scenes: list[Scene], predictions: list[Prediction]) -> FieldSco
         diversity = [sample_diversity(probability, maps) for maps, probability, _ in drawn]
         values["sample_diversity"] = float(np.mean(diversity))
     values |= _agreement(predictions)
-    at_purity = None
+    found = None
     candidates = [p.candidates() for p in predictions if p.candidates is not None]
     if len(candidates) == len(predictions):
-        at_purity = completeness_at_purity(
-            [s.catalog for s in scenes],
-            candidates,
-            scenes[0].image.shape,
-            MIN_PURITY,
-        )
+        found = detection_curve([s.catalog for s in scenes], candidates, scenes[0].image.shape)
     fluxes = None
     if all("flux" in p.catalog.colnames for p in predictions):
         fluxes = photometry(
@@ -259,7 +259,7 @@ def score_scenes(scenes: list[Scene], predictions: list[Prediction]) -> FieldSco
         values=values,
         curves=curves,
         photometry=fluxes,
-        at_purity=at_purity,
+        found=found,
     )
 
 
@@ -284,14 +284,12 @@ def _total(parts: list[Any]) -> Any:
 
 def _agreement(predictions: list[Prediction]) -> dict[str, float]:
     """How far the statements on blending of one method agree, over all its detections."""
-    parts = [p.blend_statements for p in predictions if p.blend_statements is not None]
-    if not parts:
-        return {}
-    by_pixels, by_footprints = np.concatenate(parts, axis=1)
+    names = ("p_blend_maps", "p_blend_footprints", "p_blend", "blendedness")
     catalogs = [p.catalog for p in predictions]
-    p_blend, blendedness = (
-        np.concatenate([np.asarray(c[name], float) for c in catalogs])
-        for name in ("p_blend", "blendedness")
+    if not all(name in c.colnames for c in catalogs for name in names):
+        return {}
+    by_pixels, by_footprints, p_blend, blendedness = (
+        np.concatenate([np.asarray(c[name], float) for c in catalogs]) for name in names
     )
     values = {
         "same_verdict": float(((by_pixels > 0.5) == (by_footprints > 0.5)).mean()),
@@ -558,6 +556,7 @@ def _rows() -> list[tuple[str, Cell]]:
         ("Brier score of P_BLEND, active pixels", _value("brier_blend_active")),
         ("ECE of p_blend, objects", _value("ece_p_blend")),
         ("… expected of the right probabilities", _value("ece_p_blend_by_chance")),
+        ("average precision of p_blend, objects", _value("average_precision_p_blend")),
     ]
 
     def curve(key: str, purity: float, prefix: str) -> Cell:
@@ -574,12 +573,15 @@ def _rows() -> list[tuple[str, Cell]]:
     ):
         for purity in (0.65, 0.85):
             rows.append((f"{what}, at purity ≥ {purity:.2f}", curve(key, purity, prefix)))
-    group = ("photometry", "flux_blended_snr10")
+    group, shape = ("photometry", "flux_blended_snr10"), ("photometry", "shape")
 
-    def announced(m: dict[str, Any]) -> str | None:
-        pairs = (m["photometry"] or {}).get("pairs", {})
-        n = pairs.get("unrecognised", 0)
-        return f"{pairs['announced'] / n:.3f} of {n}" if n and "announced" in pairs else None
+    def share(part: str, whole: str) -> Cell:
+        def cell(m: dict[str, Any]) -> str | None:
+            pairs = (m["photometry"] or {}).get("pairs", {})
+            n = pairs.get(whole, 0)
+            return f"{pairs[part] / n:.3f} of {n}" if n and part in pairs else None
+
+        return cell
 
     def covered(name: str) -> Cell:
         return lambda m: coverage_text((m["photometry"] or {}).get("coverage", {}).get(name))
@@ -590,7 +592,16 @@ def _rows() -> list[tuple[str, Cell]]:
         ("… beyond 0.75 mag", _value(*group, "outliers")),
         ("… median bias, mag", _value(*group, "bias", form="+.3f")),
         ("… mean relative error", _value(*group, "mean_relative")),
-        ("close pairs seen as one that are announced (p_blend > 0.5)", announced),
+        ("size of galaxies: bias, ln", _value(*shape, "ln_hlr_bias", form="+.3f")),
+        ("… scatter, ln", _value(*shape, "ln_hlr_nmad")),
+    ]
+    for name in ("g1", "g2"):
+        key = f"{name}_multiplicative_bias"
+        rows += [(f"{name}: multiplicative bias", _value(*shape, key, form="+.3f")),
+                 ("… scatter", _value(*shape, f"{name}_nmad"))]  # fmt: skip
+    rows += [
+        ("close pairs seen as one", share("unrecognised", "pairs")),
+        ("… that are announced (p_blend > 0.5)", share("announced", "unrecognised")),
     ]
     rows += [
         (f"truths in the 68 / 95 % intervals of {name} (worst bin)", covered(name))
@@ -613,10 +624,10 @@ def _rows() -> list[tuple[str, Cell]]:
 
 
 def _figures(methods: dict[str, Any]) -> dict[str, Figure]:
-    """Reliability, the blended flag, completeness, and the places of the truth."""
+    """Reliability, completeness and purity, and the places of the truth."""
     names = ("P_GALAXY", "P_BLEND", "p_blend")
-    figure = Figure(figsize=(18, 4.6), layout="constrained")
-    axes = figure.subplots(1, 4)
+    figure = Figure(figsize=(22.5, 4.6), layout="constrained")
+    axes = figure.subplots(1, 5)
     for name, m in methods.items():
         for ax, key in zip(axes, names, strict=False):
             if key in m["reliability"]:
@@ -624,12 +635,16 @@ def _figures(methods: dict[str, Any]) -> dict[str, Figure]:
                 plot_reliability(
                     np.array(c["predicted"]), np.array(c["observed"]), ax, label=name
                 ).set_title(key + (", objects" if key == "p_blend" else ", active pixels"))
-        flag = m["blended_flag"]
-        if flag is None:
-            continue
-        purity = np.array([np.nan if p is None else p for p in flag["purity"]])
-        plot_completeness_purity(np.array(flag["completeness"]), purity, axes[3], label=name)
-    axes[3].set_title("blended galaxies announced")
+        found = m["found"] or {key: [m[key]] for key in ("completeness_blended", "purity")}
+        for ax, curve, key in (
+            (axes[3], found, "completeness_blended"),
+            (axes[4], m["blended_flag"], "completeness"),
+        ):
+            if curve is not None:
+                completeness, purity = (np.array(curve[k], float) for k in (key, "purity"))
+                plot_completeness_purity(completeness, purity, ax, label=name)
+    axes[3].set(title="blended galaxies found", xlim=(0.5, 1))
+    axes[4].set_title("blended galaxies announced")
     figures = {"calibration": figure}
     ranked = {
         name: m["photometry"]["places"]

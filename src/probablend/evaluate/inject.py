@@ -30,8 +30,7 @@ from probablend.evaluate.calibration import brier_score, chance_ece, reliability
 from probablend.evaluate.detection import positions
 from probablend.evaluate.match import match_positions
 from probablend.evaluate.photometry import (
-    SEPARATION_BINS,
-    SNR_BINS,
+    BINS,
     coverage_scores,
     flux_scores,
     rank_histograms,
@@ -365,7 +364,7 @@ def _scores(table: Table) -> dict[str, Any]:
             "predicted": said.predicted.tolist(),
             "observed": said.observed.tolist(),
         }
-    for key, edges in (("snr", (0.0, *SNR_BINS)), ("separation", SEPARATION_BINS)):
+    for key, edges in (("snr", (0.0, *BINS["snr"])), ("separation", BINS["separation"])):
         values = np.asarray(table[key], float)
         for low, high in pairwise(edges):
             inside = (values >= low) & (values < high)

@@ -77,8 +77,6 @@ class Prediction:
     candidates : callable, optional
         Gives a table ``x, y, p_source`` with less probable ones among them, for completeness
         against purity.
-    blend_statements : ndarray, shape (2, row), optional
-        The two halves of ``p_blend``: by class maps and by footprints.
     masks : ndarray of bool, shape (3, y, x), optional
         Of a pair: overlap, central galaxy, companion.
     given : ndarray of int, shape (row,), optional
@@ -92,7 +90,6 @@ class Prediction:
     samples: np.ndarray | None = None
     draws: np.ndarray | None = None
     candidates: Callable[[], Table] | None = None
-    blend_statements: np.ndarray | None = None
     masks: np.ndarray | None = None
     given: np.ndarray | None = None
 
@@ -214,7 +211,6 @@ def _network(model: str, *, forced: bool, n_samples: int) -> Method:
             samples=result.samples,
             draws=None if own is None else own.draws,
             candidates=candidates if own is not None and not forced else None,
-            blend_statements=None if own is None else np.stack([own.by_pixels, own.by_footprints]),
             given=given,
         )
 

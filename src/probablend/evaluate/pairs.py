@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from astropy.stats import mad_std
 from astropy.table import Table, vstack
 from matplotlib.figure import Figure
 
@@ -30,13 +29,17 @@ from probablend.evaluate.methods import (
     weights_hash,
 )
 from probablend.evaluate.photometry import (
+    BINS,
+    MIN_IN_BIN,
     SHAPE_PARAMETERS,
+    binned_scatter,
     coverage_scores,
     coverage_text,
     fisher_limit,
     flux_scores,
     over_fisher,
     rank_histograms,
+    shape_scores,
     signal_to_noise,
     truth_ranks,
 )
@@ -46,9 +49,6 @@ from probablend.plot import plot_pits, plot_running_scatter
 
 __all__ = ["PairsConfig", "evaluate_pairs", "pair_scores", "read_results", "results_table"]
 
-SEPARATION_BINS = (0.0, 5.0, 10.0, 15.0, np.inf)  # pixels, as in the paper
-RELATIVE_BINS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, np.inf)  # separation / larger radius
-_MIN_IN_BIN = 20
 _ISOPHOTAL = " (isophotal)"
 
 
@@ -197,9 +197,10 @@ def pair_scores(table: Table, *, flux: str = "flux") -> dict[str, Any]:
     dict
         ``both_found`` (share of the pairs), in all and by separation; ``third_source``, the
         share of pairs with more than two objects, ``stray``, with one that is neither galaxy;
-        flux scores of central and companion galaxies, of all, by separation and by separation over
-        radius; ``over_fisher`` where S/N > 20 and the separation > 1.5 radii; coverage;
-        ``seen_as_one``, the pairs that one object speaks for, and how many are ``announced``.
+        flux scores of central and companion galaxies, of all, and in ``bins`` of S/N, separation,
+        separation over radius and difference of magnitude; ``over_fisher`` where S/N > 20 and the
+        separation > 1.5 radii; ``shape``; coverage; ``seen_as_one``, the pairs that one object
+        speaks for, and how many are ``announced``.
     """
     found = np.asarray(table["found"], bool)
     both = np.all(found.reshape(-1, 2), axis=1)
@@ -215,26 +216,22 @@ def pair_scores(table: Table, *, flux: str = "flux") -> dict[str, Any]:
         "forced": bool(first["forced"][0]),
         "both_found": float(both.mean()),
         "both_found_by_separation": [
-            {"low": low, "high": _finite(high), "n": int(some.sum()),
-             "both_found": float(both[some].mean())}
-            for low, high, some in _in_bins(separation, SEPARATION_BINS)
+            {
+                "low": low,
+                "high": high if np.isfinite(high) else None,  # JSON knows no infinity
+                "n": int(some.sum()),
+                "found": int(both[some].sum()),
+            }
+            for low, high in pairwise(BINS["separation"])
+            if (some := (separation >= low) & (separation < high)).any()
         ],
         "third_source": float((n_objects > 2).mean()),
         "stray": float((n_objects > n_matched).mean()),
         "flux_all": _fluxes(seen),
         "flux_central": _fluxes(seen[np.asarray(seen["galaxy"]) == 0]),
         "flux_companion": _fluxes(seen[np.asarray(seen["galaxy"]) == 1]),
-    }  # fmt: skip
-    for name, key, edges in (
-        ("by_separation", "separation", SEPARATION_BINS),
-        ("by_relative_separation", "relative", RELATIVE_BINS),
-    ):
-        values = np.asarray(seen[key], float)
-        scores[name] = [
-            {"low": low, "high": _finite(high), **_fluxes(seen[some]),
-             "over_fisher": _over_fisher(seen[some])}
-            for low, high, some in _in_bins(values, edges)
-        ]  # fmt: skip
+        "bins": binned_scatter(seen),
+    }
     clear = (np.asarray(seen["snr"]) > 20) & (np.asarray(seen["relative"]) > 1.5)
     scores["over_fisher"] = _over_fisher(seen[clear])
     announced = np.asarray(table["p_blend"], float).reshape(-1, 2)[one]
@@ -249,17 +246,8 @@ def pair_scores(table: Table, *, flux: str = "flux") -> dict[str, Any]:
     if np.isfinite(np.asarray(seen["rank_flux"], float)).any():
         seen["is_star"] = False
         scores["coverage"] = coverage_scores(seen)
-        scores["shape"] = _shapes(seen)
+        scores["shape"] = shape_scores(seen)
     return scores
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None  # JSON knows no infinity
-
-
-def _in_bins(values: np.ndarray, edges: Sequence[float]) -> list[tuple[float, float, np.ndarray]]:
-    masks = [(low, high, (values >= low) & (values < high)) for low, high in pairwise(edges)]
-    return [m for m in masks if m[2].sum() >= _MIN_IN_BIN]
 
 
 def _fluxes(table: Table) -> dict[str, float]:
@@ -277,26 +265,7 @@ def magnitude_error(table: Table) -> np.ndarray:
 
 
 def _over_fisher(table: Table) -> float | None:
-    return over_fisher(table) if np.isfinite(table["fisher"]).sum() >= _MIN_IN_BIN else None
-
-
-def _shapes(table: Table) -> dict[str, float]:
-    """Scatter of size and shape, and the multiplicative bias of the shape."""
-    scores = {}
-    ratio = np.log(np.asarray(table["hlr"], float) / np.asarray(table["hlr_true"], float))
-    scores["ln_hlr_bias"] = float(np.nanmedian(ratio))
-    scores["ln_hlr_nmad"] = float(mad_std(ratio, ignore_nan=True))
-    for name in ("g1", "g2"):
-        said, true = (np.asarray(table[k], float) for k in (name, f"{name}_true"))
-        ok = np.isfinite(said) & np.isfinite(true)
-        if ok.sum() < _MIN_IN_BIN or np.ptp(true[ok]) == 0:  # a set that knows no shapes
-            continue
-        error = said[ok] - true[ok]
-        scores[f"{name}_nmad"] = float(mad_std(error))
-        slope, offset = np.polyfit(true[ok], said[ok], 1)
-        scores[f"{name}_multiplicative_bias"] = float(slope - 1)
-        scores[f"{name}_additive_bias"] = float(offset)
-    return scores
+    return over_fisher(table) if np.isfinite(table["fisher"]).sum() >= MIN_IN_BIN else None
 
 
 def evaluate_pairs(
@@ -421,25 +390,29 @@ def results_table(results: dict[str, Any]) -> str:
         f"source `{config['source']}`, seed {config['seed']}; {results['n_common']} galaxies are "
         "measured by all.",
         "",
-        "| | both found | below 5 px | more than two | one of neither "
+        "| | both found | closer than 5 px | more than two | one of neither | seen as one "
+        "| announced "
         "| IoU overlap / central / companion | measured | mean abs. flux error | median "
         "| NMAD, mag | of the common | beyond 0.75 mag "
         "| bias, mag "
-        "| scatter / Fisher limit | s |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| scatter / Fisher limit, S/N > 20, > 1.5 radii apart | s |",
+        "|---" * 17 + "|",
     ]
 
     def number(value: float | None, form: str) -> str:
         return "–" if value is None else format(value, form)
 
     for name, m in results["methods"].items():
-        close = [b["both_found"] for b in m["both_found_by_separation"] if b["low"] == 0]
+        close = [b for b in m["both_found_by_separation"] if b["low"] == 0]
+        one = m["seen_as_one"]
         f = m["flux_all"]
         cells = [
             number(None if m["forced"] else m["both_found"], ".1%"),
-            number(close[0] if close and not m["forced"] else None, ".1%"),
+            f"{close[0]['found']} of {close[0]['n']}" if close and not m["forced"] else "–",
             number(None if m["forced"] else m["third_source"], ".1%"),
             number(None if m["forced"] else m["stray"], ".1%"),
+            number(None if m["forced"] else one, "d"),
+            number(None if m["forced"] or not one else m["announced"] / one, ".0%"),
             " / ".join(number(v, ".2f") for v in m["iou"].values()),
             *(number(f.get(k), form) for k, form in (
                 ("n", "d"), ("mean_relative", ".1%"), ("median_relative", ".1%"),

@@ -5,6 +5,7 @@ Fluxes are compared with the total flux of the drawn profile, in magnitudes:
 profile and position, where fluxes are linear: covariance (GᵀG/σ²)⁻¹.
 """
 
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -20,6 +21,7 @@ from probablend.evaluate.match import match_positions
 from probablend.models.source import PARAMETERS
 
 __all__ = [
+    "binned_scatter",
     "coverage_scores",
     "coverage_text",
     "fisher_limit",
@@ -28,17 +30,23 @@ __all__ = [
     "over_fisher",
     "photometry",
     "rank_histograms",
+    "shape_scores",
     "signal_to_noise",
     "truth_ranks",
     "unrecognised_blends",
 ]
 
 SHAPE_PARAMETERS = ("flux", "hlr", "g1", "g2")
-SNR_BINS = (3.0, 5.0, 10.0, 20.0, 50.0, np.inf)
-SEPARATION_BINS = (0.0, 5.0, 10.0, 15.0, np.inf)  # pixels to the nearest detectable source
+BINS = {
+    "snr": (3.0, 5.0, 10.0, 20.0, 50.0, np.inf),
+    "separation": (0.0, 5.0, 10.0, 15.0, np.inf),  # pixels, as in arXiv:1905.01324
+    "relative": (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, np.inf),  # separation / larger radius
+    "delta_mag": (-np.inf, -2.0, -1.0, 0.0, 1.0, 2.0, np.inf),  # own − that of the other
+}
+LEVELS = (0.5, 0.68, 0.9, 0.95)
 OUTLIER = 0.75  # mag
 FLUX_MIN_SNR = 10.0
-_MIN_IN_BIN = 30
+MIN_IN_BIN = 30
 _FISHER_MIN_SNR = 3.0
 
 
@@ -104,8 +112,11 @@ def matched_sources(
     Returns
     -------
     Table
-        ``flux_true, flux, snr, fisher, separation, blended, is_star`` and, for each shape
-        parameter, ``rank_…``: the place of the truth among the draws, 0 to 1.
+        ``flux_true, flux, snr, fisher, blended, is_star``; of the nearest detectable source
+        ``separation`` (pixels), ``relative`` (to the larger half-light radius of the two) and
+        ``delta_mag`` (own magnitude − that of the other); ``hlr, g1, g2`` and ``…_true`` of a
+        catalogue that has shapes; for each shape parameter ``rank_…``, the place of the truth
+        among the draws, 0 to 1.
     """
     truth = scene.catalog
     at = positions(truth)
@@ -115,13 +126,14 @@ def matched_sources(
     inside = (t_y > 0) & (t_y < n_y - 1) & (t_x > 0) & (t_x < n_x - 1)
     inside &= np.asarray(truth["n_pixels"])[t] >= MIN_FOOTPRINT
     t, f = t[inside], f[inside]
-    detectable = np.flatnonzero(np.asarray(truth["n_pixels"]) >= MIN_FOOTPRINT)
-    separation = np.full(len(t), np.inf)
-    if len(detectable) > 1 and len(t):
-        near, _ = KDTree(at[detectable]).query(at[t], k=2)
-        separation = near[:, 1]
     measured = np.isfinite(np.asarray(catalog["flux"], float)[f])
-    t, f, separation = t[measured], f[measured], separation[measured]
+    t, f = t[measured], f[measured]
+    detectable = np.flatnonzero(np.asarray(truth["n_pixels"]) >= MIN_FOOTPRINT)
+    separation, other = np.full(len(t), np.inf), t
+    if len(detectable) > 1 and len(t):
+        near, which = KDTree(at[detectable]).query(at[t], k=2)
+        separation, other = near[:, 1], detectable[which[:, 1]]
+    mag, hlr = (np.asarray(truth[name], float) for name in ("mag", "hlr"))
     table = Table(
         {
             "flux_true": np.asarray(truth["flux"], float)[t],
@@ -129,10 +141,17 @@ def matched_sources(
             "snr": signal_to_noise(scene)[t],
             "fisher": fisher_limit(scene)[t],
             "separation": separation,
+            "relative": separation / np.fmax(hlr[t], hlr[other]),
+            "delta_mag": mag[t] - mag[other],
             "blended": np.asarray(truth["blended"], bool)[t],
             "is_star": np.asarray(truth["is_star"], bool)[t],
         }
     )
+    for name in SHAPE_PARAMETERS[1:]:
+        if name in catalog.colnames:
+            column = catalog[name]
+            table[name] = np.asarray(getattr(column, "value", column), float)[f]
+            table[f"{name}_true"] = np.asarray(truth[name], float)[t]
     if draws is not None:
         for name, rank in truth_ranks(truth[t], draws[:, f]).items():
             table[f"rank_{name}"] = rank
@@ -177,61 +196,86 @@ def flux_scores(table: Table) -> dict[str, float]:
     }
 
 
-def coverage_scores(table: Table) -> dict[str, dict[str, float]]:
-    """Share of the truths inside the central 68 and 95 % intervals, and the worst bin.
+def coverage_scores(table: Table) -> dict[str, dict[str, Any]]:
+    """Share of the truths inside central intervals, in all, in bins, and in the worst of them.
 
     Galaxies only: a star has no size or shape. Bins of S/N and separation with fewer than 30
     sources are left out.
     """
     galaxies = table[~np.asarray(table["is_star"], bool)]
-    scores: dict[str, dict[str, float]] = {}
+    scores: dict[str, dict[str, Any]] = {}
     for name in SHAPE_PARAMETERS:
-        known = np.isfinite(np.asarray(galaxies[f"rank_{name}"], float))
-        some = galaxies[known]
-        rank = np.asarray(some[f"rank_{name}"], float)
+        rank = np.asarray(galaxies[f"rank_{name}"], float)
+        some = galaxies[np.isfinite(rank)]
+        rank = rank[np.isfinite(rank)]
         if not len(rank):
             continue
-        scores[name] = {}
-        for level in (0.68, 0.95):
-            inside = np.abs(rank - 0.5) <= level / 2
-            worst = 0.0
-            for which in _bins(some):
-                share = inside[which].mean()
-                if abs(share - level) > abs(worst):
-                    worst = float(share - level)
+        bins = [where | {"n": int(which.sum())} | _inside(rank[which])
+                for where, which in _in_bins(some, "snr", "separation")]  # fmt: skip
+        scores[name] = _inside(rank) | {"bins": bins}
+        for level in LEVELS:
             key = f"{round(100 * level)}"
-            scores[name][key] = float(inside.mean())
-            scores[name][f"{key}_worst_bin"] = worst
+            off = [one[key] - level for one in bins]
+            scores[name][f"{key}_worst_bin"] = max(off, key=abs, default=0.0)
         grid = np.sort(rank)
         uniform = (np.arange(len(grid)) + 0.5) / len(grid)
         scores[name]["kolmogorov"] = float(np.abs(grid - uniform).max())
     return scores
 
 
-def _bins(table: Table) -> list[np.ndarray]:
-    """Masks of the bins that hold enough sources."""
-    masks = []
-    for key, edges in (("snr", SNR_BINS), ("separation", SEPARATION_BINS)):
+def _inside(rank: np.ndarray) -> dict[str, float]:
+    """Share of the places that are in each central interval."""
+    return {f"{round(100 * level)}": float((np.abs(rank - 0.5) <= level / 2).mean())
+            for level in LEVELS}  # fmt: skip
+
+
+def _in_bins(table: Table, *keys: str) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+    """Bins that hold enough sources: what they are, and whose."""
+    for key in keys:
         values = np.asarray(table[key], float)
-        masks += [(values >= low) & (values < high)
-                  for low, high in pairwise(edges)]  # fmt: skip
-    return [m for m in masks if m.sum() >= _MIN_IN_BIN]
+        for low, high in pairwise(BINS[key]):
+            which = (values >= low) & (values < high)
+            if which.sum() >= MIN_IN_BIN:
+                # JSON knows no infinity.
+                ends = {"low": low, "high": high}
+                yield ({"bin": key} | {k: v if np.isfinite(v) else None for k, v in ends.items()},
+                       which)  # fmt: skip
 
 
 def binned_scatter(table: Table) -> list[dict[str, Any]]:
-    """Flux scores and scatter over the Fisher limit in bins of S/N and separation."""
-    rows = []
-    for key, edges in (("snr", SNR_BINS), ("separation", SEPARATION_BINS)):
-        values = np.asarray(table[key], float)
-        for low, high in pairwise(edges):
-            some = table[(values >= low) & (values < high)]
-            if len(some) < _MIN_IN_BIN:
-                continue
-            # JSON knows no infinity.
-            row = {"bin": key, "low": low, "high": high if np.isfinite(high) else None}
-            row |= flux_scores(some)
-            rows.append(row | {"over_fisher": over_fisher(some)})
-    return rows
+    """Flux scores and scatter over the Fisher limit in bins.
+
+    Of S/N, separation, separation over radius, and difference of magnitude.
+    """
+    return [
+        where | flux_scores(table[which]) | {"over_fisher": over_fisher(table[which])}
+        for where, which in _in_bins(table, *BINS)
+    ]
+
+
+def shape_scores(table: Table) -> dict[str, float]:
+    """Bias and scatter of size and shape, and the multiplicative bias of the shape.
+
+    Parameters
+    ----------
+    table : Table
+        ``hlr, g1, g2`` and ``…_true``; NaN where a value is not known.
+    """
+    scores = {}
+    ratio = np.log(np.asarray(table["hlr"], float) / np.asarray(table["hlr_true"], float))
+    if np.isfinite(ratio).any():
+        scores["ln_hlr_bias"] = float(np.nanmedian(ratio))
+        scores["ln_hlr_nmad"] = float(mad_std(ratio, ignore_nan=True))
+    for name in ("g1", "g2"):
+        said, true = (np.asarray(table[k], float) for k in (name, f"{name}_true"))
+        ok = np.isfinite(said) & np.isfinite(true)
+        if ok.sum() < MIN_IN_BIN or np.ptp(true[ok]) == 0:  # a set that knows no shapes
+            continue
+        scores[f"{name}_nmad"] = float(mad_std(said[ok] - true[ok]))
+        slope, offset = np.polyfit(true[ok], said[ok], 1)
+        scores[f"{name}_multiplicative_bias"] = float(slope - 1)
+        scores[f"{name}_additive_bias"] = float(offset)
+    return scores
 
 
 def over_fisher(table: Table) -> float:
@@ -321,6 +365,7 @@ def photometry(
         "flux_blended_snr10": flux_scores(blended[np.asarray(blended["snr"]) > FLUX_MIN_SNR]),
         "flux_all_snr10": flux_scores(galaxies[np.asarray(galaxies["snr"]) > FLUX_MIN_SNR]),
         "bins": binned_scatter(galaxies),
+        "shape": shape_scores(galaxies) if "g1" in table.colnames else {},
         "coverage": coverage_scores(table) if "rank_flux" in table.colnames else {},
         "pairs": pairs,
         **({"places": rank_histograms(galaxies)} if "rank_flux" in table.colnames else {}),

@@ -114,9 +114,6 @@ class Measured:
         Median footprints.
     posterior : SourcePosterior
         The density behind the draws, with ``sample`` and ``log_prob``; single precision.
-    by_pixels, by_footprints : ndarray, shape (source,)
-        The two halves of ``p_blend``: share of the class maps with a blended pixel in the
-        footprint, and share of the joint draws in which the footprint overlaps another.
     """
 
     catalog: QTable
@@ -125,8 +122,6 @@ class Measured:
     pixel: np.ndarray
     ellipses: Ellipses
     posterior: SourcePosterior
-    by_pixels: np.ndarray
-    by_footprints: np.ndarray
 
     def parameter(self, name: str) -> np.ndarray:
         """Draws of one parameter, (draw, source), positions in the image."""
@@ -293,6 +288,8 @@ def measure_sources(
             "p_star": found.p_star,
             "hlr_arcsec": columns["hlr"] * scale,
             "p_blend": pool_blending(by_pixels, by_footprints, n_maps=len(blends)),
+            "p_blend_maps": by_pixels,
+            "p_blend_footprints": by_footprints,
             "parent": group + 1,
             "n_siblings": np.bincount(group, minlength=len(found))[group] - 1,
             "flags": _flags(
@@ -321,8 +318,6 @@ def measure_sources(
         pixel=found.pixel,
         ellipses=ellipses,
         posterior=posterior,
-        by_pixels=by_pixels,
-        by_footprints=by_footprints,
     )
 
 
