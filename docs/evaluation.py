@@ -8,7 +8,7 @@ python docs/evaluation.py
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,26 +33,267 @@ def file(name: str) -> str:
     return (RESULTS / name).read_text()
 
 
-def bins(name: str) -> str:
-    """Fluxes in bins of S/N and separation, `sep` beside them."""
-    methods = json.loads((RESULTS / name / "results.json").read_text())["methods"]
-    sep = {(b["bin"], b["low"]): b for b in methods["sep"]["photometry"]["bins"]}
+def methods(name: str) -> dict[str, Any]:
+    """Scores of every method of a command."""
+    scores: dict[str, Any] = json.loads((RESULTS / name / "results.json").read_text())["methods"]
+    return scores
+
+
+KINDS = {
+    "snr": "S/N",
+    "separation": "separation, px",
+    "relative": "separation / radius",
+    "delta_mag": "own magnitude − that of the other",
+}
+
+
+def bins(name: str, other: str) -> str:
+    """Fluxes in bins, those of another method beside them."""
+
+    def scores(method: str) -> dict[str, Any]:
+        said = methods(name)[method]
+        return said.get("photometry", said)
+
+    def by_bin(rows: list[dict[str, Any]]) -> dict[tuple[Any, ...], dict[str, Any]]:
+        return {(b["bin"], b["low"]): b for b in rows}
+
+    ours, theirs = scores("field"), by_bin(scores(other)["bins"])
+    inside = by_bin(ours["coverage"]["flux"]["bins"])
 
     def rows() -> Iterator[str]:
-        for b in methods["field"]["photometry"]["bins"]:
-            span = f"{b['low']:g} – {b['high']:g}" if b["high"] else f"> {b['low']:g}"
-            other = sep.get((b["bin"], b["low"]))
-            yield (
-                f"| {'S/N' if b['bin'] == 'snr' else 'separation, px'} {span} | {b['n']} "
-                f"| {b['nmad']:.3f} | {b['outliers']:.3f} | {b['bias']:+.3f} "
-                f"| {b['over_fisher']:.1f} | "
-                + (f"{other['nmad']:.3f} | {other['outliers']:.3f} |" if other else "– | – |")
-            )
+        for b in ours["bins"]:
+            low, high = b["low"], b["high"]
+            span = f"> {low:g}" if high is None else f"< {high:g}" if low is None else (
+                f"{low:g} – {high:g}"
+            )  # fmt: skip
+            cells = [f"{KINDS[b['bin']]} {span}", str(b["n"])]
+            cells += [f"{b['mean_relative']:.1%}", f"{b['median_relative']:.1%}"]
+            cells += [f"{b['nmad']:.3f}", f"{b['outliers']:.1%}", f"{b['bias']:+.3f}"]
+            cells.append(f"{b['over_fisher']:.1f}")
+            share = inside.get((b["bin"], low))
+            cells.append(f"{share['68']:.2f} / {share['95']:.2f}" if share else "–")
+            beside = theirs.get((b["bin"], low))
+            cells += [f"{beside['mean_relative']:.1%}", f"{beside['nmad']:.3f}",
+                      f"{beside['outliers']:.1%}"] if beside else ["–"] * 3  # fmt: skip
+            yield f"| {' | '.join(cells)} |"
 
     return table(
-        "| | n | NMAD, mag | beyond 0.75 mag | bias, mag | scatter / Fisher limit | sep: NMAD "
-        "| sep: beyond 0.75 |",
+        "| | n | mean abs. error | median | NMAD, mag | beyond 0.75 mag | bias, mag "
+        f"| scatter / Fisher limit | in the 68 / 95 % interval | `{other}`: mean abs. error "
+        f"| NMAD | beyond 0.75 |",
         rows(),
+    )
+
+
+def aims() -> str:
+    """What was aimed at, and what was reached."""
+    fields = [methods(f"field-{survey}") for survey in ("euclid", "lsst")]
+    pairs = methods("pairs")
+
+    def cell(value: float, form: str, reached: bool) -> str:
+        return f"{value:{form}}, {'met' if reached else 'missed'}"
+
+    def row(
+        text: str, aim: str, get: Callable[[dict[str, Any]], float], form: str, *limits: float,
+        most: bool = False,
+    ) -> str:  # fmt: skip
+        cells = []
+        for scores, limit in zip(fields, limits, strict=False):
+            value = get(scores["field"])
+            cells.append(cell(value, form, abs(value) <= limit if most else value >= limit))
+        return f"| {text} | {aim} | {' | '.join(cells + ['–'] * (2 - len(cells)))} |"
+
+    def announced(m: dict[str, Any]) -> float:
+        flag = m["blended_flag"]
+        reached = zip(flag["completeness"], flag["purity"], strict=True)
+        return max((c for c, p in reached if p is not None and p >= 0.85), default=0.0)
+
+    def flux(m: dict[str, Any]) -> dict[str, Any]:
+        return m["photometry"]["flux_blended_snr10"]
+
+    def off(m: dict[str, Any], level: str) -> float:
+        coverage = m["photometry"]["coverage"]
+        return max((c[level] - float(level) / 100 for c in coverage.values()), key=abs)
+
+    def worst(m: dict[str, Any]) -> float:
+        coverage = m["photometry"]["coverage"]
+        return max((c[f"{k}_worst_bin"] for c in coverage.values() for k in (68, 95)), key=abs)
+
+    sep = [scores["sep"]["completeness"] for scores in fields]
+    others = fields[0]["euclid-vis"]["ged2"]
+
+    def in_fields() -> Iterator[str]:
+        yield row(
+            "blended galaxies found, at purity 0.95",
+            "≥ 0.88, LSST ≥ 0.75",
+            lambda m: m["at_purity"]["completeness_blended"],
+            ".3f",
+            0.88,
+            0.75,
+        )
+        yield row(
+            "all found, at purity 0.95",
+            f"≥ `sep` ({sep[0]:.3f}, {sep[1]:.3f})",
+            lambda m: m["at_purity"]["completeness"],
+            ".3f",
+            *sep,
+        )
+        yield row(
+            "flux of blended galaxies, S/N > 10: NMAD, mag",
+            "≤ 0.12",
+            lambda m: flux(m)["nmad"],
+            ".3f",
+            0.12,
+            0.12,
+            most=True,
+        )
+        yield row(
+            "… beyond 0.75 mag",
+            "≤ 3 %",
+            lambda m: flux(m)["outliers"],
+            ".1%",
+            0.03,
+            0.03,
+            most=True,
+        )
+        yield row(
+            "… median bias, mag", "± 0.02", lambda m: flux(m)["bias"], "+.3f", 0.02, 0.02, most=True
+        )
+        for level in ("68", "95"):
+            yield row(
+                f"{level} % intervals of flux, size, g1, g2: the one that is most off",
+                "± 2 points",
+                lambda m, k=level: off(m, k),
+                "+.3f",
+                0.02,
+                0.02,
+                most=True,
+            )
+        yield row(
+            "… in the worst bin of S/N or separation",
+            "± 4 points",
+            worst,
+            "+.3f",
+            0.04,
+            0.04,
+            most=True,
+        )
+        yield row(
+            "ECE of `P_BLEND`, active pixels",
+            "≤ 0.02",
+            lambda m: m["ece_blend_active"],
+            ".3f",
+            0.02,
+            0.02,
+            most=True,
+        )
+        yield row(
+            "blended galaxies announced, at purity 0.85", "≥ 0.85", announced, ".3f", 0.85, 0.85
+        )
+        yield row(
+            "close pairs seen as one that are announced",
+            "≥ 0.70",
+            lambda m: (
+                m["photometry"]["pairs"]["announced"] / m["photometry"]["pairs"]["unrecognised"]
+            ),
+            ".2f",
+            0.7,
+            0.7,
+        )
+        yield row(
+            "samples without overlap, isolated galaxies",
+            "≥ 0.95",
+            lambda m: m["no_overlap_share"]["isolated"],
+            ".3f",
+            0.95,
+            0.95,
+        )
+        yield row(
+            "… empty stamps", "≥ 0.95", lambda m: m["no_overlap_share"]["empty"], ".3f", 0.95, 0.95
+        )
+        yield row(
+            "GED² below that of the Probabilistic U-Net",
+            "≥ 25 %",
+            lambda m: 1 - m["ged2"] / others,
+            ".0%",
+            0.25,
+        )
+
+    ours, theirs = pairs["field"], pairs["sextractor"]
+    close = ours["both_found_by_separation"][0]
+    by_separation = max(
+        (
+            b[k] - float(k) / 100
+            for b in ours["coverage"]["flux"]["bins"]
+            if b["bin"] == "separation"
+            for k in ("68", "95")
+        ),
+        key=abs,
+    )
+    whole = sum(m["seconds"] for name, m in pairs.items() if "isophotal" not in name)
+    whole += sum(2.048**2 / m["megapixels_per_second"] for m in fields[0].values())
+
+    def in_pairs() -> Iterator[str]:
+        for name, least in (("field", 0.06), ("blend2flux", 0.082), ("blend2mask2flux", 0.076)):
+            error = pairs[name]["flux_all"]["mean_relative"]
+            yield (
+                f"| mean abs. flux error, `{name}` | ≤ {least:.1%} "
+                f"| {cell(error, '.1%', error <= least)} |"
+            )
+        times = theirs["flux_all"]["mean_relative"] / ours["flux_all"]["mean_relative"]
+        values = (
+            ("SExtractor's error over that of `field`", "≥ 5", times, ".1f", times >= 5),
+            (
+                "NMAD, mag",
+                "≤ 0.06",
+                ours["flux_all"]["nmad"],
+                ".3f",
+                ours["flux_all"]["nmad"] <= 0.06,
+            ),
+            ("both found", "≥ 97 %", ours["both_found"], ".1%", ours["both_found"] >= 0.97),
+            (
+                f"… of the {close['n']} pairs closer than 5 pixels",
+                "≥ 60 %",
+                close["found"] / close["n"],
+                ".0%",
+                close["found"] >= 0.6 * close["n"],
+            ),
+            (
+                "more than two objects",
+                "≤ 2 %",
+                ours["third_source"],
+                ".1%",
+                ours["third_source"] <= 0.02,
+            ),
+            (
+                "68 and 95 % intervals of flux, the worst bin of separation",
+                "± 2 points",
+                by_separation,
+                "+.3f",
+                abs(by_separation) <= 0.02,
+            ),
+            (
+                "scatter / Fisher limit, S/N > 20 and more than 1.5 radii apart",
+                "≤ 1.5",
+                ours["over_fisher"],
+                ".1f",
+                ours["over_fisher"] <= 1.5,
+            ),
+            (
+                "all methods on 1 000 pairs and the Euclid field, minutes",
+                "< 15",
+                whole / 60,
+                ".0f",
+                whole < 900,
+            ),
+        )
+        for text, aim, value, form, reached in values:
+            yield f"| {text} | {aim} | {cell(value, form, reached)} |"
+
+    return (
+        table("| fields, `field` | aim | Euclid | LSST |", in_fields())
+        + "\n\n"
+        + table("| pairs | aim | reached |", in_pairs())
     )
 
 
@@ -137,7 +378,7 @@ def benchmark(name: str) -> str:
 
 MAKERS = {
     "results": results, "file": file, "bins": bins, "real": real, "benchmark": benchmark,
-    "emulation": emulation, "scaling": scaling,
+    "emulation": emulation, "scaling": scaling, "aims": aims,
 }  # fmt: skip
 
 

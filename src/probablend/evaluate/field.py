@@ -71,6 +71,7 @@ _GALLERY = 160  # side of the cut-out that is shown, pixels
 __all__ = [
     "FieldScores",
     "FieldsConfig",
+    "draw_gallery",
     "evaluate_fields",
     "evaluate_scene",
     "read_results",
@@ -324,29 +325,22 @@ def run_method(
             progress(k + 1, len(scenes))
     scores = score_scenes(seen, said).as_dict()
     scores["megapixels_per_second"] = sum(s.image.size for s in seen) / 1e6 / seconds
-    gallery = None
-    if said[0].samples is not None:
-        gallery = plot_gallery(*_middle(seen[0], said[0]))
-        if (model := model_of(name)) is not None:
-            scores["latent_diversity"] = latent_diversity(model, seen[0], seed=seed)
-    return scores, gallery
+    if said[0].samples is not None and (model := model_of(name)) is not None:
+        scores["latent_diversity"] = latent_diversity(model, seen[0], seed=seed)
+    return scores, draw_gallery(seen[0], said[0])
 
 
-def _middle(scene: Scene, said: Prediction) -> tuple[np.ndarray, ...]:
-    """Image, true and drawn class maps and probabilities, in the middle of a scene."""
+def draw_gallery(scene: Scene, said: Prediction) -> Figure | None:
+    """The middle of a scene and what is said of it; None of a method without samples."""
+    if said.samples is None or said.p_galaxy is None or said.p_blend is None:
+        return None
     n_y, n_x = scene.image.shape
     top, left = max(0, (n_y - _GALLERY) // 2), max(0, (n_x - _GALLERY) // 2)
     box = (slice(top, top + _GALLERY), slice(left, left + _GALLERY))
-    assert said.p_galaxy is not None
-    assert said.p_blend is not None
-    assert said.samples is not None
-    return (
-        scene.image[box] / scene.rms,
-        scene.classes[box],
-        said.p_galaxy[box],
-        said.p_blend[box],
+    return plot_gallery(
+        scene.image[box] / scene.rms, scene.classes[box], said.p_galaxy[box], said.p_blend[box],
         said.samples[(slice(4), *box)],
-    )
+    )  # fmt: skip
 
 
 def evaluate_fields(

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from probablend.emulate.blend import PAIR_SIZE, Scene, draw_pair
 from probablend.emulate.stamps import Galaxies
 from probablend.evaluate.detection import iou, objects_of, positions
+from probablend.evaluate.field import draw_gallery
 from probablend.evaluate.match import match_positions
 from probablend.evaluate.methods import (
     Method,
@@ -308,6 +309,7 @@ def evaluate_pairs(
     check_names(methods, [method_file(name) for name in methods])
     opened = {name: open_method(name, n_samples=config.n_samples) for name in methods}
     begin(directory / "pairs", asdict(config) | {"survey": galaxies.survey.as_dict()}, command)
+    first = config.scene(galaxies, 0)
     for name, method in opened.items():
         path = table_path(directory, name)
         weights = weights_hash(name) or ""
@@ -321,6 +323,8 @@ def evaluate_pairs(
         table.meta["WEIGHTS"] = weights
         part = path.with_suffix(".part")
         table.write(part, format="fits", overwrite=True)
+        if (gallery := draw_gallery(first, method(first, config.seed))) is not None:
+            gallery.savefig(directory / f"gallery-{method_file(name)}.png", dpi=80)
         os.replace(part, path)
     return read_results(directory)
 
