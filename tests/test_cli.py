@@ -1,5 +1,6 @@
 """The command line, as a user meets it: what it writes, and what it says of bad input."""
 
+import json
 import re
 import sys
 from dataclasses import asdict
@@ -220,6 +221,23 @@ def test_emulate_writes_images_with_their_truth(run, tmp_path):
     code, _, complaint = run("emulate", "pairs", "-n", 1, "-o", tmp_path / "p")
     assert code == 1
     assert "exists already" in complaint
+
+
+def test_a_scene_of_your_own_survey_is_scored_without_its_file(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.toml").write_text(
+        'name = "mine"\npixel_scale = 0.2\nzeropoint = 27.0\ngain = 2\nsky_rms = 0.5\n'
+        'psf_fwhm = 0.7\npsf_profile = "kolmogorov"\n'
+    )
+    code, *_ = run("emulate", "field", "--survey", "mine.toml", "--size", 96, "-o", "field")
+    assert code == 0
+    (tmp_path / "mine.toml").unlink()
+    scene = tmp_path / "field" / "field_0000.fits"
+    Table(fits.getdata(scene.with_name("field_0000_truth.fits"), "CATALOG")).write("my.fits")
+    code, *_ = run("evaluate", "field", "--scene", scene, "--catalog", "my.fits", "-o", "scores")
+    assert code == 0
+    survey = json.loads((tmp_path / "scores" / "results.json").read_text())["setting"]["survey"]
+    assert survey["psf_profile"] == "kolmogorov"
 
 
 @pytest.mark.parametrize(
