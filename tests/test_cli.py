@@ -263,7 +263,32 @@ def test_other_commands_complain_in_one_sentence(run, arguments, sentence, tmp_p
     assert complaint.count("\n") == 1
 
 
-def test_pairs_are_scored_and_scored_again(run, tmp_path):
+def test_pairs_are_of_real_galaxies_where_they_are_here(run, write_candels, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    command = ["evaluate", "pairs", "-n", 2, "--mag-range", 20, 22.5, "--methods", "sep", "-o"]
+
+    def source(folder):
+        assert "source `" in (tmp_path / folder / "results.md").read_text()
+        results = json.loads((tmp_path / folder / "results.json").read_text())
+        return results["setting"]["source"]
+
+    assert run(*command, tmp_path / "a")[0] == 0
+    assert source("a") == "parametric"
+    real = tmp_path / "cache" / "probablend" / "candels"
+    real.mkdir(parents=True)
+    write_candels(real)
+    code, _, complaint = run(*command, tmp_path / "a")
+    assert code == 1
+    assert "another source" in complaint
+    assert run(*command, tmp_path / "a", "--source", "parametric")[0] == 0
+    assert run(*command, tmp_path / "b")[0] == 0
+    assert source("b") == "candels"
+    assert run(*command, tmp_path / "c", "--survey", "euclid-vis")[0] == 0
+    assert source("c") == "parametric"  # other pixels
+
+
+def test_pairs_are_scored_and_scored_again(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = tmp_path / "pairs"
     code, said, _ = run("evaluate", "pairs", "-n", 2, "--methods", "sep, photutils", "-o", folder)
     assert code == 0

@@ -776,7 +776,13 @@ def evaluate_pairs_command(
     output: OutputDir = Path("evaluation-pairs"),
     methods: Methods = None,
     survey: SurveyName = "candels-f160w",
-    source: SourceName = "parametric",
+    source: Annotated[
+        str | None,
+        typer.Option(
+            help="parametric, structured, candels or cosmos; else candels if its galaxies are here "
+            "and fit the survey, or parametric."
+        ),
+    ] = None,
     n: Annotated[int, typer.Option("-n", help="How many pairs.", min=1)] = 1000,
     mag_range: MagRange = (18.0, 23.0),
     samples: Samples = 4,
@@ -789,12 +795,15 @@ def evaluate_pairs_command(
 
     Example: probablend evaluate pairs -n 1000 --methods field,sep -o evaluation-pairs
     """
+    from probablend.emulate.sources import default_source
     from probablend.evaluate.methods import default_methods
     from probablend.evaluate.pairs import PairsConfig, evaluate_pairs, read_results, results_table
+    from probablend.survey import get_survey
 
     if from_ is not None:
         results = read_results(from_)
     else:
+        source = source or default_source(get_survey(survey))
         config = PairsConfig(
             survey=survey, source=source, n=n, mag_range=mag_range, n_samples=samples, seed=seed
         )
