@@ -328,6 +328,18 @@ def test_lists(run, tmp_path, monkeypatch):
         assert "Usage" in said
 
 
+@pytest.mark.parametrize(
+    "command",
+    [["emulate", "pairs"], ["emulate", "field"]]
+    + [["evaluate", what] for what in ("field", "pairs", "mcmc")]
+    + [["evaluate", "inject", "none.fits"]],
+)
+def test_how_many_has_a_long_name_too(run, command, tmp_path):
+    code, _, complaint = run(*command, "--n", 0, "-o", tmp_path / "out")
+    assert code == 2
+    assert "greater than or equal to 1" in complaint
+
+
 def test_the_real_hubble_image_is_read():
     from probablend.demo import hubble_image
 
