@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 from dataclasses import asdict
 
@@ -238,6 +239,13 @@ def test_a_scene_of_your_own_survey_is_scored_without_its_file(run, tmp_path, mo
     assert code == 0
     survey = json.loads((tmp_path / "scores" / "results.json").read_text())["setting"]["survey"]
     assert survey["psf_profile"] == "kolmogorov"
+    (tmp_path / "scores" / "calibration.png").unlink()
+    assert run("evaluate", "--from", "scores")[0] == 0
+    assert (tmp_path / "scores" / "calibration.png").exists()
+    shutil.copytree("scores/fields", "scores/pairs")
+    code, _, complaint = run("evaluate", "--from", "scores")
+    assert code == 1
+    assert "holds fields and pairs" in complaint
 
 
 @pytest.mark.parametrize(
@@ -251,6 +259,8 @@ def test_a_scene_of_your_own_survey_is_scored_without_its_file(run, tmp_path, mo
         (["evaluate", "pairs", "--methods", "daophot"], "unknown method 'daophot'"),
         (["evaluate", "pairs", "--from", "nowhere"], "holds no evaluation of pairs"),
         (["evaluate", "field", "--from", "nowhere"], "holds no evaluation of fields"),
+        (["evaluate", "--from", "nowhere"], "nowhere holds no evaluation of fields or of pairs"),
+        (["evaluate", "--from", "a", "field"], "--from goes after field"),
         (["evaluate", "field", "--catalog", "mine.csv"], "name it with --scene"),
         (["evaluate", "field", "--scene", "none.fits"], "does not exist"),
     ],
@@ -297,6 +307,13 @@ def test_pairs_are_scored_and_scored_again(run, tmp_path, monkeypatch):
     (folder / "results.md").unlink()
     assert run("evaluate", "pairs", "--from", folder)[0] == 0
     assert (folder / "results.md").read_text() == table
+    (folder / "results.md").unlink()
+    (folder / "magnitude-error.png").unlink()
+    code, said, _ = run("evaluate", "--from", folder)
+    assert code == 0
+    assert "| photutils |" in said
+    assert (folder / "results.md").read_text() == table
+    assert (folder / "magnitude-error.png").exists()
     code, _, complaint = run("evaluate", "pairs", "-n", 3, "--methods", "sep", "-o", folder)
     assert code == 1
     assert "another n" in complaint

@@ -42,7 +42,8 @@ data_app = typer.Typer(
     help="Sets of real galaxies.\n\nExample: probablend data get candels", no_args_is_help=True
 )
 evaluate_app = typer.Typer(
-    help="Score against a known truth.\n\nExample: probablend evaluate field -n 4 -o evaluation",
+    help="Score against a known truth.\n\nExample: probablend evaluate field -n 4 -o evaluation\n\n"
+    "Score and plot a folder of fields or of pairs again: probablend evaluate --from evaluation",
     no_args_is_help=True,
 )
 app.add_typer(emulate_app, name="emulate")
@@ -666,6 +667,20 @@ def data_get(name: Annotated[str, typer.Argument(help="Name of a set.")]) -> Non
     from probablend.data import download
 
     out.print(f"{name} is in {download(name)}")
+
+
+@evaluate_app.callback(invoke_without_command=True)
+def _evaluate(context: typer.Context, from_: From = None) -> None:
+    if from_ is None:
+        return
+    if context.invoked_subcommand is not None:
+        raise ValueError(f"--from goes after {context.invoked_subcommand}, or without it")
+
+    from probablend.evaluate import field, pairs
+    from probablend.evaluate.record import kind_of
+
+    module = {"fields": field, "pairs": pairs}[kind_of(from_)]
+    out.print(module.results_table(module.read_results(from_)), markup=False, highlight=False)
 
 
 @evaluate_app.command("field")
