@@ -90,6 +90,16 @@ def test_footprints_are_probabilities_and_may_overlap(result):
     assert total.max() > 0.5
 
 
+def test_all_footprints_come_in_the_order_of_the_catalogue(result):
+    shape = result.labels.shape
+    seen = list(result.sources.footprints(shape))
+    assert len(seen) == len(result.catalog)
+    for k, (box, p) in enumerate(seen):
+        one, alone = result.sources.footprint(k, shape)
+        assert box == one
+        np.testing.assert_array_equal(p, alone)
+
+
 def test_the_posterior_of_the_catalogue_is_a_density(result):
     """Draws have a finite density that falls away from them, and a gradient to follow."""
     sources = result.sources
