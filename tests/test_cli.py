@@ -13,6 +13,8 @@ from astropy.table import Table
 
 from probablend import cli
 from probablend.checkpoint import save_weights
+from probablend.demo import hubble_image
+from probablend.images import ImageData
 from probablend.models.pairs import PairNetwork, PairNetworkConfig
 
 
@@ -329,6 +331,15 @@ def test_networks_for_pairs_do_not_segment(run, image, tmp_path):
     assert "stamps of two galaxies only" in complaint
 
 
+def test_the_demo_says_how_long_it_took(run, small_weights, tmp_path, monkeypatch):
+    monkeypatch.setattr("probablend.demo._FIELD_SIZE", 96)
+    small = ImageData(data=hubble_image().data[:128, :128])
+    monkeypatch.setattr("probablend.demo.hubble_image", lambda: small)
+    code, said, _ = run("demo", "--model", small_weights, "-o", tmp_path / "demo")
+    assert code == 0
+    assert re.search(r"took \d+ seconds", " ".join(said.split()))
+
+
 def test_lists(run, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert "euclid-vis" in run("surveys")[1]
@@ -358,8 +369,6 @@ def test_how_many_has_a_long_name_too(run, command, tmp_path):
 
 
 def test_the_real_hubble_image_is_read():
-    from probablend.demo import hubble_image
-
     data = hubble_image().data
     assert data.shape == (872, 1000)
     assert data.std() > 10

@@ -4,6 +4,7 @@ import errno
 import logging
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -478,6 +479,7 @@ def demo_command(
 
     Example: probablend demo -o probablend-demo
     """
+    began = time.monotonic()
     from probablend.demo import run_demo
 
     hubble, euclid, scores = run_demo(
@@ -504,7 +506,8 @@ def demo_command(
     out.print(table)
     out.print(
         f"Hubble: {len(hubble.catalog)} objects, emulated field: {len(euclid.catalog)}. "
-        f"Look at {output}/hubble/quicklook.png and {output}/euclid/quicklook.png"
+        f"Look at {output}/hubble/quicklook.png and {output}/euclid/quicklook.png. "
+        f"The demo took {time.monotonic() - began:.0f} seconds."
     )
 
 
