@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from astropy.table import Table
 from astropy.wcs import WCS
 
 from probablend.checkpoint import save_weights
@@ -69,6 +70,37 @@ def wcs_at():
 @pytest.fixture(scope="session")
 def wcs():
     return make_wcs()
+
+
+def make_candels(folder, n=40, rms=0.01):
+    """Files of the published format: Gaussian galaxies, each with one neighbour."""
+    generator = np.random.default_rng(0)
+    y, x = np.mgrid[:128, :128]
+    images, segments, rows = [], [], []
+    for k in range(n):
+        mag, radius = 20 + 3 * k / n, 4.0 + 0.1 * k
+        flux = 10 ** (-0.4 * (mag - 25.96))
+        sigma = radius / 1.1774  # half-light radius of a Gaussian
+        own = (
+            flux
+            / (2 * np.pi * sigma**2)
+            * np.exp(-((x - 64) ** 2 + (y - 64) ** 2) / (2 * sigma**2))
+        )
+        other = 5 * np.exp(-((x - 104) ** 2 + (y - 30) ** 2) / 18)
+        images.append(own + other + generator.normal(0, rms, size=own.shape) + 0.002)
+        segments.append(np.where(other > 2 * rms, 2, 0) + np.where(own > 2 * rms, 1, 0))
+        rows.append((k, mag, radius, 1.0, "disc"))
+    np.save(folder / "candels_img.npy", np.array(images, dtype=np.float32))
+    np.save(folder / "candels_seg.npy", np.array(segments, dtype=np.int16))
+    Table(rows=rows, names=("ID", "mag", "radius", "z", "galtype")).write(
+        folder / "candels_cat.csv", format="ascii.csv"
+    )
+
+
+@pytest.fixture(scope="session")
+def write_candels():
+    """Function that writes real galaxies into a folder."""
+    return make_candels
 
 
 def make_batch(image, classes, n_sources=0):

@@ -1,6 +1,8 @@
 """The command line, as a user meets it: what it writes, and what it says of bad input."""
 
+import json
 import re
+import shutil
 import sys
 from dataclasses import asdict
 
@@ -11,6 +13,8 @@ from astropy.table import Table
 
 from probablend import cli
 from probablend.checkpoint import save_weights
+from probablend.demo import hubble_image
+from probablend.images import ImageData
 from probablend.models.pairs import PairNetwork, PairNetworkConfig
 
 
@@ -222,6 +226,30 @@ def test_emulate_writes_images_with_their_truth(run, tmp_path):
     assert "exists already" in complaint
 
 
+def test_a_scene_of_your_own_survey_is_scored_without_its_file(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.toml").write_text(
+        'name = "mine"\npixel_scale = 0.2\nzeropoint = 27.0\ngain = 2\nsky_rms = 0.5\n'
+        'psf_fwhm = 0.7\npsf_profile = "kolmogorov"\n'
+    )
+    code, *_ = run("emulate", "field", "--survey", "mine.toml", "--size", 96, "-o", "field")
+    assert code == 0
+    (tmp_path / "mine.toml").unlink()
+    scene = tmp_path / "field" / "field_0000.fits"
+    Table(fits.getdata(scene.with_name("field_0000_truth.fits"), "CATALOG")).write("my.fits")
+    code, *_ = run("evaluate", "field", "--scene", scene, "--catalog", "my.fits", "-o", "scores")
+    assert code == 0
+    survey = json.loads((tmp_path / "scores" / "results.json").read_text())["setting"]["survey"]
+    assert survey["psf_profile"] == "kolmogorov"
+    (tmp_path / "scores" / "calibration.png").unlink()
+    assert run("evaluate", "--from", "scores")[0] == 0
+    assert (tmp_path / "scores" / "calibration.png").exists()
+    shutil.copytree("scores/fields", "scores/pairs")
+    code, _, complaint = run("evaluate", "--from", "scores")
+    assert code == 1
+    assert "holds fields and pairs" in complaint
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -233,6 +261,8 @@ def test_emulate_writes_images_with_their_truth(run, tmp_path):
         (["evaluate", "pairs", "--methods", "daophot"], "unknown method 'daophot'"),
         (["evaluate", "pairs", "--from", "nowhere"], "holds no evaluation of pairs"),
         (["evaluate", "field", "--from", "nowhere"], "holds no evaluation of fields"),
+        (["evaluate", "--from", "nowhere"], "nowhere holds no evaluation of fields or of pairs"),
+        (["evaluate", "--from", "a", "field"], "--from goes after field"),
         (["evaluate", "field", "--catalog", "mine.csv"], "name it with --scene"),
         (["evaluate", "field", "--scene", "none.fits"], "does not exist"),
     ],
@@ -245,7 +275,32 @@ def test_other_commands_complain_in_one_sentence(run, arguments, sentence, tmp_p
     assert complaint.count("\n") == 1
 
 
-def test_pairs_are_scored_and_scored_again(run, tmp_path):
+def test_pairs_are_of_real_galaxies_where_they_are_here(run, write_candels, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    command = ["evaluate", "pairs", "-n", 2, "--mag-range", 20, 22.5, "--methods", "sep", "-o"]
+
+    def source(folder):
+        assert "source `" in (tmp_path / folder / "results.md").read_text()
+        results = json.loads((tmp_path / folder / "results.json").read_text())
+        return results["setting"]["source"]
+
+    assert run(*command, tmp_path / "a")[0] == 0
+    assert source("a") == "parametric"
+    real = tmp_path / "cache" / "probablend" / "candels"
+    real.mkdir(parents=True)
+    write_candels(real)
+    code, _, complaint = run(*command, tmp_path / "a")
+    assert code == 1
+    assert "another source" in complaint
+    assert run(*command, tmp_path / "a", "--source", "parametric")[0] == 0
+    assert run(*command, tmp_path / "b")[0] == 0
+    assert source("b") == "candels"
+    assert run(*command, tmp_path / "c", "--survey", "euclid-vis")[0] == 0
+    assert source("c") == "parametric"  # other pixels
+
+
+def test_pairs_are_scored_and_scored_again(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = tmp_path / "pairs"
     code, said, _ = run("evaluate", "pairs", "-n", 2, "--methods", "sep, photutils", "-o", folder)
     assert code == 0
@@ -254,6 +309,13 @@ def test_pairs_are_scored_and_scored_again(run, tmp_path):
     (folder / "results.md").unlink()
     assert run("evaluate", "pairs", "--from", folder)[0] == 0
     assert (folder / "results.md").read_text() == table
+    (folder / "results.md").unlink()
+    (folder / "magnitude-error.png").unlink()
+    code, said, _ = run("evaluate", "--from", folder)
+    assert code == 0
+    assert "| photutils |" in said
+    assert (folder / "results.md").read_text() == table
+    assert (folder / "magnitude-error.png").exists()
     code, _, complaint = run("evaluate", "pairs", "-n", 3, "--methods", "sep", "-o", folder)
     assert code == 1
     assert "another n" in complaint
@@ -267,6 +329,15 @@ def test_networks_for_pairs_do_not_segment(run, image, tmp_path):
     code, _, complaint = run("segment", image, "--model", weights, "-o", tmp_path / "out")
     assert code == 1
     assert "stamps of two galaxies only" in complaint
+
+
+def test_the_demo_says_how_long_it_took(run, small_weights, tmp_path, monkeypatch):
+    monkeypatch.setattr("probablend.demo._FIELD_SIZE", 96)
+    small = ImageData(data=hubble_image().data[:128, :128])
+    monkeypatch.setattr("probablend.demo.hubble_image", lambda: small)
+    code, said, _ = run("demo", "--model", small_weights, "-o", tmp_path / "demo")
+    assert code == 0
+    assert re.search(r"took \d+ seconds", " ".join(said.split()))
 
 
 def test_lists(run, tmp_path, monkeypatch):
@@ -285,9 +356,19 @@ def test_lists(run, tmp_path, monkeypatch):
         assert "Usage" in said
 
 
-def test_the_real_hubble_image_is_read():
-    from probablend.demo import hubble_image
+@pytest.mark.parametrize(
+    "command",
+    [["emulate", "pairs"], ["emulate", "field"]]
+    + [["evaluate", what] for what in ("field", "pairs", "mcmc")]
+    + [["evaluate", "inject", "none.fits"]],
+)
+def test_how_many_has_a_long_name_too(run, command, tmp_path):
+    code, _, complaint = run(*command, "--n", 0, "-o", tmp_path / "out")
+    assert code == 2
+    assert "greater than or equal to 1" in complaint
 
+
+def test_the_real_hubble_image_is_read():
     data = hubble_image().data
     assert data.shape == (872, 1000)
     assert data.std() > 10

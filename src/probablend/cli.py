@@ -4,6 +4,7 @@ import errno
 import logging
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,7 +43,8 @@ data_app = typer.Typer(
     help="Sets of real galaxies.\n\nExample: probablend data get candels", no_args_is_help=True
 )
 evaluate_app = typer.Typer(
-    help="Score against a known truth.\n\nExample: probablend evaluate field -n 4 -o evaluation",
+    help="Score against a known truth.\n\nExample: probablend evaluate field -n 4 -o evaluation\n\n"
+    "Score and plot a folder of fields or of pairs again: probablend evaluate --from evaluation",
     no_args_is_help=True,
 )
 app.add_typer(emulate_app, name="emulate")
@@ -477,6 +479,7 @@ def demo_command(
 
     Example: probablend demo -o probablend-demo
     """
+    began = time.monotonic()
     from probablend.demo import run_demo
 
     hubble, euclid, scores = run_demo(
@@ -503,7 +506,8 @@ def demo_command(
     out.print(table)
     out.print(
         f"Hubble: {len(hubble.catalog)} objects, emulated field: {len(euclid.catalog)}. "
-        f"Look at {output}/hubble/quicklook.png and {output}/euclid/quicklook.png"
+        f"Look at {output}/hubble/quicklook.png and {output}/euclid/quicklook.png. "
+        f"The demo took {time.monotonic() - began:.0f} seconds."
     )
 
 
@@ -571,7 +575,7 @@ def emulate_pairs(
     output: OutputDir = Path("pairs"),
     survey: SurveyName = "candels-f160w",
     source: SourceName = "parametric",
-    n: Annotated[int, typer.Option("-n", help="How many.", min=1)] = 10,
+    n: Annotated[int, typer.Option("-n", "--n", help="How many.", min=1)] = 10,
     size: Annotated[int, typer.Option(help="Side of a stamp, pixels.", min=16)] = 128,
     mag_range: MagRange = (18.0, 23.0),
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
@@ -597,7 +601,7 @@ def emulate_field(
     output: OutputDir = Path("field"),
     survey: SurveyName = "euclid-vis",
     source: SourceName = "parametric",
-    n: Annotated[int, typer.Option("-n", help="How many.", min=1)] = 1,
+    n: Annotated[int, typer.Option("-n", "--n", help="How many.", min=1)] = 1,
     size: Annotated[int, typer.Option(help="Side, pixels.", min=16)] = 1024,
     density: Annotated[float, typer.Option(help="Galaxies per arcmin².", min=0)] = 200.0,
     mag_range: MagRange = (18.5, 26.0),
@@ -668,13 +672,27 @@ def data_get(name: Annotated[str, typer.Argument(help="Name of a set.")]) -> Non
     out.print(f"{name} is in {download(name)}")
 
 
+@evaluate_app.callback(invoke_without_command=True)
+def _evaluate(context: typer.Context, from_: From = None) -> None:
+    if from_ is None:
+        return
+    if context.invoked_subcommand is not None:
+        raise ValueError(f"--from goes after {context.invoked_subcommand}, or without it")
+
+    from probablend.evaluate import field, pairs
+    from probablend.evaluate.record import kind_of
+
+    module = {"fields": field, "pairs": pairs}[kind_of(from_)]
+    out.print(module.results_table(module.read_results(from_)), markup=False, highlight=False)
+
+
 @evaluate_app.command("field")
 def evaluate_field_command(
     output: OutputDir = Path("evaluation"),
     methods: Methods = None,
     survey: SurveyName = "euclid-vis",
     source: SourceName = "parametric",
-    n: Annotated[int, typer.Option("-n", help="How many fields.", min=1)] = 4,
+    n: Annotated[int, typer.Option("-n", "--n", help="How many fields.", min=1)] = 4,
     size: Annotated[int, typer.Option(help="Side, pixels.", min=64)] = 1024,
     density: Annotated[float, typer.Option(help="Galaxies per arcmin².", min=0)] = 200.0,
     mag_range: MagRange = (18.5, 26.0),
@@ -776,8 +794,14 @@ def evaluate_pairs_command(
     output: OutputDir = Path("evaluation-pairs"),
     methods: Methods = None,
     survey: SurveyName = "candels-f160w",
-    source: SourceName = "parametric",
-    n: Annotated[int, typer.Option("-n", help="How many pairs.", min=1)] = 1000,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            help="parametric, structured, candels or cosmos; else candels if its galaxies are here "
+            "and fit the survey, or parametric."
+        ),
+    ] = None,
+    n: Annotated[int, typer.Option("-n", "--n", help="How many pairs.", min=1)] = 1000,
     mag_range: MagRange = (18.0, 23.0),
     samples: Samples = 4,
     seed: Seed = 3000,
@@ -789,12 +813,15 @@ def evaluate_pairs_command(
 
     Example: probablend evaluate pairs -n 1000 --methods field,sep -o evaluation-pairs
     """
+    from probablend.emulate.sources import default_source
     from probablend.evaluate.methods import default_methods
     from probablend.evaluate.pairs import PairsConfig, evaluate_pairs, read_results, results_table
+    from probablend.survey import get_survey
 
     if from_ is not None:
         results = read_results(from_)
     else:
+        source = source or default_source(get_survey(survey))
         config = PairsConfig(
             survey=survey, source=source, n=n, mag_range=mag_range, n_samples=samples, seed=seed
         )
@@ -819,7 +846,7 @@ def evaluate_inject_command(
     rms: Rms = None,
     mask: Mask = None,
     background: Background = "auto",
-    n: Annotated[int, typer.Option("-n", help="Galaxies to inject.", min=1)] = 400,
+    n: Annotated[int, typer.Option("-n", "--n", help="Galaxies to inject.", min=1)] = 400,
     companions: Annotated[float, typer.Option(help="Share put beside real sources.")] = 0.5,
     seed: Seed = 0,
     model: Model = "field",
@@ -866,7 +893,7 @@ def evaluate_inject_command(
 def evaluate_mcmc_command(
     output: OutputDir = Path("evaluation-mcmc"),
     survey: SurveyName = "euclid-vis",
-    n: Annotated[int, typer.Option("-n", help="How many blends.", min=1)] = 20,
+    n: Annotated[int, typer.Option("-n", "--n", help="How many blends.", min=1)] = 20,
     steps: Annotated[int, typer.Option(help="Steps of the reference's walkers.", min=12)] = 6000,
     seed: Seed = 4000,
     model: Model = "field",

@@ -7,8 +7,10 @@ file. Astropy units stop here: everything downstream works in pixels and counts.
 
 import math
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import astropy.units as u
 import numpy as np
@@ -24,6 +26,7 @@ __all__ = [
     "draw_survey",
     "get_survey",
     "read_survey",
+    "survey_from",
 ]
 
 PSF_PROFILES = ("gaussian", "moffat", "kolmogorov", "airy")
@@ -114,7 +117,7 @@ class Survey:
         return float((self.psf_fwhm / self.pixel_scale).to_value(u.dimensionless_unscaled))
 
     def as_dict(self) -> dict[str, float | str]:
-        """Plain values, angles in arcseconds, as :func:`read_survey` takes them."""
+        """Plain values, angles in arcseconds, as :func:`survey_from` takes them."""
         values: dict[str, float | str] = {}
         for item in fields(self):
             value = getattr(self, item.name)
@@ -297,22 +300,37 @@ def read_survey(path: Path) -> Survey:
         values = tomllib.loads(path.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"survey file {path} is not valid TOML: {error}") from error
+    return survey_from(values, where=f"survey file {path}")
+
+
+def survey_from(values: Mapping[str, Any], *, where: str) -> Survey:
+    """Survey from plain values, as :meth:`Survey.as_dict` gives them.
+
+    Parameters
+    ----------
+    values : mapping
+        Its fields, angles in arcseconds.
+    where : str
+        Where they come from, for the error message.
+
+    Raises
+    ------
+    ValueError
+        If a key is missing or unknown, or a value is out of range.
+    """
     known = {field.name for field in fields(Survey)}
     unknown = sorted(set(values) - known)
     if unknown:
-        raise ValueError(
-            f"survey file {path} has unknown keys {unknown}; known keys: {sorted(known)}"
-        )
+        raise ValueError(f"{where} has unknown keys {unknown}; known keys: {sorted(known)}")
     needed = {"name", "pixel_scale", "zeropoint", "gain", "sky_rms", "psf_fwhm"}
     missing = sorted(needed - set(values))
     if missing:
-        raise ValueError(f"survey file {path} lacks {missing}")
+        raise ValueError(f"{where} lacks {missing}")
     text_keys = {"name", "psf_profile"}
     for key, value in values.items():
         wanted = str if key in text_keys else (int, float)
         if not isinstance(value, wanted) or isinstance(value, bool):
             kind = "text" if key in text_keys else "a number"
-            raise ValueError(f"survey file {path}: {key} must be {kind}; got {value!r}")
-    for key in {"pixel_scale", "psf_fwhm", "diffraction_scale"} & set(values):
-        values[key] = values[key] * u.arcsec
-    return Survey(**values)
+            raise ValueError(f"{where}: {key} must be {kind}; got {value!r}")
+    angles = {"pixel_scale", "psf_fwhm", "diffraction_scale"} & set(values)
+    return Survey(**{**values, **{key: values[key] * u.arcsec for key in angles}})

@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-from astropy.table import Table
 
 from probablend.emulate.candels import CandelsGalaxies, clean_stamp
 from probablend.emulate.sources import open_source
@@ -10,34 +9,9 @@ N = 40
 RMS = 0.01
 
 
-def write_set(folder, *, n=N):
-    """Files of the published format: Gaussian galaxies, each with one neighbour."""
-    generator = np.random.default_rng(0)
-    y, x = np.mgrid[:128, :128]
-    images, segments, rows = [], [], []
-    for k in range(n):
-        mag, radius = 20 + 3 * k / n, 4.0 + 0.1 * k
-        flux = 10 ** (-0.4 * (mag - 25.96))
-        sigma = radius / 1.1774  # half-light radius of a Gaussian
-        own = (
-            flux
-            / (2 * np.pi * sigma**2)
-            * np.exp(-((x - 64) ** 2 + (y - 64) ** 2) / (2 * sigma**2))
-        )
-        other = 5 * np.exp(-((x - 104) ** 2 + (y - 30) ** 2) / 18)
-        images.append(own + other + generator.normal(0, RMS, size=own.shape) + 0.002)
-        segments.append(np.where(other > 2 * RMS, 2, 0) + np.where(own > 2 * RMS, 1, 0))
-        rows.append((k, mag, radius, 1.0, "disc"))
-    np.save(folder / "candels_img.npy", np.array(images, dtype=np.float32))
-    np.save(folder / "candels_seg.npy", np.array(segments, dtype=np.int16))
-    Table(rows=rows, names=("ID", "mag", "radius", "z", "galtype")).write(
-        folder / "candels_cat.csv", format="ascii.csv"
-    )
-
-
 @pytest.fixture
-def folder(tmp_path):
-    write_set(tmp_path)
+def folder(tmp_path, write_candels):
+    write_candels(tmp_path, n=N, rms=RMS)
     return tmp_path
 
 

@@ -17,6 +17,7 @@ from probablend.evaluate.field import (
 )
 from probablend.evaluate.methods import read_method
 from probablend.evaluate.samples import latent_diversity, no_overlap_share
+from probablend.survey import get_survey
 
 FIELDS = FieldsConfig(
     n=2, field=FieldConfig(size=128, mag_range=(20.5, 26)), n_samples=2, n_stamps=2, seed=1
@@ -71,6 +72,35 @@ def test_a_scene_is_read_as_it_was_written(scene, tmp_path):
         np.testing.assert_allclose(again.catalog[name], scene.catalog[name], rtol=1e-6, atol=1e-6)
     for k in range(0, len(scene.sources), 7):
         np.testing.assert_array_equal(again.footprint(k), scene.footprint(k))
+
+
+@pytest.mark.parametrize("name", ["euclid-vis", "lsst-i", "mine"])
+def test_a_scene_says_what_its_survey_is(scene, tmp_path, name):
+    survey = get_survey("euclid-vis" if name == "mine" else name)
+    if name == "mine":
+        survey = replace(
+            survey, name=name, gain=1, psf_profile="moffat", psf_beta=2.7, diffraction_scale=None,
+            psf_g1=0.03, psf_g2=-1 / 30,
+        )  # fmt: skip
+    write_scene(replace(scene, survey=survey), tmp_path, "a", seed=1, overwrite=False)
+    again = read_scene(tmp_path / "a.fits").survey.as_dict()
+    assert again == {
+        k: v if isinstance(v, str) else pytest.approx(v, rel=1e-14)
+        for k, v in survey.as_dict().items()
+    }
+    with fits.open(tmp_path / "a_truth.fits") as hdus:
+        assert hdus[0].header["PSFPROF"] == survey.psf_profile
+
+
+def test_a_scene_of_an_earlier_version_has_its_survey_by_name(scene, tmp_path):
+    write_scene(scene, tmp_path, "a", seed=1, overwrite=False)
+    with fits.open(tmp_path / "a.fits", mode="update") as hdus:
+        for card in ("PSFPROF", "PSFWIDTH", "PSFBETA", "PSFDIFF", "PSFOBSC", "PSFG1", "PSFG2"):
+            hdus[0].header.remove(card, ignore_missing=True)
+    assert read_scene(tmp_path / "a.fits").survey == get_survey("euclid-vis")
+    fits.setval(tmp_path / "a.fits", "SURVEY", value="mine")
+    with pytest.raises(ValueError, match="unknown survey 'mine'"):
+        read_scene(tmp_path / "a.fits")
 
 
 def test_scenes_that_are_none(scene, tmp_path):

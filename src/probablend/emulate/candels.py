@@ -15,11 +15,16 @@ from scipy import ndimage
 from probablend.emulate.stamps import Galaxies, Split, Stamp, split_indices, turn_stamp
 from probablend.survey import Survey
 
-__all__ = ["CandelsGalaxies", "clean_stamp"]
+__all__ = ["CandelsGalaxies", "clean_stamp", "has_their_pixels"]
 
 PIXEL_SCALE = 0.06
 ZEROPOINT = 25.96
 _DILATION = 4  # pixels: segments end where the noise hides the wings
+
+
+def has_their_pixels(survey: Survey) -> bool:
+    """Whether the stamps can be used for a survey."""
+    return abs(survey.scale - PIXEL_SCALE) <= 1e-3
 
 
 def clean_stamp(
@@ -92,7 +97,7 @@ class CandelsGalaxies(Galaxies):
     """
 
     def __init__(self, survey: Survey, folder: Path, split: Split = "train") -> None:
-        if abs(survey.scale - PIXEL_SCALE) > 1e-3:
+        if not has_their_pixels(survey):
             raise ValueError(
                 f"candels stamps have {PIXEL_SCALE}″ pixels; the survey {survey.name} has "
                 f"{survey.scale:g}″: use the survey candels-f160w"

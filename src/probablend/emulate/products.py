@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from astropy.io import fits
@@ -12,12 +13,27 @@ from probablend._version import __version__
 from probablend.emulate.blend import Placed, Scene
 from probablend.emulate.classes import FOOTPRINT_THRESHOLD
 from probablend.emulate.stamps import Stamp
-from probablend.survey import get_survey
+from probablend.survey import Survey, get_survey, survey_from
 
 __all__ = ["read_scene", "read_truth", "scene_wcs", "write_scene"]
 
 # Where emulated skies are put: the centre of the COSMOS field, degrees.
 _SKY_CENTRE = (150.1163, 2.2009)
+# All that a survey is: card → field of Survey, comment.
+_SURVEY_CARDS = {
+    "SURVEY": ("name", "survey and band"),
+    "MAGZERO": ("zeropoint", "AB magnitude of one count"),
+    "GAIN": ("gain", "electrons per count"),
+    "PIXSCALE": ("pixel_scale", "arcsec per pixel"),
+    "SKYRMS": ("sky_rms", "sky noise per pixel, counts"),
+    "PSFPROF": ("psf_profile", "profile of the PSF"),
+    "PSFWIDTH": ("psf_fwhm", "FWHM of the PSF, arcsec"),
+    "PSFBETA": ("psf_beta", "Moffat slope"),
+    "PSFDIFF": ("diffraction_scale", "wavelength over diameter, arcsec"),
+    "PSFOBSC": ("obscuration", "central obstruction over mirror, diameters"),
+    "PSFG1": ("psf_g1", "shear of the PSF"),
+    "PSFG2": ("psf_g2", "shear of the PSF"),
+}
 
 
 def scene_wcs(scene: Scene) -> WCS:
@@ -40,7 +56,8 @@ def write_scene(scene: Scene, directory: Path, name: str, *, seed: int, overwrit
     file holds ``CLASSES``, ``NOISELESS`` (counts), the table ``CATALOG`` (see
     :attr:`~probablend.emulate.blend.Scene.catalog`) and the table ``FOOTPRINTS`` with one row
     per source and footprint pixel: ``id, x, y, flux``, the last being the noiseless counts of
-    that source in that pixel. Footprints overlap, and so do the rows.
+    that source in that pixel. Footprints overlap, and so do the rows. The primary headers say all
+    that the survey is.
 
     Parameters
     ----------
@@ -66,14 +83,14 @@ def write_scene(scene: Scene, directory: Path, name: str, *, seed: int, overwrit
         if path.exists() and not overwrite:
             raise FileExistsError(f"{path} exists already: choose another folder or overwrite")
     header = scene_wcs(scene).to_header()
-    survey = scene.survey
-    cards = {
-        "SURVEY": (survey.name, "survey and band"),
-        "MAGZERO": (survey.zeropoint, "AB magnitude of one count"),
-        "GAIN": (survey.gain, "electrons per count"),
-        "PIXSCALE": (survey.scale, "arcsec per pixel"),
-        "PSFFWHM": (survey.psf_fwhm_pixels, "FWHM of the PSF, pixels"),
-        "SKYRMS": (survey.sky_rms, "sky noise per pixel, counts"),
+    known = scene.survey.as_dict()
+    cards: dict[str, tuple[Any, str]] = {
+        card: (known[key], comment)
+        for card, (key, comment) in _SURVEY_CARDS.items()
+        if key in known
+    }
+    cards |= {
+        "PSFFWHM": (scene.survey.psf_fwhm_pixels, "FWHM of the PSF, pixels"),
         "FOOTLEV": (FOOTPRINT_THRESHOLD, "footprint threshold, units of SKYRMS"),
         "PBSEED": (seed, "seed"),
         "PBVERS": (__version__, "version of probablend"),
@@ -161,7 +178,7 @@ def read_scene(path: Path) -> Scene:
     FileNotFoundError
         If the image or ``NAME_truth.fits`` beside it is not there.
     ValueError
-        If they are other files, or the survey is not known by name.
+        If they are other files, or do not say what the survey is.
     """
     truth_path = path.with_name(f"{path.stem}_truth.fits")
     for file in (path, truth_path):
@@ -171,7 +188,7 @@ def read_scene(path: Path) -> Scene:
         _, catalog, footprints = read_truth(truth_path)
         with fits.open(path) as hdus:
             image = np.asarray(hdus["SCI"].data, np.float32)
-            survey = get_survey(hdus[0].header["SURVEY"])
+            survey = _read_survey(hdus[0].header, path)
         with fits.open(truth_path) as hdus:
             noiseless = np.asarray(hdus["NOISELESS"].data, np.float32)
     except (KeyError, OSError) as error:
@@ -199,3 +216,10 @@ def read_scene(path: Path) -> Scene:
         )  # fmt: skip
     return Scene(survey=survey, image=image, noiseless=noiseless, n_footprints=n_footprints,
                  sources=sources)  # fmt: skip
+
+
+def _read_survey(header: fits.Header, path: Path) -> Survey:
+    if "PSFPROF" not in header:  # written before headers said it all
+        return get_survey(header["SURVEY"])
+    values = {key: header[card] for card, (key, _) in _SURVEY_CARDS.items() if card in header}
+    return survey_from(values, where=f"the header of {path}")

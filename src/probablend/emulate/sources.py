@@ -1,16 +1,22 @@
 """Sources of isolated galaxies by name."""
 
-from probablend.data import DATASETS, require
-from probablend.emulate.candels import CandelsGalaxies
+from probablend.data import DATASETS, dataset_folder, require
+from probablend.emulate.candels import CandelsGalaxies, has_their_pixels
 from probablend.emulate.cosmos import CosmosGalaxies
 from probablend.emulate.parametric import ParametricGalaxies
 from probablend.emulate.stamps import Galaxies, Split
 from probablend.emulate.structured import StructuredGalaxies
 from probablend.survey import Survey
 
-__all__ = ["SOURCES", "open_source"]
+__all__ = ["SOURCES", "default_source", "open_source"]
 
 SOURCES = ("parametric", "structured", "candels", "cosmos")
+
+
+def default_source(survey: Survey) -> str:
+    """``candels`` where these real galaxies are here and fit the survey, else ``parametric``."""
+    real = dataset_folder("candels") is not None and has_their_pixels(survey)
+    return "candels" if real else "parametric"
 
 
 def open_source(

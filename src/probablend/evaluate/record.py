@@ -8,9 +8,10 @@ from typing import Any
 
 from probablend._version import __version__
 
-__all__ = ["begin", "check_names", "read_run", "write_json"]
+__all__ = ["begin", "check_names", "kind_of", "read_run", "write_json"]
 
 _RUN = "run.json"
+_KINDS = ("fields", "pairs")
 
 
 def write_json(path: Path, values: Any) -> None:
@@ -48,6 +49,24 @@ def begin(folder: Path, setting: dict[str, Any], command: str) -> None:
                 "name another folder"
             )
     write_json(folder / _RUN, {"command": command, "setting": setting})
+
+
+def kind_of(directory: Path) -> str:
+    """What an evaluation is of: ``fields`` or ``pairs``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the directory holds neither.
+    ValueError
+        If it holds both.
+    """
+    kinds = [kind for kind in _KINDS if (directory / kind / _RUN).is_file()]
+    if not kinds:
+        raise FileNotFoundError(f"{directory} holds no evaluation of fields or of pairs")
+    if len(kinds) > 1:
+        raise ValueError(f"{directory} holds fields and pairs: --from after 'field' or 'pairs'")
+    return kinds[0]
 
 
 def read_run(folder: Path, what: str) -> dict[str, Any]:

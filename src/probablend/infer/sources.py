@@ -1,6 +1,6 @@
 """From positions to measured sources: posterior draws, catalogue, flags."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -158,6 +158,13 @@ class Measured:
         values = np.zeros((box[0].stop - box[0].start, box[1].stop - box[1].start))
         values[rows - box[0].start, columns - box[1].start] = share
         return box, values
+
+    def footprints(
+        self, shape_yx: tuple[int, int]
+    ) -> Iterator[tuple[tuple[slice, slice], np.ndarray]]:
+        """:meth:`footprint` of every source, in the order of the catalogue."""
+        for k in range(len(self.catalog)):
+            yield self.footprint(k, shape_yx)
 
 
 def ln_odds(share: np.ndarray, n: int) -> np.ndarray:
