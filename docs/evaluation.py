@@ -345,13 +345,17 @@ def emulation() -> str:
     report = _benchmark("emulation")
     rows = (
         f"| {name} | {p['emulator_ms_per_scene']:.1f} | {p['step_ms_per_scene']:.1f} "
-        f"| {p['emulator_share']:.1%} |"
+        f"| {p['emulator_share']:.1%} | {p['share_with_bank']:.1%} |"
         for name, p in report["phases"].items()
     )
     return (
         f"`{report['command']}` ([output](../benchmarks/emulation.json)), bank of "
         f"{report['bank']['megabytes']:.0f} MB:\n\n"
-        + table("| scenes | emulator, ms per scene | whole step, ms per scene | share |", rows)
+        + table(
+            "| scenes | emulator, ms per scene | whole step, ms per scene | share "
+            "| with the redrawing of the bank |",
+            rows,
+        )
     )
 
 
