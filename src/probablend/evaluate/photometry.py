@@ -134,6 +134,9 @@ def matched_sources(
         near, which = KDTree(at[detectable]).query(at[t], k=2)
         separation, other = near[:, 1], detectable[which[:, 1]]
     mag, hlr = (np.asarray(truth[name], float) for name in ("mag", "hlr"))
+    radius = np.fmax(hlr[t], hlr[other])
+    relative = np.full(len(t), np.inf)  # of two stars
+    np.divide(separation, radius, out=relative, where=radius > 0)
     table = Table(
         {
             "flux_true": np.asarray(truth["flux"], float)[t],
@@ -141,7 +144,7 @@ def matched_sources(
             "snr": signal_to_noise(scene)[t],
             "fisher": fisher_limit(scene)[t],
             "separation": separation,
-            "relative": separation / np.fmax(hlr[t], hlr[other]),
+            "relative": relative,
             "delta_mag": mag[t] - mag[other],
             "blended": np.asarray(truth["blended"], bool)[t],
             "is_star": np.asarray(truth["is_star"], bool)[t],
