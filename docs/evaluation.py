@@ -64,7 +64,7 @@ def bins(name: str, other: str) -> str:
         for b in ours["bins"]:
             low, high = b["low"], b["high"]
             span = f"> {low:g}" if high is None else f"< {high:g}" if low is None else (
-                f"{low:g} – {high:g}"
+                f"{low:g} to {high:g}"
             )  # fmt: skip
             cells = [f"{KINDS[b['bin']]} {span}", str(b["n"])]
             cells += [f"{b['mean_relative']:.1%}", f"{b['median_relative']:.1%}"]
