@@ -372,6 +372,9 @@ def interval(draws: np.ndarray, level: float = 0.68) -> tuple[np.ndarray, np.nda
     return low, high
 
 
+_POSTERIOR = ("context", "y", "x", "unit", "spread")
+
+
 def save_posterior(posterior: SourcePosterior, path: Path | str, *, model: str | Path) -> None:
     """Keep the densities of some sources: what was seen of each, and which model saw it.
 
@@ -384,7 +387,7 @@ def save_posterior(posterior: SourcePosterior, path: Path | str, *, model: str |
     model : str or Path
         The weights behind it, ``result.meta["model"]`` or the file.
     """
-    tensors = {name: getattr(posterior, name) for name in ("context", "y", "x", "unit")}
+    tensors = {name: getattr(posterior, name) for name in _POSTERIOR}
     meta = {"model": str(model), "weights": file_hash(find_model(model)), "of": list(PARAMETERS)}
     save_tensors(Path(path), tensors, meta)
 
@@ -400,7 +403,7 @@ def load_posterior(path: Path | str) -> SourcePosterior:
         If it is no such file, or the model has changed since.
     """
     tensors, meta = load_tensors(Path(path))
-    if set(tensors) != {"context", "y", "x", "unit"} or meta.get("of") != list(PARAMETERS):
+    if set(tensors) != set(_POSTERIOR) or meta.get("of") != list(PARAMETERS):
         raise ValueError(f"{path} holds no posterior of sources")
     if file_hash(find_model(meta["model"])) != meta["weights"]:
         raise ValueError(f"{path} belongs to other weights of {meta['model']}: {meta['weights']}")

@@ -154,7 +154,7 @@ def test_sources_outside_what_was_learnt_are_flagged(scene, field_weights, resul
     assert (broad.catalog["flags"] & Flag.OUT_OF_RANGE).all()
 
 
-def test_sources_in_a_strange_sky_are_flagged(scene, field_weights, result, tmp_path):
+def test_sources_in_a_strange_sky_are_flagged_and_less_sure(scene, field_weights, result, tmp_path):
     network, meta = load_model(field_weights)
     y, x = torch.from_numpy(result.sources.origin.T.astype(np.float32))
     with torch.inference_mode():
@@ -170,6 +170,12 @@ def test_sources_in_a_strange_sky_are_flagged(scene, field_weights, result, tmp_
         again = run(scene, tmp_path / "a.safetensors", tile_size=tile_size)
         flagged = (again.catalog["flags"] & Flag.OUT_OF_RANGE) > 0
         np.testing.assert_array_equal(flagged, distance.numpy() >= float(far))
+        ours, theirs = (np.asarray(r.catalog["y_err"]) for r in (again, result))
+        np.testing.assert_allclose(ours[~flagged], theirs[~flagged], rtol=1e-4)
+        assert (ours[flagged] > theirs[flagged]).all()
+        spread = again.sources.posterior.spread.numpy()
+        np.testing.assert_allclose(spread[flagged] ** 2 * float(near + far) / 2,
+                                   distance[flagged], rtol=1e-3)  # fmt: skip
 
 
 def test_saturated_pixels_are_flagged(scene, field_weights, result):

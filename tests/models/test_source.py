@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -34,7 +36,7 @@ def posterior():
         parameter.data += 0.15 * torch.randn_like(parameter)
     context = torch.randn(3, 6)
     y, x, unit = torch.tensor([5.0, 0.0, 99.0]), torch.tensor([7.0, 3.0, 1.0]), torch.rand(3) + 0.5
-    return SourcePosterior(flow=flow, context=context, y=y, x=x, unit=unit)
+    return SourcePosterior(flow=flow, context=context, y=y, x=x, unit=unit, spread=torch.ones(3))
 
 
 def test_the_map_to_free_parameters_is_one_to_one():
@@ -71,7 +73,7 @@ def test_samples_have_the_units_and_positions_asked_for(posterior):
     assert (middle - expected).abs().max() < 2.5
     double = SourcePosterior(
         flow=posterior.flow, context=posterior.context, y=posterior.y, x=posterior.x,
-        unit=2 * posterior.unit,
+        unit=2 * posterior.unit, spread=posterior.spread,
     )  # fmt: skip
     again = double.sample(500, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(again[..., 0], 2 * draws[..., 0])
@@ -144,12 +146,31 @@ def test_a_first_estimate_of_the_flux_moves_the_flow_with_it():
         )
 
 
+@torch.no_grad()
+def test_what_is_widened_is_wider_and_still_a_density(posterior):
+    """Draws of one density weigh, by the ratio to another that covers it, 1 on average."""
+    wide = replace(posterior, spread=torch.tensor([1.0, 1.5, 2.0]))
+    draws = wide.sample(20_000, generator=torch.Generator().manual_seed(0)).double()
+    narrow = posterior.sample(20_000, generator=torch.Generator().manual_seed(0)).double()
+    torch.testing.assert_close(draws[:, 0], narrow[:, 0])
+
+    def base(of, values):
+        factor, offset = of._shift()
+        return of.flow(of.context).transform(to_free((values.float() - offset) / factor))
+
+    widened = base(wide, draws).std(dim=0) / base(posterior, narrow).std(dim=0)
+    expected = wide.spread[:, None].expand(3, 9)  # blendedness ends at 0 and 1 in single precision
+    torch.testing.assert_close(widened[:, :9], expected, rtol=0.05, atol=0.05)
+    ratio = (posterior.log_prob(draws.float()) - wide.log_prob(draws.float())).exp()
+    torch.testing.assert_close(ratio[:, :2].mean(dim=0), torch.ones(2), rtol=0.1, atol=0.1)
+
+
 def test_mean_and_interval_are_those_of_the_draws():
     torch.manual_seed(0)
     n = 4
     posterior = SourcePosterior(
         flow=SourceFlow(6), context=torch.randn(n, 6), y=torch.arange(4.0), x=torch.zeros(n),
-        unit=torch.ones(n),
+        unit=torch.ones(n), spread=torch.ones(n),
     )  # fmt: skip
     draws = posterior.sample(4000).detach()
     low, high = posterior.interval(0.68)

@@ -19,6 +19,7 @@ from probablend.images import PreparedImage
 from probablend.infer.footprints import Ellipses, blended_share, group_sources, overlap_share
 from probablend.infer.scan import Found
 from probablend.infer.tiles import WHOLE, Window
+from probablend.models.familiar import spread_of
 from probablend.models.field import FieldNetwork
 from probablend.models.fields import point_normals
 from probablend.models.source import DESCRIPTIONS, PARAMETERS, SourcePosterior
@@ -89,6 +90,7 @@ def draw_parameters(
         posterior = SourcePosterior(
             flow=network.flow, context=some.context, y=zero, x=zero,
             unit=torch.from_numpy(unit[part].astype(np.float32)).to(zero),
+            spread=spread_of(torch.from_numpy(some.strangeness)).to(zero),
         )  # fmt: skip
         draws[:, part] = posterior.transform(torch.from_numpy(base).to(zero)).cpu().numpy()
     return draws
@@ -317,7 +319,10 @@ def measure_sources(
     y, x, unit = (
         torch.from_numpy(v.astype(np.float32)).to(context) for v in (found.y, found.x, noise)
     )
-    posterior = SourcePosterior(flow=network.flow, context=context, y=y, x=x, unit=unit)
+    spread = spread_of(torch.from_numpy(found.strangeness)).to(context)
+    posterior = SourcePosterior(
+        flow=network.flow, context=context, y=y, x=x, unit=unit, spread=spread
+    )
     return Measured(
         catalog=catalog,
         draws=draws,

@@ -3,7 +3,8 @@
 The coarsest features of a network say what kind of sky it sees: depth, sharpness, crowding,
 whatever else. Their mean and covariance over the sources of the training make a distance
 (Mahalanobis; Lee et al. 2018, arXiv:1807.03888); how far training-like scenes that were held
-out reach, a limit. What lies beyond it was never learnt, whatever the posterior says.
+out reach, a limit. What lies beyond it was never learnt, whatever the posterior says: there
+posteriors are made wider, as many times as the limit is surpassed.
 """
 
 import logging
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["FALSE_ALARMS", "Familiarity"]
+__all__ = ["FALSE_ALARMS", "Familiarity", "spread_of"]
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +21,17 @@ FALSE_ALARMS = 0.005  # share of held-out sources beyond the limit
 _SHRINKAGE = 0.05  # of the correlations towards none
 _FEWEST = 200  # sources, without which the limit means nothing
 _LEAST = 1e-6  # spread of a feature that counts, of the widest
+
+
+def spread_of(strangeness: Tensor) -> Tensor:
+    """How many times wider than learnt posteriors are: the distance over its limit, at least 1.
+
+    Parameters
+    ----------
+    strangeness : Tensor, shape (source,)
+        As :class:`Familiarity` gives it.
+    """
+    return strangeness.clamp(min=1).sqrt()
 
 
 class Familiarity(nn.Module):

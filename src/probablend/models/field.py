@@ -35,7 +35,7 @@ from probablend.models.distribution import (
     SegmentationNetwork,
     check_number,
 )
-from probablend.models.familiar import Familiarity
+from probablend.models.familiar import Familiarity, spread_of
 from probablend.models.fields import gaussian_fields, spline_matrix
 from probablend.models.source import SourceFlow, SourcePosterior, truth
 from probablend.models.unet import UNetConfig, pad_to_stride, receptive_radius
@@ -333,7 +333,10 @@ class FieldDistribution(SegmentationDistribution):
     ) -> SourcePosterior:
         """Posterior of what is at some positions, fluxes in units of which noise is ``unit``."""
         context = self.context(scene, y, x, detected=detected)
-        return SourcePosterior(flow=self.network.flow, context=context, y=y, x=x, unit=unit)
+        spread = spread_of(self.strangeness(scene, y, x))
+        return SourcePosterior(
+            flow=self.network.flow, context=context, y=y, x=x, unit=unit, spread=spread
+        )
 
 
 def _gather(features: Tensor, scene: Tensor, y: Tensor, x: Tensor, cell: int) -> Tensor:

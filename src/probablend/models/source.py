@@ -325,6 +325,9 @@ class SourcePosterior:
         The positions, pixels.
     unit : Tensor, shape (source,)
         Noise per pixel at each position, image units: fluxes are in image units.
+    spread : Tensor, shape (source,)
+        How many times wider than learnt, in standard normal numbers; more than 1 where the
+        surroundings are unlike the training.
     """
 
     flow: SourceFlow
@@ -332,6 +335,7 @@ class SourcePosterior:
     y: Tensor
     x: Tensor
     unit: Tensor
+    spread: Tensor
 
     def __len__(self) -> int:
         return len(self.context)
@@ -345,7 +349,7 @@ class SourcePosterior:
     def transform(self, base: Tensor) -> Tensor:
         """Parameters that belong to standard normal numbers, (sample, source, 10)."""
         factor, offset = self._shift()
-        free = self.flow.invert(self.context, base)
+        free = self.flow.invert(self.context, base * self.spread[:, None])
         return to_physical(free) * factor + offset
 
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
@@ -357,8 +361,10 @@ class SourcePosterior:
         """Log density of parameters, (..., source, 10) → (..., source)."""
         factor, offset = self._shift()
         scaled = (values - offset) / factor
-        free = self.flow(self.context).log_prob(to_free(scaled))
-        return free + _log_jacobian(scaled) - self.unit.log()
+        transform = self.flow(self.context).transform
+        base, log_slope = transform.call_and_ladj(to_free(scaled))
+        normal = torch.distributions.Normal(0, self.spread[:, None]).log_prob(base).sum(dim=-1)
+        return normal + log_slope + _log_jacobian(scaled) - self.unit.log()
 
     @property
     def mean(self) -> Tensor:
