@@ -31,6 +31,7 @@ from surveycodex.utilities import mean_sky_level
 
 from probablend import __version__
 from probablend.btk import ProbablendDeblender
+from probablend.checkpoint import file_hash, find_model
 
 BAND = "i"
 MAX_GALAXIES, MAX_SOURCES = 4, 12
@@ -128,6 +129,8 @@ def main() -> None:
         "galaxies": int(sum(len(c) for batch in batches for c in batch.catalog_list)),
         "band": f"LSST {BAND}",
         "version": __version__,
+        "model": given.model,
+        "weights": file_hash(find_model(given.model)),
         "packages": {
             name: version(name) for name in ("blending-toolkit", "sep", "astropy", "numpy")
         },
