@@ -119,6 +119,12 @@ def test_the_verdict_says_what_to_do():
         row | {"completeness": c} for row, c in zip(REPORT["bins"], (0.91, 0.6, 0.95), strict=True)
     ]
     assert "above S/N 20" in verdict(REPORT | {"bins": bins})
+    bright = {"bin": "mag", "low": 24.0, "completeness": 1.0, "detections": 200, "false": 2}
+    faint = {"bin": "mag", "low": 25.0, "completeness": 0.5, "detections": 80, "false": 8}
+    assert "fainter than 25.0 mag purity drops to 90 %" in verdict(
+        REPORT | {"bins": [bright, faint]}
+    )
+    assert "purity" not in verdict(REPORT | {"bins": [bright]})
     assert "too wide" in verdict(REPORT | {"coverage": {"flux": {"68": 0.9}}})
 
 
@@ -135,7 +141,12 @@ def test_errors_that_are_half_as_large_as_they_should_be_are_found_out():
                for k in ("flux", "hlr", "g1", "g2")},
         }
     )  # fmt: skip
-    scores = module._scores(table)
+    table["mag"] = 25.0
+    mags = {"detections": np.full(50, 24.6), "false": np.array([24.7, 25.2])}
+    scores = module._scores(table, 26.0, mags)
+    (row,) = [row for row in scores["bins"] if row["bin"] == "mag"]
+    assert (row["low"], row["high"], row["injected"]) == (25.0, 26.0, n)
+    assert (row["detections"], row["false"]) == (0, 1)
     assert scores["error_factor"] == pytest.approx(2, rel=0.06)
     assert scores["coverage"]["flux"]["68"] == pytest.approx(0.38, abs=0.03)  # erf(0.5/√2)
 

@@ -51,6 +51,7 @@ _BRIGHT, _FAINT = 6.0, 0.5  # magnitudes around the depth of the image
 _DEPTH = 26.0  # 5 σ, of an image whose zero point is not known
 _MIN_IN_BIN = 20
 _FEW_PERCENT = 0.04
+_FALSE = 0.05  # share of false detections that is worth a word
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +181,12 @@ def inject(
             f"image of {sky.shape[1]} × {sky.shape[0]} pixels has no room for injected galaxies"
         )
     table = vstack(tables, metadata_conflicts="silent")
+    table["mag"] = survey.mag(np.asarray(table["flux_true"], float))
     negative = look(-sky, fwhm)
+    mags = {
+        "detections": survey.mag(np.asarray(before.catalog["flux"], float)),
+        "false": survey.mag(np.asarray(negative.catalog["flux"], float)),
+    }
     report = {
         "command": command,
         "version": __version__,
@@ -195,7 +201,7 @@ def inject(
         "depth": depth,
         "n_detections": len(before.catalog),
         "n_negative": len(negative.catalog),
-        **_scores(table),
+        **_scores(table, depth, mags),
     }
     report["verdict"] = verdict(report)
     directory.mkdir(parents=True, exist_ok=True)
@@ -337,7 +343,8 @@ def _judge(
     return table
 
 
-def _scores(table: Table) -> dict[str, Any]:
+def _scores(table: Table, depth: float, mags: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Scores of the injected galaxies; of magnitudes also how many detections are false."""
     found = np.asarray(table["found"], bool)
     seen = table[found]
     rank = np.asarray(seen["rank_flux"], float)
@@ -364,7 +371,11 @@ def _scores(table: Table) -> dict[str, Any]:
             "predicted": said.predicted.tolist(),
             "observed": said.observed.tolist(),
         }
-    for key, edges in (("snr", (0.0, *BINS["snr"])), ("separation", BINS["separation"])):
+    for key, edges in (
+        ("snr", (0.0, *BINS["snr"])),
+        ("mag", tuple(depth + np.arange(-_BRIGHT, _FAINT + 1))),
+        ("separation", BINS["separation"]),
+    ):
         values = np.asarray(table[key], float)
         for low, high in pairwise(edges):
             inside = (values >= low) & (values < high)
@@ -372,6 +383,8 @@ def _scores(table: Table) -> dict[str, Any]:
                 continue
             row = {"bin": key, "low": low, "high": high if np.isfinite(high) else None}
             row |= {"injected": int(inside.sum()), "completeness": float(found[inside].mean())}
+            if key == "mag":
+                row |= {name: int(((m >= low) & (m < high)).sum()) for name, m in mags.items()}
             some = table[inside & found]
             row |= {k: v for k, v in flux_scores(some).items() if k in ("bias", "nmad", "outliers")}
             if len(some) >= _MIN_IN_BIN:
@@ -405,6 +418,11 @@ def verdict(report: dict[str, Any]) -> str:
         parts.append(f"above S/N {deep:g}, 90 % and more are found")
     elif by_snr:
         parts.append(f"of the brightest {100 * by_snr[-1]['completeness']:.0f} % are found")
+    for row in report["bins"]:
+        if row["bin"] == "mag" and row["false"] > _FALSE * max(row["detections"], 1):
+            purity = max(0.0, 1 - row["false"] / max(row["detections"], 1))
+            parts.append(f"fainter than {row['low']:.1f} mag purity drops to {100 * purity:.0f} %")
+            break
     n, false = report["n_detections"], report["n_negative"]
     parts.append(
         f"{false} false detections on the negative image beside {n} on the image"
@@ -426,20 +444,24 @@ def injection_table(report: dict[str, Any]) -> str:
         + ("" if report["zeropoint"] is not None else " (assumed: no zero point is known)")
         + f"; model `{report['model']}` {report['weights']}.",
         "",
-        "| | injected | found | bias, mag | NMAD, mag | beyond 0.75 mag | in 68 % interval |",
-        "|---|---|---|---|---|---|---|",
+        "| | injected | found | bias, mag | NMAD, mag | beyond 0.75 mag | in 68 % interval "
+        "| detections | on the negative image |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    names = {"snr": "S/N", "separation": "separation, px"}
+    names = {"snr": "S/N", "mag": "mag", "separation": "separation, px"}
 
     def cell(row: dict[str, Any], key: str, style: str = ".3f") -> str:
         return format(row[key], style) if row.get(key) is not None else "–"
 
     for row in report["bins"]:
-        ends = f"> {row['low']:g}" if row["high"] is None else f"{row['low']:g} – {row['high']:g}"
+        style = ".1f" if row["bin"] == "mag" else "g"
+        low, high = (None if row[k] is None else format(row[k], style) for k in ("low", "high"))
+        ends = f"> {low}" if high is None else f"{low} – {high}"
         lines.append(
             f"| {names[row['bin']]} {ends} | {row['injected']} | {row['completeness']:.2f} | "
             f"{cell(row, 'bias', '+.3f')} | {cell(row, 'nmad')} | {cell(row, 'outliers')} | "
-            f"{cell(row, 'coverage68', '.2f')} |"
+            f"{cell(row, 'coverage68', '.2f')} | {cell(row, 'detections', 'd')} | "
+            f"{cell(row, 'false', 'd')} |"
         )
     lines += ["", "| | in the 68 / 95 % interval (worst bin) |", "|---|---|"]
     for name, one in report["coverage"].items():
