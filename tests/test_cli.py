@@ -14,6 +14,7 @@ from astropy.table import Table
 from probablend import cli
 from probablend.checkpoint import save_weights
 from probablend.demo import hubble_image
+from probablend.flags import Flag
 from probablend.images import ImageData
 from probablend.models.pairs import PairNetwork, PairNetworkConfig
 
@@ -86,6 +87,7 @@ def test_a_huge_image_goes_block_by_block_and_gives_the_same(
         "segment", tmp_path / "bands.fits", "--ext", "SCI-A", "--weight", tmp_path / "weight.fits",
         "--mask", tmp_path / "flags.fits", "--flag-bits", 4, "--samples", 2, "--psf-fwhm", 1.7,
         "--background", "none", "--model", field_weights,
+        "--saturation", 0.5 * np.delete(scene.image, np.s_[20:30], axis=0).max(),
     ]  # fmt: skip
     code, said, _ = run(*command, "-o", tmp_path / "whole")
     assert code == 0
@@ -98,6 +100,9 @@ def test_a_huge_image_goes_block_by_block_and_gives_the_same(
         a, b = (fits.getdata(tmp_path / k / "maps.fits", name) for k in ("whole", "parts"))
         np.testing.assert_allclose(a, b, atol=1e-4)
     assert (b == 1).sum() == 200  # bit 8 does not count
+    a, b = (Table.read(tmp_path / k / "catalog.fits")["flags"] for k in ("whole", "parts"))
+    np.testing.assert_array_equal(a, b)
+    assert 0 < ((b & Flag.SATURATED) > 0).sum() < len(b)
     code, _, said = run(*command, "-o", tmp_path / "new", "--resume")
     assert code == 1
     assert "no unfinished run" in said
@@ -382,10 +387,12 @@ def test_measure_writes_a_row_per_position(run, image, field_weights, scene, tmp
     code, said, _ = run(
         "measure", image, "--positions", tmp_path / "mine.csv", "--rms", scene.rms, "--samples", 1,
         "--model", field_weights, "--psf-fwhm", 1.7, "--zeropoint", 25, "-o", out,
+        "--saturation", 1e-9,
     )  # fmt: skip
     assert code == 0
     table = Table.read(out)
     assert len(table) == 8
+    assert (table["flags"] & Flag.SATURATED).any()
     n = int(np.isfinite(table["mag"]).sum())
     assert f"measured {n} of 8" in " ".join(said.split())
     assert n < 8

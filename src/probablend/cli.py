@@ -80,6 +80,10 @@ PsfFwhm = Annotated[
 Zeropoint = Annotated[
     float | None, typer.Option(help="AB magnitude of one count; else from the header.")
 ]
+Saturation = Annotated[
+    float | None,
+    typer.Option(help="Level from which pixels are saturated; else SATURATE of the header."),
+]
 Columns = Annotated[str, typer.Option(help="Names in the catalogue: probablend or sextractor.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace earlier products.")]
 SurveyName = Annotated[str, typer.Option(help="Name or TOML file; see 'probablend surveys'.")]
@@ -153,6 +157,7 @@ def segment_command(
     device: Device = "auto",
     psf_fwhm: PsfFwhm = None,
     zeropoint: Zeropoint = None,
+    saturation: Saturation = None,
     min_p_source: Annotated[
         float, typer.Option(help="Leave out detections less probable than this.")
     ] = 0.5,
@@ -235,6 +240,7 @@ def segment_command(
                     device=device,
                     psf_fwhm=_number_or_file(of(psf_fwhm, image)),
                     zeropoint=zeropoint,
+                    saturation=saturation,
                     min_p_source=min_p_source,
                     keep_posterior=keep_posterior,
                     keep_samples=keep_samples,
@@ -274,6 +280,7 @@ def segment_command(
             background=background,
             psf_fwhm=_number_or_map(of(psf_fwhm, image)),
             zeropoint=zeropoint,
+            saturation=saturation,
             min_p_source=min_p_source,
             progress=show,
         )
@@ -375,6 +382,7 @@ def measure_command(
     device: Device = "auto",
     psf_fwhm: PsfFwhm = None,
     zeropoint: Zeropoint = None,
+    saturation: Saturation = None,
     columns: Columns = "probablend",
     overwrite: Overwrite = False,
 ) -> None:
@@ -398,6 +406,7 @@ def measure_command(
     result = measure(
         data, table, rms=noise, mask=bad, background=background, n_samples=samples, seed=seed,
         model=model, device=device, psf_fwhm=_number_or_map(psf_fwhm), zeropoint=zeropoint,
+        saturation=saturation,
     )  # fmt: skip
     write_table(named_columns(result, columns), output)
     n_measured = int(np.isfinite(result["flux"]).sum())

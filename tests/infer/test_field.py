@@ -183,6 +183,11 @@ def test_saturated_pixels_are_flagged(scene, field_weights, result):
     assert 1 <= len(hit) < len(again.catalog)
     near = np.hypot(again.catalog["y"].value[hit] - y, again.catalog["x"].value[hit] - x)
     assert near.min() < 5
+    told = run(scene, field_weights, saturation=0.9 * peak)
+    np.testing.assert_array_equal(told.catalog["flags"], again.catalog["flags"])
+    for level in (0.0, np.nan):
+        with pytest.raises(ValueError, match="saturation must be positive"):
+            run(scene, field_weights, saturation=level)
 
 
 def test_forced_photometry_keeps_every_row_and_their_order(scene, field_weights):

@@ -263,6 +263,8 @@ def test_a_run_is_resumed_as_it_was_begun(settings, tmp_path, monkeypatch):
         stream(settings, tmp_path)
     with pytest.raises(ValueError, match="another seed"):
         stream(replace(settings, seed=6), tmp_path, resume=True)
+    with pytest.raises(ValueError, match="another saturation"):
+        stream(replace(settings, saturation=9.0), tmp_path, resume=True)
     touched = fits.getdata(settings.image, "SCI").copy()
     moved = tmp_path / "moved.fits"
     fits.writeto(moved, touched)

@@ -81,6 +81,8 @@ class StreamSettings:
         Bits of ``mask`` that count; −1 = any.
     psf_fwhm : str or float, optional
         A file of the width at every pixel, or a number.
+    saturation : float, optional
+        Level from which pixels are saturated; that of the image's header if not given.
     keep_posterior : int
         Joint draws of every source to keep.
     keep_samples : bool
@@ -110,6 +112,7 @@ class StreamSettings:
     device: str = "auto"
     psf_fwhm: str | float | None = None
     zeropoint: float | None = None
+    saturation: float | None = None
     min_p_source: float = 0.5
     keep_posterior: int = 0
     keep_samples: bool = False
@@ -133,7 +136,7 @@ class StreamSettings:
         if self.cutouts is not None and self.keep_samples:
             raise ValueError("there are no maps of cut-outs, and no samples of maps: leave one out")
         one_psf = None if isinstance(self.psf_fwhm, str) else self.psf_fwhm
-        check_numbers(self.n_samples, self.min_p_source, one_psf, self.zeropoint)
+        check_numbers(self.n_samples, self.min_p_source, one_psf, self.zeropoint, self.saturation)
         if not 0 <= self.keep_posterior <= N_DRAWS:
             raise ValueError(f"at most {N_DRAWS} draws can be kept; got {self.keep_posterior}")
         if self.rms is not None and self.weight is not None:

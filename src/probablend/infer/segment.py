@@ -228,6 +228,7 @@ def segment(
     wcs: WCS | None = None,
     psf_fwhm: float | np.ndarray | None = None,
     zeropoint: float | None = None,
+    saturation: float | None = None,
     min_p_source: float = 0.5,
     positions: np.ndarray | None = None,
     tile_size: int = _TILE,
@@ -261,6 +262,8 @@ def segment(
         stars if not given.
     zeropoint : float, optional
         AB magnitude of one unit of flux; read from the file if it says so.
+    saturation : float, optional
+        Level from which pixels are saturated, same unit; read from the file if it says so.
     min_p_source : float
         Detections less probable than this are left out.
     positions : ndarray, shape (source, 2), optional
@@ -284,10 +287,10 @@ def segment(
         If an argument cannot be used; the message says which and why.
     """
     one_psf = None if isinstance(psf_fwhm, np.ndarray) else psf_fwhm
-    check_numbers(n_samples, min_p_source, one_psf, zeropoint)
+    check_numbers(n_samples, min_p_source, one_psf, zeropoint, saturation)
     if tile_size < 1:
         raise ValueError(f"tile_size must be at least 1 pixel; got {tile_size}")
-    data = as_image(image, rms=rms, mask=mask, wcs=wcs, zeropoint=zeropoint)
+    data = as_image(image, rms=rms, mask=mask, wcs=wcs, zeropoint=zeropoint, saturation=saturation)
     where = resolve_device(device)
     network, meta = load_model(model)
     if not isinstance(network, SegmentationNetwork):
@@ -328,7 +331,11 @@ def segment(
 
 
 def check_numbers(
-    n_samples: int, min_p_source: float, psf_fwhm: float | None, zeropoint: float | None
+    n_samples: int,
+    min_p_source: float,
+    psf_fwhm: float | None,
+    zeropoint: float | None,
+    saturation: float | None,
 ) -> None:
     """Refuse settings that make no sense, before any work is done."""
     if n_samples < 1:
@@ -339,6 +346,8 @@ def check_numbers(
         raise ValueError(f"psf_fwhm must be positive; got {psf_fwhm}")
     if zeropoint is not None and not np.isfinite(zeropoint):
         raise ValueError(f"zeropoint must be finite; got {zeropoint}")
+    if saturation is not None and not (np.isfinite(saturation) and saturation > 0):
+        raise ValueError(f"saturation must be positive; got {saturation}")
 
 
 def usable_psf_map(widths: np.ndarray, mask: np.ndarray) -> np.ndarray:
