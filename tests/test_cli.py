@@ -103,12 +103,22 @@ def test_a_huge_image_goes_block_by_block_and_gives_the_same(
     a, b = (Table.read(tmp_path / k / "catalog.fits")["flags"] for k in ("whole", "parts"))
     np.testing.assert_array_equal(a, b)
     assert 0 < ((b & Flag.SATURATED) > 0).sum() < len(b)
+    fits.writeto(tmp_path / "variance.fits", 1 / weight)
+    variances = ["--variance" if word == "--weight" else word for word in command]
+    variances[variances.index("--variance") + 1] = tmp_path / "variance.fits"
+    for name, limit in (("parts-too", 100), ("whole-too", 1e9)):
+        monkeypatch.setattr("probablend.infer.stream._IN_MEMORY", limit)
+        assert run(*variances, "-o", tmp_path / name)[0] == 0
+        again = fits.getdata(tmp_path / name / "maps.fits", "P_GALAXY")
+        wanted = fits.getdata(tmp_path / name.removesuffix("-too") / "maps.fits", "P_GALAXY")
+        np.testing.assert_allclose(again, wanted, atol=1e-4)
     code, _, said = run(*command, "-o", tmp_path / "new", "--resume")
     assert code == 1
     assert "no unfinished run" in said
-    code, _, said = run(*command, "--rms", 1, "-o", tmp_path / "two")
-    assert code == 1
-    assert "give one" in said
+    for also in ("--rms", "--variance"):
+        code, _, said = run(*command, also, 1, "-o", tmp_path / "two")
+        assert code == 1
+        assert "give one" in said
 
 
 def test_cutouts_and_many_images_from_the_command_line(run, scene, field_weights, tmp_path):

@@ -87,7 +87,10 @@ def test_any_file_gives_a_result_or_one_sentence(
         if generator.uniform() < 0.3:
             noise = tmp_path / f"{seed}-noise.fits"
             write(noise, np.abs(picture(generator)), generator)
-            arguments += [str(generator.choice(["--rms", "--weight", "--mask"])), noise]
+            arguments += [
+                str(generator.choice(["--rms", "--weight", "--variance", "--mask"])),
+                noise,
+            ]
         monkeypatch.setattr(sys, "argv", ["probablend", "--quiet", *map(str, arguments)])
         patience()
         with pytest.raises(SystemExit) as stop:

@@ -126,17 +126,26 @@ def _read_inputs(
     rms: str | None,
     mask: str | None,
     weight: str | None = None,
+    variance: str | None = None,
     flag_bits: int = -1,
 ) -> tuple[Any, Any, np.ndarray | None]:
     """Image, noise and mask, as a user names them."""
-    from probablend.images import ImageFile, masked_pixels, read_image, rms_of_weight
+    from probablend.images import (
+        ImageFile,
+        masked_pixels,
+        read_image,
+        rms_of_variance,
+        rms_of_weight,
+    )
+    from probablend.infer.plan import one_noise
 
-    if rms is not None and weight is not None:
-        raise ValueError("--rms and --weight both say how strong the noise is: give one")
+    one_noise(rms, weight, variance)
     data = read_image(image, ext=ext)
     noise = _number_or_map(rms)
     if weight is not None:
         noise = rms_of_weight(read_image(weight).data)
+    if variance is not None:
+        noise = rms_of_variance(read_image(variance).data)
     bad = None
     if mask is not None:
         bad = masked_pixels(ImageFile(mask).read_all(exact=True), flag_bits)
@@ -178,6 +187,9 @@ def segment_command(
     weight: Annotated[
         str | None, typer.Option(help="Inverse variance, FILE or FILE[EXT]; zero = missing.")
     ] = None,
+    variance: Annotated[
+        str | None, typer.Option(help="Variance, FILE or FILE[EXT]; zero = missing.")
+    ] = None,
     flag_bits: Annotated[int, typer.Option(help="Bits of --mask that count; -1 = any.")] = -1,
     cutouts: Annotated[
         Path | None,
@@ -198,7 +210,8 @@ def segment_command(
 
     An image of more than 21 Mpx is processed block by block, in memory that does not grow with it;
     a run that was killed goes on with --resume. Of several images each gets a folder of its own,
-    and in --rms, --weight, --mask and --psf-fwhm {} stands for the image without its ending.
+    and in --rms, --weight, --variance, --mask and --psf-fwhm {} stands for the image without its
+    ending.
 
     Example: probablend segment image.fits --rms 0.01 -o out
 
@@ -231,6 +244,7 @@ def segment_command(
                     ext=ext,
                     rms=_number_or_file(of(rms, image)),
                     weight=of(weight, image),
+                    variance=of(variance, image),
                     mask=of(mask, image),
                     flag_bits=flag_bits,
                     background=background,
@@ -267,7 +281,13 @@ def segment_command(
             return
         image = images[0]
         data, noise, bad = _read_inputs(
-            image, ext, of(rms, image), of(mask, image), of(weight, image), flag_bits
+            image,
+            ext,
+            of(rms, image),
+            of(mask, image),
+            of(weight, image),
+            of(variance, image),
+            flag_bits,
         )
         result = segment(
             data,
