@@ -63,6 +63,21 @@ def test_the_same_seed_writes_the_same_bytes(run, image, small_weights, tmp_path
         assert a.tobytes() == b.tobytes()
 
 
+@pytest.mark.parametrize("quiet", ["--quiet", "-q"])
+def test_quiet_goes_before_and_after_the_command(run, image, small_weights, tmp_path, quiet):
+    words = ["segment", image, "--samples", 1, "--model", small_weights, "-o"]
+    assert "objects" in run(*words, tmp_path / "loud")[1]
+    assert run(*words, tmp_path / "after", quiet) == (0, "", "")
+    assert (tmp_path / "after" / "catalog.fits").exists()
+    assert run(quiet, *words, tmp_path / "before") == (0, "", "")
+    for command in (["surveys"], ["data", "list"], ["models"]):
+        assert run(*command)[1]
+        assert run(*command, quiet) == (0, "", "")
+    code, said, complaint = run("segment", quiet, tmp_path / "none.fits", "-o", tmp_path / "o")
+    assert (code, said) == (1, "")
+    assert "does not exist" in complaint
+
+
 def test_a_progress_bar_is_drawn_in_a_terminal(run, image, small_weights, tmp_path, monkeypatch):
     terminal = cli.Console(file=(tmp_path / "screen").open("w"), force_terminal=True)
     monkeypatch.setattr(cli, "err", terminal)

@@ -1,12 +1,14 @@
 """The command line: one sub-command per stage, each a few lines over the library."""
 
 import errno
+import inspect
 import logging
 import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,6 +57,7 @@ out = Console()
 err = Console(stderr=True)
 _LAST_SEED = 2**62
 
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
 OutputDir = Annotated[Path, typer.Option("-o", "--output", help="Folder for the products.")]
 
 
@@ -111,13 +114,33 @@ def _main(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Version.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")] = False,
+    quiet: Quiet = False,
 ) -> None:
-    level = logging.ERROR if quiet else logging.INFO
     handler = RichHandler(console=err, show_path=False, show_time=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
-    logging.getLogger("probablend").setLevel(level)
+    _speak(quiet=quiet)
+
+
+def _speak(*, quiet: bool) -> None:
+    logging.getLogger("probablend").setLevel(logging.ERROR if quiet else logging.INFO)
     out.quiet = quiet
+
+
+def _with_quiet(command: Callable[..., Any]) -> Callable[..., Any]:
+    """A command that takes ``--quiet`` too: it goes before the command's name and after it."""
+
+    @wraps(command)
+    def quietly(*, quiet: bool, **options: Any) -> Any:
+        if quiet:
+            _speak(quiet=True)
+        return command(**options)
+
+    known = inspect.signature(command)
+    option = inspect.Parameter("quiet", inspect.Parameter.KEYWORD_ONLY, default=False)
+    parameters = [*known.parameters.values(), option.replace(annotation=Quiet)]
+    quietly.__signature__ = known.replace(parameters=parameters)  # type: ignore[attr-defined]
+    quietly.__annotations__ = command.__annotations__ | {"quiet": Quiet}
+    return quietly
 
 
 def _read_inputs(
@@ -702,7 +725,9 @@ def data_get(name: Annotated[str, typer.Argument(help="Name of a set.")]) -> Non
 
 
 @evaluate_app.callback(invoke_without_command=True)
-def _evaluate(context: typer.Context, from_: From = None) -> None:
+def _evaluate(context: typer.Context, from_: From = None, quiet: Quiet = False) -> None:
+    if quiet:
+        _speak(quiet=True)
     if from_ is None:
         return
     if context.invoked_subcommand is not None:
@@ -947,6 +972,12 @@ def evaluate_mcmc_command(
         progress=None if out.quiet else lambda done, total: err.print(f"… {done} of {total}"),
     )
     out.print(mcmc_table(report), markup=False, highlight=False)
+
+
+for _group in (app, emulate_app, data_app, evaluate_app):
+    for _one in _group.registered_commands:
+        assert _one.callback is not None
+        _one.callback = _with_quiet(_one.callback)
 
 
 def main() -> None:
