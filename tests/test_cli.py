@@ -48,6 +48,7 @@ def test_segment_writes_its_products(run, image, small_weights, scene, tmp_path)
     )  # fmt: skip
     assert code == 0
     n_objects = int(re.search(r"(\d+) objects", said)[1])
+    assert json.loads((out / "summary.json").read_text())["objects"] == n_objects
     assert len(Table.read(out / "catalog.fits")) == n_objects
     assert fits.getdata(out / "samples.fits", "SAMPLES").shape == (3, 200, 200)
     assert (out / "quicklook.png").stat().st_size > 10_000
@@ -118,6 +119,10 @@ def test_a_huge_image_goes_block_by_block_and_gives_the_same(
     a, b = (Table.read(tmp_path / k / "catalog.fits")["flags"] for k in ("whole", "parts"))
     np.testing.assert_array_equal(a, b)
     assert 0 < ((b & Flag.SATURATED) > 0).sum() < len(b)
+    # The same is said of both.
+    a, b = (json.loads((tmp_path / k / "summary.json").read_text()) for k in ("whole", "parts"))
+    assert set(b) - set(a) == {"blocks", "blocks_this_time"}
+    assert {k for k in a if a[k] != b[k]} <= {"seconds_this_time"}
     fits.writeto(tmp_path / "variance.fits", 1 / weight)
     variances = ["--variance" if word == "--weight" else word for word in command]
     variances[variances.index("--variance") + 1] = tmp_path / "variance.fits"
@@ -458,6 +463,7 @@ def test_segment_writes_what_is_asked_for(run, image, field_weights, scene, tmp_
     assert code == 0
     assert {p.name for p in out.iterdir()} == {
         "maps.fits", "catalog.ecsv", "quicklook.png", "posterior.fits", "sources.reg",
+        "summary.json",
     }  # fmt: skip
     code, _, said = run("segment", image, "--keep-posterior", 9999, "--model", field_weights,
                        "-o", tmp_path / "b")  # fmt: skip

@@ -11,7 +11,7 @@ from astropy.io import fits
 from probablend import cli
 
 N_FILES = int(os.environ.get("PROBABLEND_FUZZ", "200"))
-PRODUCTS = {"maps.fits", "catalog.fits", "quicklook.png"}
+PRODUCTS = {"maps.fits", "catalog.fits", "quicklook.png", "summary.json"}
 _TYPES = (">f4", ">f8", ">i2", ">i4", ">u2", "u1", ">i8")
 _CARDS = (
     ("SATURATE", "lots"), ("SATURATE", -5.0), ("MAGZERO", "unknown"), ("MAGZERO", 1e308),

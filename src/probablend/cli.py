@@ -2,6 +2,7 @@
 
 import errno
 import inspect
+import json
 import logging
 import shlex
 import sys
@@ -242,8 +243,8 @@ def segment_command(
     """
     from probablend.checkpoint import knows_sources, pixels_only
     from probablend.infer.many import stem, stream_many
-    from probablend.infer.outputs import check_format, check_output
-    from probablend.infer.plan import StreamSettings
+    from probablend.infer.outputs import SUMMARY, check_format, check_output
+    from probablend.infer.plan import StreamSettings, fingerprint
     from probablend.infer.segment import segment
     from probablend.infer.sources import N_DRAWS
     from probablend.infer.stream import stream, too_large
@@ -258,35 +259,36 @@ def segment_command(
     def of(text: str | None, image: Path) -> str | None:
         return None if text is None else text.replace("{}", stem(str(image)))
 
+    settings = [
+        StreamSettings(
+            image=str(image),
+            ext=ext,
+            rms=_number_or_file(of(rms, image)),
+            weight=of(weight, image),
+            variance=of(variance, image),
+            mask=of(mask, image),
+            flag_bits=flag_bits,
+            background=background,
+            n_samples=samples,
+            seed=seed,
+            model=model,
+            device=device,
+            psf_fwhm=_number_or_file(of(psf_fwhm, image)),
+            zeropoint=zeropoint,
+            saturation=saturation,
+            min_p_source=min_p_source,
+            keep_posterior=keep_posterior,
+            keep_samples=keep_samples,
+            maps_format=maps_format,
+            cutouts=None if cutouts is None else str(cutouts),
+            cutout_size=cutout_size,
+        )
+        for image in images
+    ]
     parts = cutouts is not None or resume or dask is not None or maps_format != "fits"
+    began = time.monotonic()
     with _progress("images" if len(images) > 1 else "Mpx") as show:
         if len(images) > 1 or parts or (knows_sources(model) and too_large(images[0], ext)):
-            settings = [
-                StreamSettings(
-                    image=str(image),
-                    ext=ext,
-                    rms=_number_or_file(of(rms, image)),
-                    weight=of(weight, image),
-                    variance=of(variance, image),
-                    mask=of(mask, image),
-                    flag_bits=flag_bits,
-                    background=background,
-                    n_samples=samples,
-                    seed=seed,
-                    model=model,
-                    device=device,
-                    psf_fwhm=_number_or_file(of(psf_fwhm, image)),
-                    zeropoint=zeropoint,
-                    saturation=saturation,
-                    min_p_source=min_p_source,
-                    keep_posterior=keep_posterior,
-                    keep_samples=keep_samples,
-                    maps_format=maps_format,
-                    cutouts=None if cutouts is None else str(cutouts),
-                    cutout_size=cutout_size,
-                )
-                for image in images
-            ]
             how: dict[str, Any] = {
                 "resume": resume,
                 "overwrite": overwrite,
@@ -298,11 +300,12 @@ def segment_command(
             }
             if len(images) > 1:
                 _tell_many(stream_many(settings, output, **how), output)
-                return
-            summary = stream(settings[0], output, **how)
-            _tell(summary["objects"], summary["blended"], output, summary["products"])
+            else:
+                _tell(stream(settings[0], output, **how), output)
             return
         image = images[0]
+        one = settings[0].absolute()
+        about: dict[str, Any] = {"image": one.open().name, "settings": fingerprint(one)}
         data, noise, bad = _read_inputs(
             image,
             ext,
@@ -327,6 +330,7 @@ def segment_command(
             min_p_source=min_p_source,
             progress=show,
         )
+    about["seconds_this_time"] = round(time.monotonic() - began, 3)
     result.write(
         output,
         keep_samples=keep_samples,
@@ -335,9 +339,9 @@ def segment_command(
         catalog_format=catalog_format,
         columns=columns,
         overwrite=overwrite,
+        about=about,
     )
-    n_blended = int((result.catalog["p_blend"] > 0.5).sum())
-    _tell(len(result.catalog), n_blended, output, ["maps", "catalogue", "quicklook"])
+    _tell(json.loads((output / SUMMARY).read_text()), output)
 
 
 @contextmanager
@@ -376,10 +380,13 @@ def _tell_many(summary: dict[str, Any], output: Path) -> None:
         )
 
 
-def _tell(n_objects: int, n_blended: int, output: Path, products: list[str]) -> None:
-    *most, last = products
+def _tell(summary: dict[str, Any], output: Path) -> None:
+    *most, last = summary["products"]
     written = f"{', '.join(most)} and {last} are" if most else f"{last} is"
-    out.print(f"{n_objects} objects, {n_blended} of them with p_blend > 0.5; {written} in {output}")
+    out.print(
+        f"{summary['objects']} objects, {summary['blended']} of them with p_blend > 0.5; "
+        f"{written} in {output}"
+    )
 
 
 def _number_or_file(text: str | None) -> float | str | None:

@@ -1,5 +1,7 @@
 """Segmentation and forced photometry with the field model."""
 
+import json
+
 import astropy.units as u
 import numpy as np
 import pytest
@@ -145,7 +147,8 @@ def test_replacing_products_leaves_none_of_an_earlier_run(result, tmp_path):
     result.write(tmp_path, regions=True, keep_posterior=2, catalog_format="ecsv")
     result.write(tmp_path, overwrite=True)
     names = {p.name for p in tmp_path.iterdir()}
-    assert names == {"maps.fits", "catalog.fits", "quicklook.png"}
+    assert names == {"maps.fits", "catalog.fits", "quicklook.png", "summary.json"}
+    assert set(json.loads((tmp_path / "summary.json").read_text())["files"]) == names
 
 
 def test_sources_outside_what_was_learnt_are_flagged(scene, field_weights, result):

@@ -1,5 +1,6 @@
 """Image → posterior samples of pixel classes → probabilities, objects and a catalogue."""
 
+import json
 import logging
 import shutil
 import tempfile
@@ -31,7 +32,15 @@ from probablend.emulate.classes import N_CLASSES, class_entropy
 from probablend.images import ImageData, PreparedImage, prepare_image
 from probablend.infer.footprints import label_sources
 from probablend.infer.objects import find_objects
-from probablend.infer.outputs import PRODUCTS, check_format, check_output, move, remove
+from probablend.infer.outputs import (
+    PRODUCTS,
+    SUMMARY,
+    check_format,
+    check_output,
+    move,
+    products_in,
+    remove,
+)
 from probablend.infer.psf import estimate_psf_fwhm
 from probablend.infer.scan import Found, scan_image
 from probablend.infer.sources import Measured, measure_sources
@@ -131,13 +140,15 @@ class Segmentation:
         catalog_format: str = "fits",
         columns: str = "probablend",
         overwrite: bool = False,
+        about: Mapping[str, Any] | None = None,
     ) -> Path:
         """Write the products; each appears under its name only when all are whole.
 
         Parameters
         ----------
         directory : Path or str
-            Gets ``maps.fits``, ``catalog.fits``, ``quicklook.png`` and what is asked for.
+            Gets ``maps.fits``, ``catalog.fits``, ``quicklook.png``, ``summary.json`` and what is
+            asked for.
         keep_samples : bool
             Whether to write the class maps, ``samples.fits``.
         keep_posterior : int
@@ -150,6 +161,8 @@ class Segmentation:
             Names of its columns; see :mod:`probablend.sextractor`.
         overwrite : bool
             Whether products that are there already may be replaced.
+        about : mapping, optional
+            What else ``summary.json`` says.
 
         Raises
         ------
@@ -183,6 +196,8 @@ class Segmentation:
                 write_catalog(table, work / "posterior.fits", self._provenance(), "POSTERIOR")
             if self.sources is not None and regions:
                 (work / "sources.reg").write_text(self.sources.ellipses.to_regions())
+            summary = self._summary() | dict(about or {}) | products_in(work)
+            (work / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
             if overwrite:  # what an earlier run left would not belong to these maps
                 for name in PRODUCTS:
                     if not (work / name).exists():
@@ -192,6 +207,17 @@ class Segmentation:
         finally:
             shutil.rmtree(work, ignore_errors=True)
         return directory
+
+    def _summary(self) -> dict[str, Any]:
+        return {
+            "version": self.meta.get("version"),
+            "image": self.meta.get("input"),
+            "megapixels": self.mask.size / 1e6,
+            "model": self.meta.get("model"),
+            "weights_hash": self.meta.get("weights_hash"),
+            "objects": len(self.catalog),
+            "blended": int((self.catalog["p_blend"] > 0.5).sum()),
+        }
 
     def _maps(self) -> fits.HDUList:
         header = self._wcs_header()

@@ -26,7 +26,15 @@ from probablend.images import ImageFile
 from probablend.infer.block import process_block
 from probablend.infer.cluster import each
 from probablend.infer.footprints import Ellipses
-from probablend.infer.outputs import PRODUCTS, check_format, check_output, move, remove
+from probablend.infer.outputs import (
+    PRODUCTS,
+    SUMMARY,
+    check_format,
+    check_output,
+    move,
+    products_in,
+    remove,
+)
 from probablend.infer.plan import (
     StreamSettings,
     area,
@@ -130,7 +138,7 @@ def stream(
             **_finish(work, plan, catalog_format, columns, regions),
         }
         summary["seconds_this_time"] = round(time.monotonic() - began, 3)
-        write_text(work / "ready" / "summary.json", json.dumps(summary, indent=2) + "\n")
+        write_text(work / "ready" / SUMMARY, json.dumps(summary, indent=2) + "\n")
         write_text(work / "finished.json", json.dumps(summary))
     # From here on all is done, and what is left to move is moved.
     summary = json.loads((work / "finished.json").read_text())
@@ -182,16 +190,10 @@ def _finish(
         (ready / "sources.reg").write_text(Ellipses(**shapes).to_regions())
     if n := plan["settings"]["keep_posterior"]:
         _write_posterior(work, plan, flat, n)
-    kind = plan["settings"]["maps_format"]
-    products = {f"maps.{kind}": "maps", f"catalog.{catalog_format}": "catalogue",
-                "quicklook.png": "quicklook", f"samples.{kind}": "samples",
-                "posterior.fits": "posterior", "sources.reg": "regions"}  # fmt: skip
-    files = [name for name in products if (ready / name).exists()]
     return {
         "objects": len(flat),
         "blended": int((columns["p_blend"] > 0.5).sum()),
-        "products": [products[name] for name in files],
-        "files": [*files, "summary.json"],
+        **products_in(ready),
     }
 
 
