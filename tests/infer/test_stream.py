@@ -90,6 +90,13 @@ def test_products_are_complete_and_nothing_else_is_left(streamed):
     assert summary["objects"] > 20
 
 
+def test_what_is_larger_than_a_block_is_streamed(tmp_path):
+    for side, streamed in ((3072, False), (4096, True)):
+        path = tmp_path / f"{side}.fits"
+        fits.writeto(path, np.zeros((side, side), np.uint8))
+        assert module.too_large(path, None) is streamed
+
+
 def test_maps_are_those_of_the_image_in_one_piece(streamed, whole):
     with fits.open(streamed[0] / "maps.fits") as ours, fits.open(whole / "maps.fits") as wanted:
         assert [h.name for h in ours] == [h.name for h in wanted]

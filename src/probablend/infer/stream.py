@@ -36,6 +36,7 @@ from probablend.infer.outputs import (
     remove,
 )
 from probablend.infer.plan import (
+    BLOCK,
     StreamSettings,
     area,
     begin,
@@ -52,7 +53,7 @@ from probablend.sextractor import named_columns
 __all__ = ["WORK", "StreamSettings", "stream", "too_large"]
 
 WORK = ".probablend-run"
-_IN_MEMORY = 4608**2  # pixels: larger images are streamed
+_IN_MEMORY = BLOCK**2  # pixels: what is larger than a block is streamed
 
 
 def too_large(path: Path, ext: str | None) -> bool:
