@@ -1,11 +1,22 @@
+import hashlib
 import json
+import shutil
 import struct
+from importlib.resources import files
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from probablend.checkpoint import available_models, load_model, load_tensors, save_weights
+from probablend import checkpoint
+from probablend.checkpoint import (
+    available_models,
+    find_model,
+    load_model,
+    load_tensors,
+    save_weights,
+)
 
 
 def test_weights_come_back_as_they_went(small_network, small_weights):
@@ -33,6 +44,29 @@ def test_every_shipped_model_loads():
         network, meta = load_model(name)
         assert meta["name"] == name
         assert sum(p.numel() for p in network.parameters()) > 1000
+
+
+def test_the_sums_are_those_of_all_shipped_weights():
+    folder = Path(str(files("probablend") / "weights"))
+    lines = [line.split() for line in (folder / "SHA256SUMS").read_text().splitlines()]
+    found = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.glob("*.safe*")}
+    assert {name: sha for sha, name in lines} == found, "remake SHA256SUMS, see docs/training.md"
+
+
+def test_shipped_weights_with_a_changed_byte_are_refused(tmp_path, monkeypatch):
+    shutil.copytree(str(files("probablend") / "weights"), tmp_path / "weights")
+    monkeypatch.setattr(checkpoint, "files", lambda _: tmp_path)
+    path = find_model("pairs-unet")
+    assert path.is_relative_to(tmp_path)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"not what was shipped: .* wanted, .* install"):
+        load_model("pairs-unet")
+    assert load_model(path)[1]["name"] == "pairs-unet"  # by its path it is a file like any other
+    (tmp_path / "weights" / "SHA256SUMS").unlink()
+    with pytest.raises(ValueError, match="SHA-256 nothing was wanted"):
+        load_model("field")
 
 
 def test_a_name_that_is_not_known_lists_those_that_are():

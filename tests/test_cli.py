@@ -14,6 +14,7 @@ from astropy.table import Table
 from probablend import cli
 from probablend.checkpoint import save_weights
 from probablend.demo import hubble_image
+from probablend.flags import Flag
 from probablend.images import ImageData
 from probablend.models.pairs import PairNetwork, PairNetworkConfig
 
@@ -47,6 +48,7 @@ def test_segment_writes_its_products(run, image, small_weights, scene, tmp_path)
     )  # fmt: skip
     assert code == 0
     n_objects = int(re.search(r"(\d+) objects", said)[1])
+    assert json.loads((out / "summary.json").read_text())["objects"] == n_objects
     assert len(Table.read(out / "catalog.fits")) == n_objects
     assert fits.getdata(out / "samples.fits", "SAMPLES").shape == (3, 200, 200)
     assert (out / "quicklook.png").stat().st_size > 10_000
@@ -60,6 +62,21 @@ def test_the_same_seed_writes_the_same_bytes(run, image, small_weights, tmp_path
     for ext in ("P_GALAXY", "P_BLEND", "LABELS"):
         a, b = (fits.getdata(tmp_path / n / "maps.fits", ext) for n in ("a", "b"))
         assert a.tobytes() == b.tobytes()
+
+
+@pytest.mark.parametrize("quiet", ["--quiet", "-q"])
+def test_quiet_goes_before_and_after_the_command(run, image, small_weights, tmp_path, quiet):
+    words = ["segment", image, "--samples", 1, "--model", small_weights, "-o"]
+    assert "objects" in run(*words, tmp_path / "loud")[1]
+    assert run(*words, tmp_path / "after", quiet) == (0, "", "")
+    assert (tmp_path / "after" / "catalog.fits").exists()
+    assert run(quiet, *words, tmp_path / "before") == (0, "", "")
+    for command in (["surveys"], ["data", "list"], ["models"]):
+        assert run(*command)[1]
+        assert run(*command, quiet) == (0, "", "")
+    code, said, complaint = run("segment", quiet, tmp_path / "none.fits", "-o", tmp_path / "o")
+    assert (code, said) == (1, "")
+    assert "does not exist" in complaint
 
 
 def test_a_progress_bar_is_drawn_in_a_terminal(run, image, small_weights, tmp_path, monkeypatch):
@@ -86,6 +103,7 @@ def test_a_huge_image_goes_block_by_block_and_gives_the_same(
         "segment", tmp_path / "bands.fits", "--ext", "SCI-A", "--weight", tmp_path / "weight.fits",
         "--mask", tmp_path / "flags.fits", "--flag-bits", 4, "--samples", 2, "--psf-fwhm", 1.7,
         "--background", "none", "--model", field_weights,
+        "--saturation", 0.5 * np.delete(scene.image, np.s_[20:30], axis=0).max(),
     ]  # fmt: skip
     code, said, _ = run(*command, "-o", tmp_path / "whole")
     assert code == 0
@@ -98,12 +116,29 @@ def test_a_huge_image_goes_block_by_block_and_gives_the_same(
         a, b = (fits.getdata(tmp_path / k / "maps.fits", name) for k in ("whole", "parts"))
         np.testing.assert_allclose(a, b, atol=1e-4)
     assert (b == 1).sum() == 200  # bit 8 does not count
+    a, b = (Table.read(tmp_path / k / "catalog.fits")["flags"] for k in ("whole", "parts"))
+    np.testing.assert_array_equal(a, b)
+    assert 0 < ((b & Flag.SATURATED) > 0).sum() < len(b)
+    # The same is said of both.
+    a, b = (json.loads((tmp_path / k / "summary.json").read_text()) for k in ("whole", "parts"))
+    assert set(b) - set(a) == {"blocks", "blocks_this_time"}
+    assert {k for k in a if a[k] != b[k]} <= {"seconds_this_time"}
+    fits.writeto(tmp_path / "variance.fits", 1 / weight)
+    variances = ["--variance" if word == "--weight" else word for word in command]
+    variances[variances.index("--variance") + 1] = tmp_path / "variance.fits"
+    for name, limit in (("parts-too", 100), ("whole-too", 1e9)):
+        monkeypatch.setattr("probablend.infer.stream._IN_MEMORY", limit)
+        assert run(*variances, "-o", tmp_path / name)[0] == 0
+        again = fits.getdata(tmp_path / name / "maps.fits", "P_GALAXY")
+        wanted = fits.getdata(tmp_path / name.removesuffix("-too") / "maps.fits", "P_GALAXY")
+        np.testing.assert_allclose(again, wanted, atol=1e-4)
     code, _, said = run(*command, "-o", tmp_path / "new", "--resume")
     assert code == 1
     assert "no unfinished run" in said
-    code, _, said = run(*command, "--rms", 1, "-o", tmp_path / "two")
-    assert code == 1
-    assert "give one" in said
+    for also in ("--rms", "--variance"):
+        code, _, said = run(*command, also, 1, "-o", tmp_path / "two")
+        assert code == 1
+        assert "give one" in said
 
 
 def test_cutouts_and_many_images_from_the_command_line(run, scene, field_weights, tmp_path):
@@ -382,10 +417,12 @@ def test_measure_writes_a_row_per_position(run, image, field_weights, scene, tmp
     code, said, _ = run(
         "measure", image, "--positions", tmp_path / "mine.csv", "--rms", scene.rms, "--samples", 1,
         "--model", field_weights, "--psf-fwhm", 1.7, "--zeropoint", 25, "-o", out,
+        "--saturation", 1e-9,
     )  # fmt: skip
     assert code == 0
     table = Table.read(out)
     assert len(table) == 8
+    assert (table["flags"] & Flag.SATURATED).any()
     n = int(np.isfinite(table["mag"]).sum())
     assert f"measured {n} of 8" in " ".join(said.split())
     assert n < 8
@@ -426,6 +463,7 @@ def test_segment_writes_what_is_asked_for(run, image, field_weights, scene, tmp_
     assert code == 0
     assert {p.name for p in out.iterdir()} == {
         "maps.fits", "catalog.ecsv", "quicklook.png", "posterior.fits", "sources.reg",
+        "summary.json",
     }  # fmt: skip
     code, _, said = run("segment", image, "--keep-posterior", 9999, "--model", field_weights,
                        "-o", tmp_path / "b")  # fmt: skip

@@ -160,6 +160,13 @@ def test_help_shows_an_example(words):
         parse(arguments)
 
 
+def test_every_command_can_be_quiet():
+    for words, command in all_commands().items():
+        options = [o for p in command.params for o in p.opts]
+        wanted = words not in (("emulate",), ("data",))  # groups that do nothing themselves
+        assert ("--quiet" in options) == ("-q" in options) == wanted, words
+
+
 def test_every_command_has_its_section():
     page = PAGES["docs/commands.md"]
     for words, command in all_commands().items():

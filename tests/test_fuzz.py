@@ -11,7 +11,7 @@ from astropy.io import fits
 from probablend import cli
 
 N_FILES = int(os.environ.get("PROBABLEND_FUZZ", "200"))
-PRODUCTS = {"maps.fits", "catalog.fits", "quicklook.png"}
+PRODUCTS = {"maps.fits", "catalog.fits", "quicklook.png", "summary.json"}
 _TYPES = (">f4", ">f8", ">i2", ">i4", ">u2", "u1", ">i8")
 _CARDS = (
     ("SATURATE", "lots"), ("SATURATE", -5.0), ("MAGZERO", "unknown"), ("MAGZERO", 1e308),
@@ -87,7 +87,10 @@ def test_any_file_gives_a_result_or_one_sentence(
         if generator.uniform() < 0.3:
             noise = tmp_path / f"{seed}-noise.fits"
             write(noise, np.abs(picture(generator)), generator)
-            arguments += [str(generator.choice(["--rms", "--weight", "--mask"])), noise]
+            arguments += [
+                str(generator.choice(["--rms", "--weight", "--variance", "--mask"])),
+                noise,
+            ]
         monkeypatch.setattr(sys, "argv", ["probablend", "--quiet", *map(str, arguments)])
         patience()
         with pytest.raises(SystemExit) as stop:

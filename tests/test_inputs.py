@@ -108,6 +108,7 @@ def test_an_hdu_is_what_its_file_is(scene, wcs, tmp_path, kind):
     mine, file = as_image(hdu), read_image(tmp_path / "image.fits")
     assert mine.zeropoint == file.zeropoint == 27.0
     assert mine.saturation == file.saturation == 5e4
+    assert as_image(hdu, saturation=3e4).saturation == 3e4
     assert mine.wcs.wcs.compare(file.wcs.wcs)
     assert mine.data.shape == file.data.shape
 

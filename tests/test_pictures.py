@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from probablend import cli
-from probablend.card import draw_card, plot_corner
+from probablend.card import draw_card, plot_corner, plot_joint, plot_marginal
 from probablend.catalog import build_table, write_catalog
 from probablend.infer.sources import draws_table
 from probablend.models.source import PARAMETERS
@@ -121,6 +121,16 @@ def test_the_corner_marks_median_and_interval():
     marked = sorted(line.get_xdata()[0] for line in grid[1, 1].lines)
     np.testing.assert_allclose(marked, [5.32, 6.0, 6.68])
     assert not grid[0, 1].axison
+
+
+def test_panels_of_the_corner_stand_alone(ax):
+    x = np.linspace(5, 7, 101)
+    for plot, values in ((plot_marginal, (x,)), (plot_joint, (x, -x))):
+        ax.clear()
+        assert plot(*values, ax) is ax
+        marked = sorted(line.get_xdata()[0] for line in ax.lines[:3])
+        np.testing.assert_allclose(marked, [5.32, 6.0, 6.68])
+    np.testing.assert_array_equal(ax.lines[3].get_ydata(), -x)
 
 
 def test_a_card_shows_its_galaxy(signal, posterior):

@@ -12,7 +12,10 @@ from probablend.infer.footprints import Ellipses
 from probablend.pictures import BLEND_COLOR, SINGLE_COLOR
 from probablend.plot import plot_image, plot_probability
 
-__all__ = ["draw_card", "plot_corner", "plot_cutout", "plot_footprint_probability"]
+__all__ = [
+    "draw_card", "plot_corner", "plot_cutout", "plot_footprint_probability", "plot_joint",
+    "plot_marginal",
+]  # fmt: skip
 
 _REACH, _LEAST = 2.5, 16  # half the side of the cut-out: footprint radii, pixels
 _LEVELS = (0.16, 0.5, 0.84)
@@ -62,8 +65,50 @@ def plot_footprint_probability(draws: Ellipses, shape_yx: tuple[int, int], ax: A
     return plot_probability(count.reshape(shape_yx) / len(draws), ax)
 
 
+def plot_marginal(values: np.ndarray, ax: Axes) -> Axes:
+    """Histogram of draws; median and 68 % interval as lines and in the title.
+
+    Parameters
+    ----------
+    values : ndarray, shape (draw,)
+        Draws of one parameter.
+    ax : Axes
+        Where to draw.
+    """
+    low, middle, high = _plot_interval(values, ax)
+    ax.hist(values, bins=14, histtype="step", color="k", lw=1)
+    ax.set_title(f"{middle:.3g}  +{high - middle:.2g} −{middle - low:.2g}", fontsize=9)
+    return ax
+
+
+def plot_joint(x: np.ndarray, y: np.ndarray, ax: Axes) -> Axes:
+    """Joint draws of two parameters; median and 68 % interval of the first as lines.
+
+    Parameters
+    ----------
+    x, y : ndarray, shape (draw,)
+        Draws, pair by pair.
+    ax : Axes
+        Where to draw.
+    """
+    _plot_interval(x, ax)
+    ax.plot(x, y, ".", color=SINGLE_COLOR, ms=3, alpha=0.6, mew=0)
+    return ax
+
+
+def _plot_interval(x: np.ndarray, ax: Axes) -> np.ndarray:
+    low, middle, high = levels = np.quantile(x, _LEVELS)
+    ax.axvline(middle, color=BLEND_COLOR, lw=1.5)
+    for edge in (low, high):
+        ax.axvline(edge, color=BLEND_COLOR, lw=1, ls="--")
+    return levels
+
+
 def plot_corner(draws: Mapping[str, np.ndarray], figure: Figure | SubFigure) -> np.ndarray:
     """Joint draws of some parameters, pair by pair; median and 68 % interval of each.
+
+    It has a panel per pair, and so takes a figure, not an Axes: :func:`plot_marginal` on the
+    diagonal, :func:`plot_joint` below it.
 
     Parameters
     ----------
@@ -79,19 +124,13 @@ def plot_corner(draws: Mapping[str, np.ndarray], figure: Figure | SubFigure) -> 
     names = list(draws)
     grid = figure.subplots(len(names), len(names), squeeze=False)
     for (row, column), ax in np.ndenumerate(grid):
-        x, y = draws[names[column]], draws[names[row]]
         if column > row:
             ax.set_axis_off()
             continue
-        low, middle, high = np.quantile(x, _LEVELS)
-        ax.axvline(middle, color=BLEND_COLOR, lw=1.5)
-        for edge in (low, high):
-            ax.axvline(edge, color=BLEND_COLOR, lw=1, ls="--")
         if column == row:
-            ax.hist(x, bins=14, histtype="step", color="k", lw=1)
-            ax.set_title(f"{middle:.3g}  +{high - middle:.2g} −{middle - low:.2g}", fontsize=9)
+            plot_marginal(draws[names[row]], ax)
         else:
-            ax.plot(x, y, ".", color=SINGLE_COLOR, ms=3, alpha=0.6, mew=0)
+            plot_joint(draws[names[column]], draws[names[row]], ax)
         ax.tick_params(labelsize=7, labelbottom=row == len(names) - 1)
         ax.set_yticks([]) if column or row == column else None
         ax.set_xlabel(names[column] if row == len(names) - 1 else "", fontsize=8)
@@ -109,7 +148,9 @@ def draw_card(
     origin_yx: tuple[int, int] = (0, 0),
     title: str = "",
 ) -> Figure:
-    """The card of one galaxy.
+    """The card of one galaxy: cut-out, footprint and corner plot.
+
+    It has many panels, and so makes a figure; each of them takes and returns an Axes.
 
     Parameters
     ----------
@@ -123,6 +164,11 @@ def draw_card(
         First pixel of ``image`` in the image that the draws count positions in.
     title : str
         Goes after the number.
+
+    Returns
+    -------
+    Figure
+        Not shown; save it or display it.
 
     Raises
     ------

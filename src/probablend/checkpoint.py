@@ -9,6 +9,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ __all__ = [
 ]
 
 _KEY = "probablend"
+_SUMS = "SHA256SUMS"  # beside the shipped weights, as sha256sum writes it
 _MAX_BYTES = 4 << 30  # of a weight or checkpoint file
 _MAX_SETTING = 4096  # of any integer that describes a network
 _SPARE = 1 << 20  # numbers that building a network may take beyond its weights
@@ -204,7 +206,15 @@ def available_models() -> list[str]:
 
 
 def find_model(name_or_path: str | Path) -> Path:
-    """File of a shipped model or of a path."""
+    """File of a shipped model, which is checked, or of a path.
+
+    Raises
+    ------
+    FileNotFoundError
+        If it is neither.
+    ValueError
+        If a shipped file is not what was shipped.
+    """
     text = str(name_or_path)
     if text.endswith(".safetensors"):
         if not Path(text).is_file():
@@ -215,9 +225,30 @@ def find_model(name_or_path: str | Path) -> Path:
             f"unknown model {text!r}; known: {', '.join(available_models()) or 'none'}; "
             "or give a .safetensors file"
         )
-    return Path(str(files("probablend") / "weights" / f"{text}.safetensors"))
+    path = Path(str(files("probablend") / "weights" / f"{text}.safetensors"))
+    state = path.stat()
+    _check_shipped(path, state.st_size, state.st_mtime_ns)
+    return path
+
+
+@lru_cache(maxsize=64)
+def _check_shipped(path: Path, size: int, changed: int) -> None:
+    """Refuse shipped weights whose sum is another; once per process and state of the file."""
+    sums = path.with_name(_SUMS)
+    lines = sums.read_text().splitlines() if sums.is_file() else []
+    known = {name.lstrip(" *"): sha for sha, _, name in (line.partition(" ") for line in lines)}
+    wanted, came = known.get(path.name, "nothing"), _sha256(path)
+    if came != wanted:
+        raise ValueError(
+            f"{path} is not what was shipped: SHA-256 {wanted[:16]} was wanted, {came[:16]} came; "
+            "install probablend again"
+        )
 
 
 def file_hash(path: Path) -> str:
     """First 16 hexadecimal digits of the SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return _sha256(path)[:16]
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,12 +1,15 @@
 """The command line: one sub-command per stage, each a few lines over the library."""
 
 import errno
+import inspect
+import json
 import logging
 import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,6 +58,7 @@ out = Console()
 err = Console(stderr=True)
 _LAST_SEED = 2**62
 
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
 OutputDir = Annotated[Path, typer.Option("-o", "--output", help="Folder for the products.")]
 
 
@@ -79,6 +83,10 @@ PsfFwhm = Annotated[
 ]
 Zeropoint = Annotated[
     float | None, typer.Option(help="AB magnitude of one count; else from the header.")
+]
+Saturation = Annotated[
+    float | None,
+    typer.Option(help="Level from which pixels are saturated; else SATURATE of the header."),
 ]
 Columns = Annotated[str, typer.Option(help="Names in the catalogue: probablend or sextractor.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace earlier products.")]
@@ -107,13 +115,33 @@ def _main(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Version.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")] = False,
+    quiet: Quiet = False,
 ) -> None:
-    level = logging.ERROR if quiet else logging.INFO
     handler = RichHandler(console=err, show_path=False, show_time=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
-    logging.getLogger("probablend").setLevel(level)
+    _speak(quiet=quiet)
+
+
+def _speak(*, quiet: bool) -> None:
+    logging.getLogger("probablend").setLevel(logging.ERROR if quiet else logging.INFO)
     out.quiet = quiet
+
+
+def _with_quiet(command: Callable[..., Any]) -> Callable[..., Any]:
+    """A command that takes ``--quiet`` too: it goes before the command's name and after it."""
+
+    @wraps(command)
+    def quietly(*, quiet: bool, **options: Any) -> Any:
+        if quiet:
+            _speak(quiet=True)
+        return command(**options)
+
+    known = inspect.signature(command)
+    option = inspect.Parameter("quiet", inspect.Parameter.KEYWORD_ONLY, default=False)
+    parameters = [*known.parameters.values(), option.replace(annotation=Quiet)]
+    quietly.__signature__ = known.replace(parameters=parameters)  # type: ignore[attr-defined]
+    quietly.__annotations__ = command.__annotations__ | {"quiet": Quiet}
+    return quietly
 
 
 def _read_inputs(
@@ -122,17 +150,26 @@ def _read_inputs(
     rms: str | None,
     mask: str | None,
     weight: str | None = None,
+    variance: str | None = None,
     flag_bits: int = -1,
 ) -> tuple[Any, Any, np.ndarray | None]:
     """Image, noise and mask, as a user names them."""
-    from probablend.images import ImageFile, masked_pixels, read_image, rms_of_weight
+    from probablend.images import (
+        ImageFile,
+        masked_pixels,
+        read_image,
+        rms_of_variance,
+        rms_of_weight,
+    )
+    from probablend.infer.plan import one_noise
 
-    if rms is not None and weight is not None:
-        raise ValueError("--rms and --weight both say how strong the noise is: give one")
+    one_noise(rms, weight, variance)
     data = read_image(image, ext=ext)
     noise = _number_or_map(rms)
     if weight is not None:
         noise = rms_of_weight(read_image(weight).data)
+    if variance is not None:
+        noise = rms_of_variance(read_image(variance).data)
     bad = None
     if mask is not None:
         bad = masked_pixels(ImageFile(mask).read_all(exact=True), flag_bits)
@@ -153,6 +190,7 @@ def segment_command(
     device: Device = "auto",
     psf_fwhm: PsfFwhm = None,
     zeropoint: Zeropoint = None,
+    saturation: Saturation = None,
     min_p_source: Annotated[
         float, typer.Option(help="Leave out detections less probable than this.")
     ] = 0.5,
@@ -173,6 +211,9 @@ def segment_command(
     weight: Annotated[
         str | None, typer.Option(help="Inverse variance, FILE or FILE[EXT]; zero = missing.")
     ] = None,
+    variance: Annotated[
+        str | None, typer.Option(help="Variance, FILE or FILE[EXT]; zero = missing.")
+    ] = None,
     flag_bits: Annotated[int, typer.Option(help="Bits of --mask that count; -1 = any.")] = -1,
     cutouts: Annotated[
         Path | None,
@@ -191,9 +232,10 @@ def segment_command(
 ) -> None:
     """Segment images: probability maps, a catalogue with posteriors and a quicklook.
 
-    An image of more than 21 Mpx is processed block by block, in memory that does not grow with it;
+    An image of more than 9.4 Mpx is processed block by block, in memory that does not grow with it;
     a run that was killed goes on with --resume. Of several images each gets a folder of its own,
-    and in --rms, --weight, --mask and --psf-fwhm {} stands for the image without its ending.
+    and in --rms, --weight, --variance, --mask and --psf-fwhm {} stands for the image without its
+    ending.
 
     Example: probablend segment image.fits --rms 0.01 -o out
 
@@ -201,8 +243,8 @@ def segment_command(
     """
     from probablend.checkpoint import knows_sources, pixels_only
     from probablend.infer.many import stem, stream_many
-    from probablend.infer.outputs import check_format, check_output
-    from probablend.infer.plan import StreamSettings
+    from probablend.infer.outputs import SUMMARY, check_format, check_output
+    from probablend.infer.plan import StreamSettings, fingerprint
     from probablend.infer.segment import segment
     from probablend.infer.sources import N_DRAWS
     from probablend.infer.stream import stream, too_large
@@ -217,33 +259,36 @@ def segment_command(
     def of(text: str | None, image: Path) -> str | None:
         return None if text is None else text.replace("{}", stem(str(image)))
 
+    settings = [
+        StreamSettings(
+            image=str(image),
+            ext=ext,
+            rms=_number_or_file(of(rms, image)),
+            weight=of(weight, image),
+            variance=of(variance, image),
+            mask=of(mask, image),
+            flag_bits=flag_bits,
+            background=background,
+            n_samples=samples,
+            seed=seed,
+            model=model,
+            device=device,
+            psf_fwhm=_number_or_file(of(psf_fwhm, image)),
+            zeropoint=zeropoint,
+            saturation=saturation,
+            min_p_source=min_p_source,
+            keep_posterior=keep_posterior,
+            keep_samples=keep_samples,
+            maps_format=maps_format,
+            cutouts=None if cutouts is None else str(cutouts),
+            cutout_size=cutout_size,
+        )
+        for image in images
+    ]
     parts = cutouts is not None or resume or dask is not None or maps_format != "fits"
+    began = time.monotonic()
     with _progress("images" if len(images) > 1 else "Mpx") as show:
         if len(images) > 1 or parts or (knows_sources(model) and too_large(images[0], ext)):
-            settings = [
-                StreamSettings(
-                    image=str(image),
-                    ext=ext,
-                    rms=_number_or_file(of(rms, image)),
-                    weight=of(weight, image),
-                    mask=of(mask, image),
-                    flag_bits=flag_bits,
-                    background=background,
-                    n_samples=samples,
-                    seed=seed,
-                    model=model,
-                    device=device,
-                    psf_fwhm=_number_or_file(of(psf_fwhm, image)),
-                    zeropoint=zeropoint,
-                    min_p_source=min_p_source,
-                    keep_posterior=keep_posterior,
-                    keep_samples=keep_samples,
-                    maps_format=maps_format,
-                    cutouts=None if cutouts is None else str(cutouts),
-                    cutout_size=cutout_size,
-                )
-                for image in images
-            ]
             how: dict[str, Any] = {
                 "resume": resume,
                 "overwrite": overwrite,
@@ -255,13 +300,20 @@ def segment_command(
             }
             if len(images) > 1:
                 _tell_many(stream_many(settings, output, **how), output)
-                return
-            summary = stream(settings[0], output, **how)
-            _tell(summary["objects"], summary["blended"], output, summary["products"])
+            else:
+                _tell(stream(settings[0], output, **how), output)
             return
         image = images[0]
+        one = settings[0].absolute()
+        about: dict[str, Any] = {"image": one.open().name, "settings": fingerprint(one)}
         data, noise, bad = _read_inputs(
-            image, ext, of(rms, image), of(mask, image), of(weight, image), flag_bits
+            image,
+            ext,
+            of(rms, image),
+            of(mask, image),
+            of(weight, image),
+            of(variance, image),
+            flag_bits,
         )
         result = segment(
             data,
@@ -274,9 +326,11 @@ def segment_command(
             background=background,
             psf_fwhm=_number_or_map(of(psf_fwhm, image)),
             zeropoint=zeropoint,
+            saturation=saturation,
             min_p_source=min_p_source,
             progress=show,
         )
+    about["seconds_this_time"] = round(time.monotonic() - began, 3)
     result.write(
         output,
         keep_samples=keep_samples,
@@ -285,9 +339,9 @@ def segment_command(
         catalog_format=catalog_format,
         columns=columns,
         overwrite=overwrite,
+        about=about,
     )
-    n_blended = int((result.catalog["p_blend"] > 0.5).sum())
-    _tell(len(result.catalog), n_blended, output, ["maps", "catalogue", "quicklook"])
+    _tell(json.loads((output / SUMMARY).read_text()), output)
 
 
 @contextmanager
@@ -326,10 +380,13 @@ def _tell_many(summary: dict[str, Any], output: Path) -> None:
         )
 
 
-def _tell(n_objects: int, n_blended: int, output: Path, products: list[str]) -> None:
-    *most, last = products
+def _tell(summary: dict[str, Any], output: Path) -> None:
+    *most, last = summary["products"]
     written = f"{', '.join(most)} and {last} are" if most else f"{last} is"
-    out.print(f"{n_objects} objects, {n_blended} of them with p_blend > 0.5; {written} in {output}")
+    out.print(
+        f"{summary['objects']} objects, {summary['blended']} of them with p_blend > 0.5; "
+        f"{written} in {output}"
+    )
 
 
 def _number_or_file(text: str | None) -> float | str | None:
@@ -375,6 +432,7 @@ def measure_command(
     device: Device = "auto",
     psf_fwhm: PsfFwhm = None,
     zeropoint: Zeropoint = None,
+    saturation: Saturation = None,
     columns: Columns = "probablend",
     overwrite: Overwrite = False,
 ) -> None:
@@ -398,6 +456,7 @@ def measure_command(
     result = measure(
         data, table, rms=noise, mask=bad, background=background, n_samples=samples, seed=seed,
         model=model, device=device, psf_fwhm=_number_or_map(psf_fwhm), zeropoint=zeropoint,
+        saturation=saturation,
     )  # fmt: skip
     write_table(named_columns(result, columns), output)
     n_measured = int(np.isfinite(result["flux"]).sum())
@@ -673,7 +732,9 @@ def data_get(name: Annotated[str, typer.Argument(help="Name of a set.")]) -> Non
 
 
 @evaluate_app.callback(invoke_without_command=True)
-def _evaluate(context: typer.Context, from_: From = None) -> None:
+def _evaluate(context: typer.Context, from_: From = None, quiet: Quiet = False) -> None:
+    if quiet:
+        _speak(quiet=True)
     if from_ is None:
         return
     if context.invoked_subcommand is not None:
@@ -918,6 +979,12 @@ def evaluate_mcmc_command(
         progress=None if out.quiet else lambda done, total: err.print(f"… {done} of {total}"),
     )
     out.print(mcmc_table(report), markup=False, highlight=False)
+
+
+for _group in (app, emulate_app, data_app, evaluate_app):
+    for _one in _group.registered_commands:
+        assert _one.callback is not None
+        _one.callback = _with_quiet(_one.callback)
 
 
 def main() -> None:

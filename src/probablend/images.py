@@ -38,6 +38,7 @@ __all__ = [
     "number_or_map",
     "prepare_image",
     "read_image",
+    "rms_of_variance",
     "rms_of_weight",
 ]
 
@@ -414,6 +415,11 @@ def masked_pixels(flags: np.ndarray, bits: int = -1) -> np.ndarray:
 def rms_of_weight(weight: np.ndarray) -> np.ndarray:
     """Noise per pixel of inverse variances; NaN, which means missing, where there is no weight."""
     return np.where(weight > 0, weight, np.nan) ** -0.5
+
+
+def rms_of_variance(variance: np.ndarray) -> np.ndarray:
+    """Noise per pixel of variances; NaN, which means missing, where there is none."""
+    return np.where(variance > 0, variance, np.nan) ** 0.5
 
 
 def prepare_image(

@@ -48,6 +48,7 @@ def as_image(
     mask: Any = None,
     wcs: WCS | None = None,
     zeropoint: float | None = None,
+    saturation: float | None = None,
 ) -> ImageData:
     """An image of any kind as the package knows it.
 
@@ -56,7 +57,7 @@ def as_image(
     image : path, ndarray, Tensor, ImageHDU, NDData (CCDData) or ImageData
         Of shape (y, x). Of an NDData its mask, uncertainty, WCS, unit and zero point are used;
         of an HDU its header, as if it were read from its file.
-    rms, mask, wcs, zeropoint
+    rms, mask, wcs, zeropoint, saturation
         As for :func:`~probablend.segment`; each wins over what ``image`` carries.
 
     Raises
@@ -68,7 +69,8 @@ def as_image(
     TypeError
         If it is something else.
     """
-    given = {"rms": _plain(rms), "mask": _plain(mask), "wcs": wcs, "zeropoint": zeropoint}
+    given = {"rms": _plain(rms), "mask": _plain(mask), "wcs": wcs, "zeropoint": zeropoint,
+             "saturation": saturation}  # fmt: skip
     return replace(_open(image), **{key: v for key, v in given.items() if v is not None})
 
 

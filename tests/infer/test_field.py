@@ -1,5 +1,7 @@
 """Segmentation and forced photometry with the field model."""
 
+import json
+
 import astropy.units as u
 import numpy as np
 import pytest
@@ -145,7 +147,8 @@ def test_replacing_products_leaves_none_of_an_earlier_run(result, tmp_path):
     result.write(tmp_path, regions=True, keep_posterior=2, catalog_format="ecsv")
     result.write(tmp_path, overwrite=True)
     names = {p.name for p in tmp_path.iterdir()}
-    assert names == {"maps.fits", "catalog.fits", "quicklook.png"}
+    assert names == {"maps.fits", "catalog.fits", "quicklook.png", "summary.json"}
+    assert set(json.loads((tmp_path / "summary.json").read_text())["files"]) == names
 
 
 def test_sources_outside_what_was_learnt_are_flagged(scene, field_weights, result):
@@ -189,6 +192,11 @@ def test_saturated_pixels_are_flagged(scene, field_weights, result):
     assert 1 <= len(hit) < len(again.catalog)
     near = np.hypot(again.catalog["y"].value[hit] - y, again.catalog["x"].value[hit] - x)
     assert near.min() < 5
+    told = run(scene, field_weights, saturation=0.9 * peak)
+    np.testing.assert_array_equal(told.catalog["flags"], again.catalog["flags"])
+    for level in (0.0, np.nan):
+        with pytest.raises(ValueError, match="saturation must be positive"):
+            run(scene, field_weights, saturation=level)
 
 
 def test_forced_photometry_keeps_every_row_and_their_order(scene, field_weights):

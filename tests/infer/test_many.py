@@ -11,6 +11,7 @@ from probablend.catalog import read_catalog
 from probablend.emulate.blend import FieldConfig, draw_field
 from probablend.infer import stream as module
 from probablend.infer.many import stem, stream_many
+from probablend.infer.segment import segment
 from probablend.infer.stream import StreamSettings, stream
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -98,6 +99,15 @@ def test_a_run_goes_on_where_it_stopped(settings, tmp_path, monkeypatch):
         assert a.tobytes() == b.tobytes()
     stream_many(settings, tmp_path / "out", overwrite=True)
     assert len(begun) == 4 + 3
+
+
+def test_what_was_written_otherwise_is_not_taken_for_a_run(settings, tmp_path):
+    one = settings[0]
+    result = segment(one.image, rms=one.rms, n_samples=1, psf_fwhm=1.7, model=one.model)
+    result.write(tmp_path / "tile-0")
+    summary = stream_many(settings, tmp_path, resume=True)
+    assert summary["images"] == 2
+    assert "was begun with another image" in summary["failed"][one.image]
 
 
 @pytest.mark.slow

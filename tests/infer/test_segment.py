@@ -74,7 +74,7 @@ def test_the_labels_are_photutils_labels(result):
 def test_the_products_say_what_the_result_says(result, tmp_path):
     result.write(tmp_path / "out", keep_samples=True)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-        "catalog.fits", "maps.fits", "quicklook.png", "samples.fits",
+        "catalog.fits", "maps.fits", "quicklook.png", "samples.fits", "summary.json",
     ]  # fmt: skip
     with fits.open(tmp_path / "out" / "maps.fits") as hdus:
         assert [h.name for h in hdus[1:]] == ["P_GALAXY", "P_BLEND", "LABELS", "MASK"]

@@ -17,7 +17,13 @@ from astropy.wcs import WCS
 
 from probablend.emulate.blend import FieldConfig, draw_field
 from probablend.flags import Flag
-from probablend.images import ImageFile, PreparedImage, masked_pixels, rms_of_weight
+from probablend.images import (
+    ImageFile,
+    PreparedImage,
+    masked_pixels,
+    rms_of_variance,
+    rms_of_weight,
+)
 from probablend.infer import stream as module
 from probablend.infer.footprints import Ellipses
 from probablend.infer.segment import segment
@@ -82,6 +88,13 @@ def test_products_are_complete_and_nothing_else_is_left(streamed):
     assert summary["megapixels"] == pytest.approx(0.081)
     assert json.loads((folder / "summary.json").read_text()) == summary
     assert summary["objects"] > 20
+
+
+def test_what_is_larger_than_a_block_is_streamed(tmp_path):
+    for side, streamed in ((3072, False), (4096, True)):
+        path = tmp_path / f"{side}.fits"
+        fits.writeto(path, np.zeros((side, side), np.uint8))
+        assert module.too_large(path, None) is streamed
 
 
 def test_maps_are_those_of_the_image_in_one_piece(streamed, whole):
@@ -263,6 +276,8 @@ def test_a_run_is_resumed_as_it_was_begun(settings, tmp_path, monkeypatch):
         stream(settings, tmp_path)
     with pytest.raises(ValueError, match="another seed"):
         stream(replace(settings, seed=6), tmp_path, resume=True)
+    with pytest.raises(ValueError, match="another saturation"):
+        stream(replace(settings, saturation=9.0), tmp_path, resume=True)
     touched = fits.getdata(settings.image, "SCI").copy()
     moved = tmp_path / "moved.fits"
     fits.writeto(moved, touched)
@@ -389,6 +404,33 @@ def test_weights_and_flags(settings, image, tmp_path):
     stream(replace(few, rms=None, weight=str(tmp_path / "weight.fits")), tmp_path / "b")
     a, b = (fits.getdata(tmp_path / k / "maps.fits", "P_GALAXY") for k in "ab")
     np.testing.assert_allclose(a, b, atol=1e-3)
+
+
+def test_variances_stand_for_noise_and_zero_for_what_is_missing(settings, image, tmp_path):
+    rms = rms_of_variance(np.array([4.0, 0.0, -1.0, np.nan]))
+    np.testing.assert_array_equal(rms, [2.0, np.nan, np.nan, np.nan])
+    path, noise = image
+    few = replace(settings, keep_posterior=0, keep_samples=False, n_samples=1, block=512, rms=None)
+    variance = np.full(ImageFile(path).shape, noise**2, np.float32)
+    variance[200:210, 50:70], variance[210:220, 50:60] = 0, np.nan
+    with np.errstate(divide="ignore"):
+        fits.writeto(tmp_path / "weight.fits", 1 / np.where(variance > 0, variance, np.inf))
+    fits.writeto(tmp_path / "variance.fits", variance)
+    stream(replace(few, weight=str(tmp_path / "weight.fits")), tmp_path / "a")
+    stream(replace(few, variance=str(tmp_path / "variance.fits")), tmp_path / "b")
+    for name in ("P_GALAXY", "MASK"):
+        a, b = (fits.getdata(tmp_path / k / "maps.fits", name) for k in "ab")
+        np.testing.assert_allclose(a, b, atol=1e-3)
+    assert (b[200:210, 50:70] == 1).all()
+    fits.writeto(tmp_path / "small.fits", variance[:9])
+    with pytest.raises(ValueError, match="variance must have the image's shape"):
+        stream(replace(few, variance=str(tmp_path / "small.fits")), tmp_path / "c")
+
+
+@pytest.mark.parametrize("two", [("rms", "weight"), ("rms", "variance"), ("weight", "variance")])
+def test_the_noise_is_said_once(settings, two):
+    with pytest.raises(ValueError, match="give one"):
+        replace(settings, **({"rms": None} | dict.fromkeys(two, "map.fits")))
 
 
 def test_a_cluster_that_makes_no_sense(settings, tmp_path):

@@ -86,7 +86,7 @@ def process_block(folder: str, number: int) -> int:
     wcs = None if image.wcs is None else image.wcs[outer]
     data = ImageData(
         data=pixels, wcs=wcs, name=image.name, zeropoint=plan["zeropoint"],
-        saturation=image.saturation,
+        saturation=image.saturation if settings.saturation is None else settings.saturation,
     )  # fmt: skip
     result = segment_prepared(
         network, meta, prepared, data, n_samples=settings.n_samples, seed=settings.seed,

@@ -15,7 +15,7 @@ from astropy.table import vstack
 
 from probablend.catalog import provenance_header, read_catalog, write_catalog
 from probablend.infer.cluster import each
-from probablend.infer.outputs import check_format, check_output, move, remove
+from probablend.infer.outputs import SUMMARY, check_format, check_output, move, remove
 from probablend.infer.plan import StreamSettings, check_same, discard, fingerprint, write_text
 from probablend.infer.stream import WORK, stream
 
@@ -101,7 +101,7 @@ def stream_many(
         "megapixels": sum(done[name]["megapixels"] for name in good),
         "failed": {done[name]["image"]: done[name]["error"] for name in names if name not in good},
     }
-    write_text(output / "summary.json", json.dumps(result, indent=2) + "\n")
+    write_text(output / SUMMARY, json.dumps(result, indent=2) + "\n")
     return result
 
 
@@ -117,7 +117,7 @@ def _begin(folder: Path, *, resume: bool, overwrite: bool) -> None:
     """From here on what is in a folder belongs to this run, whoever dies in it."""
     if overwrite and not resume:
         discard(folder / WORK)
-        remove(folder / "summary.json")
+        remove(folder / SUMMARY)
     check_output(folder, overwrite=overwrite or resume)
 
 
@@ -127,7 +127,7 @@ def _one(settings: StreamSettings, folder: str, how: dict[str, Any]) -> dict[str
     told = {"folder": folder, "image": settings.image}
     try:
         unfinished = (target / WORK / "plan.json").exists()
-        if not unfinished and (target / "summary.json").exists():
+        if not unfinished and (target / SUMMARY).exists():
             return told | _finished(settings, target)
         return told | stream(settings, target, resume=unfinished, **how)
     except (ValueError, OSError) as error:
@@ -136,8 +136,8 @@ def _one(settings: StreamSettings, folder: str, how: dict[str, Any]) -> dict[str
 
 def _finished(settings: StreamSettings, folder: Path) -> dict[str, Any]:
     """Summary of an image that was done earlier, in the same way."""
-    summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
-    check_same(fingerprint(settings), summary["settings"], folder)
+    summary: dict[str, Any] = json.loads((folder / SUMMARY).read_text())
+    check_same(fingerprint(settings), summary.get("settings", {}), folder)
     return summary
 
 

@@ -8,9 +8,13 @@ from pathlib import Path
 from probablend.hats import check_hats
 from probablend.sextractor import check_columns
 
-__all__ = ["CATALOG_FORMATS", "PRODUCTS", "check_format", "check_output", "move", "remove"]
+__all__ = [
+    "CATALOG_FORMATS", "PRODUCTS", "SUMMARY", "check_format", "check_output", "move", "products_in",
+    "remove",
+]  # fmt: skip
 
 CATALOG_FORMATS = ("fits", "ecsv", "parquet", "hats")
+SUMMARY = "summary.json"
 PRODUCTS = (
     "maps.fits",
     "maps.zarr",
@@ -20,8 +24,16 @@ PRODUCTS = (
     "samples.zarr",
     "posterior.fits",
     "sources.reg",
-    "summary.json",
+    SUMMARY,
 )
+_WORDS = {"catalog": "catalogue", "sources": "regions"}  # what is not called as its file is
+
+
+def products_in(folder: Path) -> dict[str, list[str]]:
+    """What a summary, which is yet to come, says of the products in a folder."""
+    files = [name for name in PRODUCTS if name != SUMMARY and (folder / name).exists()]
+    stems = [name.partition(".")[0] for name in files]
+    return {"products": [_WORDS.get(s, s) for s in stems], "files": [*files, SUMMARY]}
 
 
 def check_output(directory: Path, *, overwrite: bool) -> None:

@@ -28,6 +28,7 @@ from probablend.images import (
     NothingToSegmentError,
     masked_pixels,
     prepare_image,
+    rms_of_variance,
     rms_of_weight,
 )
 from probablend.infer.measure import pixel_positions, read_positions
@@ -46,7 +47,7 @@ from probablend.zarrs import check_zarr
 
 __all__ = [
     "BLOCK", "MARGIN", "PLANES", "StreamSettings", "area", "begin", "block_file", "blocks_of",
-    "check_same", "discard", "fingerprint", "noise_and_mask", "write_text",
+    "check_same", "discard", "fingerprint", "noise_and_mask", "one_noise", "write_text",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ MAPS_FORMATS = ("fits", "zarr")
 _CUTOUT_BLOCK = 256  # what is looked at around a position, beside the margin
 _SAMPLE = 1024  # pixels, side of the windows that decide for the whole image
 _STRIP = 512  # rows
-_FILES = ("image", "rms", "weight", "mask", "psf_fwhm")
+_FILES = ("image", "rms", "weight", "variance", "mask", "psf_fwhm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,12 +76,16 @@ class StreamSettings:
         A file, or a number.
     weight : str, optional
         File of inverse variances; zero means missing. Instead of ``rms``.
+    variance : str, optional
+        File of variances; zero means missing. Instead of ``rms`` or ``weight``.
     mask : str, optional
         File, non-zero = do not use.
     flag_bits : int
         Bits of ``mask`` that count; −1 = any.
     psf_fwhm : str or float, optional
         A file of the width at every pixel, or a number.
+    saturation : float, optional
+        Level from which pixels are saturated; that of the image's header if not given.
     keep_posterior : int
         Joint draws of every source to keep.
     keep_samples : bool
@@ -101,6 +106,7 @@ class StreamSettings:
     ext: str | None = None
     rms: str | float | None = None
     weight: str | None = None
+    variance: str | None = None
     mask: str | None = None
     flag_bits: int = -1
     background: str = "auto"
@@ -110,6 +116,7 @@ class StreamSettings:
     device: str = "auto"
     psf_fwhm: str | float | None = None
     zeropoint: float | None = None
+    saturation: float | None = None
     min_p_source: float = 0.5
     keep_posterior: int = 0
     keep_samples: bool = False
@@ -133,11 +140,10 @@ class StreamSettings:
         if self.cutouts is not None and self.keep_samples:
             raise ValueError("there are no maps of cut-outs, and no samples of maps: leave one out")
         one_psf = None if isinstance(self.psf_fwhm, str) else self.psf_fwhm
-        check_numbers(self.n_samples, self.min_p_source, one_psf, self.zeropoint)
+        check_numbers(self.n_samples, self.min_p_source, one_psf, self.zeropoint, self.saturation)
         if not 0 <= self.keep_posterior <= N_DRAWS:
             raise ValueError(f"at most {N_DRAWS} draws can be kept; got {self.keep_posterior}")
-        if self.rms is not None and self.weight is not None:
-            raise ValueError("rms and weight both say how strong the noise is: give one")
+        one_noise(self.rms, self.weight, self.variance)
 
     @property
     def side(self) -> int:
@@ -156,6 +162,12 @@ class StreamSettings:
             names.append("model")
         paths: dict[str, Any] = {k: str(Path(getattr(self, k)).resolve()) for k in names}
         return replace(self, **paths)
+
+
+def one_noise(*given: Any) -> None:
+    """Refuse more than one of noise, inverse variance and variance."""
+    if sum(one is not None for one in given) > 1:
+        raise ValueError("rms, weight and variance all say how strong the noise is: give one")
 
 
 def begin(settings: StreamSettings, work: Path, *, resume: bool, overwrite: bool) -> dict[str, Any]:
@@ -349,6 +361,8 @@ def noise_and_mask(settings: StreamSettings, box: tuple[slice, slice]) -> dict[s
         rms = settings.rms
     elif settings.weight is not None:
         rms = rms_of_weight(settings.open("weight").read(*box))
+    elif settings.variance is not None:
+        rms = rms_of_variance(settings.open("variance").read(*box))
     mask = None
     if settings.mask is not None:
         mask = masked_pixels(settings.open("mask").read(*box, exact=True), settings.flag_bits)

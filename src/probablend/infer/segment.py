@@ -1,5 +1,6 @@
 """Image → posterior samples of pixel classes → probabilities, objects and a catalogue."""
 
+import json
 import logging
 import shutil
 import tempfile
@@ -31,7 +32,15 @@ from probablend.emulate.classes import N_CLASSES, class_entropy
 from probablend.images import ImageData, PreparedImage, prepare_image
 from probablend.infer.footprints import label_sources
 from probablend.infer.objects import find_objects
-from probablend.infer.outputs import PRODUCTS, check_format, check_output, move, remove
+from probablend.infer.outputs import (
+    PRODUCTS,
+    SUMMARY,
+    check_format,
+    check_output,
+    move,
+    products_in,
+    remove,
+)
 from probablend.infer.psf import estimate_psf_fwhm
 from probablend.infer.scan import Found, scan_image
 from probablend.infer.sources import Measured, measure_sources
@@ -131,13 +140,15 @@ class Segmentation:
         catalog_format: str = "fits",
         columns: str = "probablend",
         overwrite: bool = False,
+        about: Mapping[str, Any] | None = None,
     ) -> Path:
         """Write the products; each appears under its name only when all are whole.
 
         Parameters
         ----------
         directory : Path or str
-            Gets ``maps.fits``, ``catalog.fits``, ``quicklook.png`` and what is asked for.
+            Gets ``maps.fits``, ``catalog.fits``, ``quicklook.png``, ``summary.json`` and what is
+            asked for.
         keep_samples : bool
             Whether to write the class maps, ``samples.fits``.
         keep_posterior : int
@@ -150,6 +161,8 @@ class Segmentation:
             Names of its columns; see :mod:`probablend.sextractor`.
         overwrite : bool
             Whether products that are there already may be replaced.
+        about : mapping, optional
+            What else ``summary.json`` says.
 
         Raises
         ------
@@ -183,6 +196,8 @@ class Segmentation:
                 write_catalog(table, work / "posterior.fits", self._provenance(), "POSTERIOR")
             if self.sources is not None and regions:
                 (work / "sources.reg").write_text(self.sources.ellipses.to_regions())
+            summary = self._summary() | dict(about or {}) | products_in(work)
+            (work / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
             if overwrite:  # what an earlier run left would not belong to these maps
                 for name in PRODUCTS:
                     if not (work / name).exists():
@@ -192,6 +207,17 @@ class Segmentation:
         finally:
             shutil.rmtree(work, ignore_errors=True)
         return directory
+
+    def _summary(self) -> dict[str, Any]:
+        return {
+            "version": self.meta.get("version"),
+            "image": self.meta.get("input"),
+            "megapixels": self.mask.size / 1e6,
+            "model": self.meta.get("model"),
+            "weights_hash": self.meta.get("weights_hash"),
+            "objects": len(self.catalog),
+            "blended": int((self.catalog["p_blend"] > 0.5).sum()),
+        }
 
     def _maps(self) -> fits.HDUList:
         header = self._wcs_header()
@@ -228,6 +254,7 @@ def segment(
     wcs: WCS | None = None,
     psf_fwhm: float | np.ndarray | None = None,
     zeropoint: float | None = None,
+    saturation: float | None = None,
     min_p_source: float = 0.5,
     positions: np.ndarray | None = None,
     tile_size: int = _TILE,
@@ -261,6 +288,8 @@ def segment(
         stars if not given.
     zeropoint : float, optional
         AB magnitude of one unit of flux; read from the file if it says so.
+    saturation : float, optional
+        Level from which pixels are saturated, same unit; read from the file if it says so.
     min_p_source : float
         Detections less probable than this are left out.
     positions : ndarray, shape (source, 2), optional
@@ -284,10 +313,10 @@ def segment(
         If an argument cannot be used; the message says which and why.
     """
     one_psf = None if isinstance(psf_fwhm, np.ndarray) else psf_fwhm
-    check_numbers(n_samples, min_p_source, one_psf, zeropoint)
+    check_numbers(n_samples, min_p_source, one_psf, zeropoint, saturation)
     if tile_size < 1:
         raise ValueError(f"tile_size must be at least 1 pixel; got {tile_size}")
-    data = as_image(image, rms=rms, mask=mask, wcs=wcs, zeropoint=zeropoint)
+    data = as_image(image, rms=rms, mask=mask, wcs=wcs, zeropoint=zeropoint, saturation=saturation)
     where = resolve_device(device)
     network, meta = load_model(model)
     if not isinstance(network, SegmentationNetwork):
@@ -328,7 +357,11 @@ def segment(
 
 
 def check_numbers(
-    n_samples: int, min_p_source: float, psf_fwhm: float | None, zeropoint: float | None
+    n_samples: int,
+    min_p_source: float,
+    psf_fwhm: float | None,
+    zeropoint: float | None,
+    saturation: float | None,
 ) -> None:
     """Refuse settings that make no sense, before any work is done."""
     if n_samples < 1:
@@ -339,6 +372,8 @@ def check_numbers(
         raise ValueError(f"psf_fwhm must be positive; got {psf_fwhm}")
     if zeropoint is not None and not np.isfinite(zeropoint):
         raise ValueError(f"zeropoint must be finite; got {zeropoint}")
+    if saturation is not None and not (np.isfinite(saturation) and saturation > 0):
+        raise ValueError(f"saturation must be positive; got {saturation}")
 
 
 def usable_psf_map(widths: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -26,8 +26,17 @@ from probablend.images import ImageFile
 from probablend.infer.block import process_block
 from probablend.infer.cluster import each
 from probablend.infer.footprints import Ellipses
-from probablend.infer.outputs import PRODUCTS, check_format, check_output, move, remove
+from probablend.infer.outputs import (
+    PRODUCTS,
+    SUMMARY,
+    check_format,
+    check_output,
+    move,
+    products_in,
+    remove,
+)
 from probablend.infer.plan import (
+    BLOCK,
     StreamSettings,
     area,
     begin,
@@ -44,7 +53,7 @@ from probablend.sextractor import named_columns
 __all__ = ["WORK", "StreamSettings", "stream", "too_large"]
 
 WORK = ".probablend-run"
-_IN_MEMORY = 4608**2  # pixels: larger images are streamed
+_IN_MEMORY = BLOCK**2  # pixels: what is larger than a block is streamed
 
 
 def too_large(path: Path, ext: str | None) -> bool:
@@ -130,7 +139,7 @@ def stream(
             **_finish(work, plan, catalog_format, columns, regions),
         }
         summary["seconds_this_time"] = round(time.monotonic() - began, 3)
-        write_text(work / "ready" / "summary.json", json.dumps(summary, indent=2) + "\n")
+        write_text(work / "ready" / SUMMARY, json.dumps(summary, indent=2) + "\n")
         write_text(work / "finished.json", json.dumps(summary))
     # From here on all is done, and what is left to move is moved.
     summary = json.loads((work / "finished.json").read_text())
@@ -182,16 +191,10 @@ def _finish(
         (ready / "sources.reg").write_text(Ellipses(**shapes).to_regions())
     if n := plan["settings"]["keep_posterior"]:
         _write_posterior(work, plan, flat, n)
-    kind = plan["settings"]["maps_format"]
-    products = {f"maps.{kind}": "maps", f"catalog.{catalog_format}": "catalogue",
-                "quicklook.png": "quicklook", f"samples.{kind}": "samples",
-                "posterior.fits": "posterior", "sources.reg": "regions"}  # fmt: skip
-    files = [name for name in products if (ready / name).exists()]
     return {
         "objects": len(flat),
         "blended": int((columns["p_blend"] > 0.5).sum()),
-        "products": [products[name] for name in files],
-        "files": [*files, "summary.json"],
+        **products_in(ready),
     }
 
 
