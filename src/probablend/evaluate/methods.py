@@ -54,6 +54,8 @@ __all__ = [
 ]
 
 FORCED = "@truth"  # after the name of a model: measured at the true positions
+# Ours: the default, and what was trained on such blends alone.
+FIELD_MODELS = ("field", "field-pairs")
 # The published networks, trained on blends of two galaxies.
 PAIR_NETWORKS = ("pairs-unet", "blend2flux", "blend2flux-log", "blend2mask2flux", "pairs-punet")
 
@@ -116,8 +118,10 @@ def classical_methods() -> list[str]:
 
 def default_methods() -> list[str]:
     """For blends of two galaxies: all models, and all classical methods that can run here."""
-    networks = [name for name in PAIR_NETWORKS if name in available_models()]
-    return ["field", "field" + FORCED, *networks, *classical_methods()]
+    there = available_models()
+    ours = [name + how for name in FIELD_MODELS if name in there for how in ("", FORCED)]
+    networks = [name for name in PAIR_NETWORKS if name in there]
+    return [*ours, *networks, *classical_methods()]
 
 
 def model_of(name: str) -> str | None:

@@ -23,6 +23,7 @@ from probablend.evaluate.detection import iou, objects_of, positions
 from probablend.evaluate.field import draw_gallery
 from probablend.evaluate.match import match_positions
 from probablend.evaluate.methods import (
+    FORCED,
     Method,
     Prediction,
     method_file,
@@ -323,6 +324,8 @@ def evaluate_pairs(
         table.meta["WEIGHTS"] = weights
         part = path.with_suffix(".part")
         table.write(part, format="fits", overwrite=True)
+        if name.endswith(FORCED):  # class maps know nothing of it
+            continue
         if (gallery := draw_gallery(first, method(first, config.seed))) is not None:
             gallery.savefig(directory / f"gallery-{method_file(name)}.png", dpi=80)
         os.replace(part, path)
