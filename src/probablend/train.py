@@ -30,7 +30,7 @@ from probablend.checkpoint import load_model, load_tensors, save_tensors, save_w
 from probablend.config import OptimizerConfig, TrainConfig
 from probablend.device import resolve_device
 from probablend.emulate.bank import Bank, draw_bank, load_bank, save_bank
-from probablend.emulate.compose import SceneBatch, draw_batch
+from probablend.emulate.compose import SceneBatch, SceneBatches, draw_batch
 from probablend.emulate.stamps import Split
 from probablend.models import build_model
 from probablend.models.distribution import SegmentationNetwork
@@ -145,27 +145,27 @@ def train(
     n_pixels = config.scenes.size**2
     with _ordered_sums(accelerator), _progress() as progress:
         task = progress.add_task("train", total=config.optimizer.n_steps, completed=start, text="")
-        bank, number = None, -1
+        scenes, number, n_batches = None, -1, config.optimizer.n_batches
         for step in range(start, end):
             if (wanted := config.bank.number_at(step)) != number:
                 number = wanted
                 with fabric.rank_zero_first():
                     bank = _bank(config, directory, "train", number).to(fabric.device)
-            assert bank is not None
+                scenes = SceneBatches(
+                    bank, config.scenes, n_batches=config.optimizer.n_steps * n_batches,
+                    batch_size=config.optimizer.batch_size, seed=config.seed,
+                )  # fmt: skip
+            assert scenes is not None
             model.train()
             rate, beta = _schedule(config.optimizer, step)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             optimizer.zero_grad()
-            n_batches = config.optimizer.n_batches
             own = range(fabric.global_rank, n_batches, fabric.world_size)
             parts = []
             for k in own:
                 index = step * n_batches + k
-                batch = draw_batch(
-                    bank, config.scenes, n=config.optimizer.batch_size, seed=config.seed,
-                    index=index, progress=step / config.optimizer.n_steps,
-                )  # fmt: skip
+                batch = scenes[index]
                 generator = torch.Generator().manual_seed(config.seed * 1_000_003 + index)
                 with fabric.no_backward_sync(model, enabled=k != own[-1]):
                     terms = model.training_loss(batch, generator=generator, beta=beta)

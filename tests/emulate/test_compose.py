@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage
+from torch.utils.data import DataLoader
 
 from probablend.emulate.bank import draw_bank, load_bank, save_bank
 from probablend.emulate.blend import Placed, make_scene
-from probablend.emulate.compose import SceneConfig, compose, correlate, draw_batch
+from probablend.emulate.compose import SceneBatches, SceneConfig, compose, correlate, draw_batch
 from probablend.emulate.stamps import Stamp
 from probablend.survey import get_survey
 
@@ -101,6 +102,18 @@ def test_a_batch_depends_on_seed_and_index_alone(stamps):
     assert torch.equal(first.image, again.image)
     other = draw_batch(stamps, config, n=4, seed=2, index=7)
     assert not torch.equal(first.image, other.image)
+
+
+def test_batches_are_a_dataset_of_any_training_loop(stamps):
+    batches = SceneBatches(stamps, SceneConfig(size=48), n_batches=4, batch_size=3, seed=1)
+    loaded = list(DataLoader(batches, batch_size=None))
+    assert len(loaded) == len(batches) == 4
+    for index, batch in enumerate(loaded):
+        same = draw_batch(stamps, batches.config, n=3, seed=1, index=index, progress=index / 4)
+        assert batch.image.shape == (3, 1, 48, 48)
+        assert torch.equal(batch.image, same.image)
+    with pytest.raises(IndexError, match="there are 4 batches"):
+        batches[4]
 
 
 def test_sky_is_unit_noise_and_bright_pixels_carry_shot_noise(stamps):

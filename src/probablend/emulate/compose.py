@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.data import Dataset
 
 from probablend.emulate.blend import COUNTS_SLOPE, FIELD_MARGIN, STAR_COUNTS_SLOPE
 from probablend.emulate.classes import FOOTPRINT_THRESHOLD
@@ -20,7 +21,15 @@ from probablend.emulate.damage import damage, tilt_sky
 if TYPE_CHECKING:
     from probablend.emulate.bank import Bank
 
-__all__ = ["SceneBatch", "SceneConfig", "Sources", "compose", "correlate", "draw_batch"]
+__all__ = [
+    "SceneBatch",
+    "SceneBatches",
+    "SceneConfig",
+    "Sources",
+    "compose",
+    "correlate",
+    "draw_batch",
+]
 
 # A crowded scene: more galaxies, most of them with a companion, bright ones as common as faint.
 _CROWDED_DENSITY = (100.0, 400.0)
@@ -211,6 +220,43 @@ class SceneBatch:
     psf_fwhm: Tensor
     sources: Sources
     footprints: Tensor = field(default_factory=lambda: torch.empty(2, 0, dtype=torch.int64))
+
+
+class SceneBatches(Dataset[SceneBatch]):
+    """Batches of scenes, composed when they are asked for; the first ones are crowded.
+
+    For any training loop: ``DataLoader(SceneBatches(…), batch_size=None)``.
+
+    Parameters
+    ----------
+    bank : Bank
+        On the device to work on.
+    config : SceneConfig
+        What to draw.
+    n_batches : int
+        How many.
+    batch_size : int
+        Scenes in each.
+    seed : int
+        A batch depends on it and on its number alone.
+    """
+
+    def __init__(
+        self, bank: "Bank", config: SceneConfig, *, n_batches: int, batch_size: int, seed: int
+    ) -> None:
+        self.bank, self.config = bank, config
+        self.n_batches, self.batch_size, self.seed = n_batches, batch_size, seed
+
+    def __len__(self) -> int:
+        return self.n_batches
+
+    def __getitem__(self, index: int) -> SceneBatch:
+        if not 0 <= index < self.n_batches:
+            raise IndexError(f"there are {self.n_batches} batches, from 0; got {index}")
+        return draw_batch(
+            self.bank, self.config, n=self.batch_size, seed=self.seed, index=index,
+            progress=index / self.n_batches,
+        )  # fmt: skip
 
 
 def draw_batch(
