@@ -457,18 +457,28 @@ def emulation() -> str:
 
 
 def scaling() -> str:
-    """Time and memory against size."""
+    """Time and memory against size of the image and density of sources."""
     report = _benchmark("scaling")
-    rows = (
-        f"| {r['size']}² | {r['sources']} | {r['seconds']:.0f} | {r['megapixels_per_second']:.2f} "
-        f"| {r['peak_gigabytes']:.2f} |"
-        for r in report["runs"]
-    )
+
+    def rows(runs: list[dict[str, Any]], first: Callable[[dict[str, Any]], str]) -> Iterator[str]:
+        for r in runs:
+            yield (
+                f"| {first(r)} | {r['sources']} | {r['seconds']:.0f} "
+                f"| {r['megapixels_per_second']:.2f} | {r['peak_gigabytes']:.2f} |"
+            )
+
+    rest = "sources | s, start to finish | Mpx/s | peak memory, GB |"
     return (
         f"`{report['command']}` ([output](../benchmarks/scaling.json)), {report['samples']} "
-        f"samples, catalogue and products, {report['density']:g} galaxies per arcmin², "
-        f"{report['threads']} threads:\n\n"
-        + table("| image | sources | s, start to finish | Mpx/s | peak memory, GB |", rows)
+        f"samples, catalogue and products, {report['threads']} threads; sizes at "
+        f"{report['density']:g} galaxies per arcmin², densities at {report['density_size']}² "
+        "pixels:\n\n"
+        + table(f"| image | {rest}", rows(report["runs"], lambda r: f"{r['size']}²"))
+        + "\n\n"
+        + table(
+            f"| galaxies per arcmin² | {rest}",
+            rows(report["runs_by_density"], lambda r: f"{r['density']:g}"),
+        )
     )
 
 
