@@ -182,7 +182,8 @@ def test_every_column_and_flag_is_described():
         assert f"| {flag.value} | `{flag.name}` |" in page
 
 
-def test_the_numbers_are_those_of_the_results():
+def test_the_numbers_are_those_of_the_results(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
     made = runpy.run_path(str(ROOT / "docs" / "evaluation.py"))
     assert PAGES["docs/evaluation.md"] == made["page"](), "run python docs/evaluation.py"
     assert PAGES["README.md"] == made["readme"](), "run python docs/evaluation.py"
