@@ -16,8 +16,7 @@ import torch
 from probablend import __version__
 from probablend.checkpoint import file_hash, find_model
 from probablend.emulate.blend import FieldConfig, Scene, draw_field
-from probablend.emulate.compose import correlate
-from probablend.emulate.noise import noise_rms
+from probablend.emulate.noise import correlate, gaussian_kernels, noise_rms
 from probablend.emulate.sources import open_source
 from probablend.emulate.stamps import Galaxies
 from probablend.evaluate.field import score_scenes
@@ -44,7 +43,7 @@ KERNEL = 0.7  # σ in pixels of what drizzling leaves in the noise
 def drizzled(scene: Scene, generator: torch.Generator) -> Scene:
     """The same sky under noise that is correlated, and as strong as before over a source."""
     white = torch.randn(1, *scene.image.shape, generator=generator)
-    noise = correlate(white, torch.tensor([KERNEL]))[0].numpy()
+    noise = correlate(white, gaussian_kernels(torch.tensor([KERNEL])))[0].numpy()
     strength = noise_rms(scene.noiseless, scene.survey)
     return replace(scene, image=(scene.noiseless + strength * noise).astype(np.float32))
 

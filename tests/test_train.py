@@ -11,7 +11,7 @@ from probablend.checkpoint import load_model, load_tensors
 from probablend.config import BankConfig, OptimizerConfig, TrainConfig, read_train_config
 from probablend.emulate.compose import SceneConfig
 from probablend.models import MODELS
-from probablend.train import familiarise, train
+from probablend.train import _Best, familiarise, train
 
 
 def small(kind="punet", n_steps=6):
@@ -283,3 +283,55 @@ def test_two_processes_give_the_losses_of_one_with_both_batches(tmp_path):
                 assert float(two[key]) == pytest.approx(float(one[key]), rel=1e-3), key
     with pytest.raises(ValueError, match="cannot share"):
         train(small(), tmp_path / "x", device="cpu", devices=2)
+
+
+def test_a_training_begins_with_the_one_that_it_names(tmp_path, monkeypatch):
+    """One command trains all parts; killed in the second one, it goes on there."""
+    first = small("unet", n_steps=2)
+    (tmp_path / "first.toml").write_text(
+        'name = "first"\nseed = 4\nn_validation = 8\nvalidate_every = 2\n'
+        '[model]\nkind = "unet"\nchannels = [4, 6]\nn_convs = 1\n'
+        "[bank]\nn_galaxies = 40\nn_stars = 4\n"
+        "[scenes]\nsize = 32\nmag_range = [21.0, 26.0]\n"
+        "[optimizer]\nn_steps = 2\nbatch_size = 4\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    second = replace(first, name="second", start_from="first.toml", seed=9)
+    train(second, tmp_path / "runs", device="cpu", stop_after=1)
+    before = tmp_path / "runs" / "first" / "first.safetensors"
+    made = before.stat().st_mtime_ns
+    train(second, tmp_path / "runs", device="cpu", resume=True)
+    assert before.stat().st_mtime_ns == made
+    assert [row["step"] for row in read_log(tmp_path / "runs")] == ["2"]
+    # As if the weights had been named.
+    train(replace(second, start_from=str(before)), tmp_path / "named", device="cpu")
+    a, b = (load_model(tmp_path / d / "second.safetensors")[0] for d in ("runs", "named"))
+    for key, value in a.state_dict().items():
+        torch.testing.assert_close(value, b.state_dict()[key])
+    with pytest.raises(ValueError, match=r"train first\.toml first"):
+        train(replace(second, optimizer=OptimizerConfig(n_batches=2)), tmp_path / "x", devices=2)
+    with pytest.raises(FileNotFoundError, match="other.toml does not exist"):
+        train(replace(second, start_from="other.toml"), tmp_path / "y")
+
+
+def test_a_training_that_becomes_no_better_stops(tmp_path, monkeypatch):
+    scores = iter([5.0, 4.0, 4.5, 4.2, 4.1, 3.0])
+    monkeypatch.setattr("probablend.train.validate", lambda *a, **k: {"loss": next(scores)})
+    config = replace(small("unet", n_steps=6), validate_every=1)
+    config = replace(config, optimizer=replace(config.optimizer, patience=2))
+    train(config, tmp_path, device="cpu")
+    assert [row["step"] for row in read_log(tmp_path)] == ["1", "2", "3", "4"]
+    assert load_tensors(tmp_path / "last.safetensors")[1]["step"] == 4
+    assert load_model(tmp_path / "small.safetensors")[1]["metrics"]["loss"] == 4.0
+
+
+def test_of_losses_as_good_as_equal_the_better_calibrated_weights_are_kept():
+    best = _Best()
+    assert best.add({"loss": -100.0, "coverage_error": 0.10})
+    assert best.add({"loss": -99.95, "coverage_error": 0.04})  # as good, and better calibrated
+    assert not best.add({"loss": -100.02, "coverage_error": 0.08})
+    assert best.add({"loss": -102.0, "coverage_error": 0.09})  # better by more than that
+    assert not best.add({"loss": -90.0, "coverage_error": 0.01})
+    assert best.stale == 0  # calibration went on to improve
+    assert not best.add({"loss": -90.0, "coverage_error": 0.02})
+    assert best.stale == 1

@@ -11,7 +11,14 @@ from typing import Any, TypeVar
 
 from probablend.emulate.compose import SceneConfig
 
-__all__ = ["BankConfig", "OptimizerConfig", "TrainConfig", "from_mapping", "read_train_config"]
+__all__ = [
+    "BankConfig",
+    "OptimizerConfig",
+    "TrainConfig",
+    "find_config",
+    "from_mapping",
+    "read_train_config",
+]
 
 T = TypeVar("T")
 
@@ -22,8 +29,10 @@ class BankConfig:
 
     Parameters
     ----------
-    source : {"parametric", "structured", "candels", "cosmos"}
-        Where the galaxies come from.
+    source : str
+        Where the galaxies come from: ``parametric``, ``structured``, ``candels``, ``cosmos``,
+        several with ``+`` between them, or ``all`` that are here; see
+        :func:`~probablend.emulate.sources.split_sources`.
     n_galaxies, n_stars : int
         How many to draw for each survey; real sets have their own number.
     refresh_every : int
@@ -31,6 +40,8 @@ class BankConfig:
     n_random_surveys : int
         Surveys that might be, drawn anew for every bank beside those with a name; see
         :func:`~probablend.survey.draw_survey`.
+    psf_images : tuple of str
+        FITS files with images of real PSFs: every other survey that might be has one.
     """
 
     source: str = "parametric"
@@ -38,6 +49,7 @@ class BankConfig:
     n_stars: int = 200
     refresh_every: int = 0
     n_random_surveys: int = 0
+    psf_images: tuple[str, ...] = ()
 
     def number_at(self, step: int) -> int:
         """Which bank a step uses."""
@@ -70,6 +82,9 @@ class OptimizerConfig:
     average : float
         Share of the past in the running mean of the weights, which is what is scored and kept:
         0.99 remembers about a hundred steps; 0 keeps the weights as they are.
+    patience : int
+        Validations without a lower loss or a better calibration after which the training
+        stops; 0 = never.
     """
 
     n_steps: int = 10_000
@@ -81,6 +96,7 @@ class OptimizerConfig:
     beta: float = 1.0
     gradient_clip: float = 1.0
     average: float = 0.0
+    patience: int = 0
 
     def __post_init__(self) -> None:
         _at_least_one(self, "n_steps", "batch_size", "n_batches")
@@ -103,7 +119,9 @@ class TrainConfig:
     seed : int
         Seeds galaxies, scenes, weights and latents.
     start_from : str
-        Weights to start from, shipped ones or a ``.safetensors`` file; random if empty.
+        Weights to start from, shipped ones or a ``.safetensors`` file, or the ``.toml`` of a
+        training that comes before this one (a file, or the name of a shipped one); random if
+        empty.
     fresh : tuple of str
         Parts of the network that do not start from there but at random.
     model : mapping
@@ -207,6 +225,21 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
         raise ValueError(f"{where} must be {hint.__name__}; got {value!r}")
     return value
+
+
+def find_config(name: str | Path) -> Path:
+    """A training's settings: a file, or those that come with the package under this name.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is neither.
+    """
+    path = Path(name)
+    shipped = Path(__file__).parent / "configs" / path.name
+    if path.is_file() or not shipped.is_file() or path.name != str(name):
+        return path
+    return shipped
 
 
 def read_train_config(path: Path) -> TrainConfig:

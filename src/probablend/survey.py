@@ -7,7 +7,7 @@ file. Astropy units stop here: everything downstream works in pixels and counts.
 
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ __all__ = [
     "survey_from",
 ]
 
-PSF_PROFILES = ("gaussian", "moffat", "kolmogorov", "airy")
+PSF_PROFILES = ("gaussian", "moffat", "kolmogorov", "airy", "image")
 # Of surveys that might be: FWHM in pixels; arcseconds per pixel, so that scenes hold some galaxies
 # and not hundreds.
 PSF_RANGE = (1.3, 7.0)
@@ -54,9 +54,10 @@ class Survey:
         Sky noise per pixel, counts.
     psf_fwhm : Quantity
         Full width at half maximum of the PSF, an angle, before the pixel.
-    psf_profile : {"gaussian", "moffat", "kolmogorov", "airy"}
+    psf_profile : {"gaussian", "moffat", "kolmogorov", "airy", "image"}
         Shape of the PSF. ``"airy"`` is a diffraction pattern of ``diffraction_scale``
-        and ``obscuration``, widened by a Gaussian to the FWHM.
+        and ``obscuration``, widened by a Gaussian to the FWHM; ``"image"`` is ``psf_file``,
+        stretched to the FWHM.
     psf_beta : float
         Moffat slope; read by ``"moffat"`` only.
     diffraction_scale : Quantity or None
@@ -65,6 +66,9 @@ class Survey:
         Diameter of the central obstruction over that of the mirror; ``"airy"`` only.
     psf_g1, psf_g2 : float
         Shear of the PSF, pixel frame.
+    psf_file : str
+        FITS image of the PSF, or ``file.fits[extension]``; ``"image"`` only. It may be sampled
+        in any way.
 
     Raises
     ------
@@ -84,6 +88,7 @@ class Survey:
     obscuration: float = 0.0
     psf_g1: float = 0.0
     psf_g2: float = 0.0
+    psf_file: str = ""
 
     def __post_init__(self) -> None:
         positive = {
@@ -105,6 +110,11 @@ class Survey:
             )
         if self.psf_profile == "airy" and self.diffraction_scale is None:
             raise ValueError("psf_profile 'airy' needs diffraction_scale (wavelength / diameter)")
+        if (self.psf_profile == "image") != bool(self.psf_file):
+            raise ValueError(
+                f"psf_file belongs to psf_profile 'image', which needs it; got {self.psf_file!r} "
+                f"with {self.psf_profile!r}"
+            )
 
     @property
     def scale(self) -> float:
@@ -121,7 +131,7 @@ class Survey:
         values: dict[str, float | str] = {}
         for item in fields(self):
             value = getattr(self, item.name)
-            if value is not None:
+            if value is not None and value != "":
                 is_angle = isinstance(value, Quantity)
                 values[item.name] = float(value.to_value(u.arcsec)) if is_angle else value
         return values
@@ -233,13 +243,16 @@ def get_survey(name: str | Path) -> Survey:
     return _from_codex(key)
 
 
-def draw_survey(generator: np.random.Generator) -> Survey:
+def draw_survey(generator: np.random.Generator, *, psf_files: Sequence[str] = ()) -> Survey:
     """A survey that might be: any PSF of 1.3 to 7 pixels, any depth.
 
     Parameters
     ----------
     generator : numpy.random.Generator
         Chooses PSF (width, profile, ellipticity), pixel scale, depth and gain.
+    psf_files : sequence of str
+        Images of real PSFs, as in :class:`Survey`; where there are any, every other survey has
+        one of them.
     """
 
     def between(low: float, high: float) -> float:
@@ -248,11 +261,14 @@ def draw_survey(generator: np.random.Generator) -> Survey:
     pixels = between(*PSF_RANGE)
     low, high = (scale * pixels for scale in _SCALE_RANGE)
     fwhm = between(max(low, 0.1), min(high, 1.2))
-    profile = str(generator.choice(PSF_PROFILES))
+    profile = str(generator.choice([p for p in PSF_PROFILES if p != "image"]))
     # The magnitude of a point source of S/N 5, noise over the area of a Gaussian PSF.
     depth, zeropoint = generator.uniform(23.5, 28.0), 25.0
     sky_rms = 10 ** (-0.4 * (depth - zeropoint)) / (5 * math.sqrt(4 * math.pi) * pixels / 2.3548)
     shear, angle = 0.1 * generator.uniform() ** 2, generator.uniform(0, 2 * math.pi)
+    psf_file = ""
+    if psf_files and generator.uniform() < 0.5:
+        profile, psf_file = "image", str(generator.choice(psf_files))
     return Survey(
         name=f"{profile}-{pixels:.2f}px",
         pixel_scale=fwhm / pixels * u.arcsec,
@@ -266,6 +282,7 @@ def draw_survey(generator: np.random.Generator) -> Survey:
         obscuration=float(generator.uniform(0, 0.45)),
         psf_g1=shear * math.cos(angle),
         psf_g2=shear * math.sin(angle),
+        psf_file=psf_file,
     )
 
 
@@ -326,7 +343,7 @@ def survey_from(values: Mapping[str, Any], *, where: str) -> Survey:
     missing = sorted(needed - set(values))
     if missing:
         raise ValueError(f"{where} lacks {missing}")
-    text_keys = {"name", "psf_profile"}
+    text_keys = {"name", "psf_profile", "psf_file"}
     for key, value in values.items():
         wanted = str if key in text_keys else (int, float)
         if not isinstance(value, wanted) or isinstance(value, bool):

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,7 +27,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from probablend._version import __version__
 from probablend.checkpoint import load_model, load_tensors, save_tensors, save_weights
-from probablend.config import OptimizerConfig, TrainConfig
+from probablend.config import OptimizerConfig, TrainConfig, find_config, read_train_config
 from probablend.device import resolve_device
 from probablend.emulate.bank import Bank, draw_bank, load_bank, save_bank
 from probablend.emulate.compose import SceneBatch, SceneBatches, draw_batch
@@ -44,6 +44,7 @@ __all__ = ["familiarise", "train", "validate"]
 log = logging.getLogger(__name__)
 
 _N_VALIDATION_SAMPLES = 8
+_TIE = 1e-3  # losses so close, relatively, are told apart by their calibration
 _FAMILIAR = 4  # scenes of training galaxies per held-out one, when familiarity is learnt
 
 
@@ -100,10 +101,19 @@ def train(
         raise FileExistsError(f"{directory} holds a training already: resume it, or name another")
     for survey in config.surveys:
         get_survey(survey)  # a wrong name is better said at once
+    earlier = config.start_from
+    if earlier.endswith(".toml"):
+        if devices * num_nodes > 1:
+            raise ValueError(
+                f"start_from: train {earlier} first, and name its weights: several processes take "
+                "one training at a time"
+            )
+        earlier = _trained_before(earlier, directory, device)
+        resume = resume and last.exists()
     torch.manual_seed(config.seed)
     bare = build_model(config.model_settings)
-    if config.start_from and not resume:
-        _start_from(bare, config.start_from, config.fresh)
+    if earlier and not resume:
+        _start_from(bare, earlier, config.fresh)
     tensors, state = load_tensors(last) if resume else ({}, {})
     if resume and state["config"] != _plain(config):
         raise ValueError(f"{last} was made with another configuration; start a new directory")
@@ -135,10 +145,10 @@ def train(
         averaged = AveragedModel(bare, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
     kept = bare if averaged is None else cast(Network, averaged.module)
 
-    start, best_score, seconds = 0, math.inf, 0.0
+    start, seconds, best_so_far = 0, 0.0, _Best()
     if resume:
         _restore(bare, averaged, optimizer, tensors)
-        start, best_score, seconds = state["step"], state["best_score"], state["seconds"]
+        start, seconds, best_so_far = state["step"], state["seconds"], _Best(**state["best"])
     end = min(config.optimizer.n_steps, stop_after or config.optimizer.n_steps)
 
     began = time.monotonic()
@@ -198,17 +208,64 @@ def train(
                 _append_csv(directory / "log.csv", row)
                 fabric.log_dict({k: v for k, v in row.items() if k != "step"}, step=done)
                 log.info("%s", " ".join(f"{key}={value:.4g}" for key, value in row.items()))
-                if scores["loss"] < best_score:
-                    best_score = scores["loss"]
+                if best_so_far.add(scores):
                     save_weights(best, kept, _meta(config, row, bank), half=True)
-            if done % config.checkpoint_every == 0 or done == end:
+            enough = 0 < config.optimizer.patience <= best_so_far.stale
+            if done % config.checkpoint_every == 0 or done == end or enough:
                 spent = seconds + time.monotonic() - began
-                state = {"config": _plain(config), "step": done, "best_score": best_score}
+                state = {"config": _plain(config), "step": done, "best": asdict(best_so_far)}
                 save_tensors(last, _state(bare, averaged, optimizer), state | {"seconds": spent})
+            if enough:
+                log.info("stopped at step %d: nothing has become better", done)
+                end = config.optimizer.n_steps
+                break
     if first and end == config.optimizer.n_steps and isinstance(bare, FieldNetwork):
         familiarise(best, config, directory, device=device)
     fabric.barrier()
     return best
+
+
+@dataclass
+class _Best:
+    """The best validation so far, by loss and, between losses as good as equal, calibration.
+
+    Parameters
+    ----------
+    loss, kept_error : float
+        Lowest loss; calibration error of what was kept.
+    error : float
+        Lowest calibration error of any validation.
+    stale : int
+        Validations since either became lower.
+    """
+
+    loss: float = math.inf
+    kept_error: float = math.inf
+    error: float = math.inf
+    stale: int = 0
+
+    def add(self, scores: Mapping[str, float]) -> bool:
+        """Whether weights with these scores are to be kept."""
+        loss, error = scores["loss"], scores.get("coverage_error", math.inf)
+        better = loss < self.loss
+        self.stale = 0 if better or error < self.error else self.stale + 1
+        tied = math.isfinite(self.loss) and abs(loss - self.loss) <= _TIE * abs(self.loss)
+        truer = error < self.kept_error or (better and error == self.kept_error)
+        keep = truer if tied else better
+        self.loss, self.error = min(self.loss, loss), min(self.error, error)
+        if keep:
+            self.kept_error = error
+        return keep
+
+
+def _trained_before(name: str, directory: Path, device: str) -> str:
+    """Weights of the training that comes first, in a folder of its own; it goes on if it can."""
+    config = read_train_config(find_config(name))
+    folder = directory / config.name
+    last, best = folder / "last.safetensors", folder / f"{config.name}.safetensors"
+    if best.exists() and not last.exists():  # put there by hand
+        return str(best)
+    return str(train(config, folder, device=device, resume=last.exists()))
 
 
 @contextmanager
@@ -364,7 +421,7 @@ def _pair_scores(model: PairNetwork, batches: Sequence[SceneBatch]) -> dict[str,
 
 def _flux_scores(model: FieldNetwork, batches: Sequence[SceneBatch]) -> dict[str, float]:
     """Fluxes at true positions of blended galaxies above S/N 10."""
-    errors, inside = [], []
+    errors, inside, off = [], [], []
     for batch in batches:
         said = model(batch.image, psf_fwhm=batch.psf_fwhm)
         s, size = batch.sources, batch.image.shape[-1]
@@ -372,17 +429,21 @@ def _flux_scores(model: FieldNetwork, batches: Sequence[SceneBatch]) -> dict[str
         s = s.keep(centred & s.blended & ~s.is_star & (s.snr > 10))
         generator = torch.Generator().manual_seed(0)
         posterior = said.sources(s.scene, s.y, s.x, torch.ones_like(s.y), detected=False)
-        flux = posterior.sample(64, generator=generator)[..., 0].cpu()
-        true = s.flux.cpu()
-        errors.append(2.5 * (flux.median(dim=0).values / true).log10())
+        draws = posterior.sample(64, generator=generator)[..., :4].cpu()
+        true = torch.stack([s.flux, s.hlr, s.g1, s.g2], dim=1).cpu()
+        errors.append(2.5 * (draws[..., 0].median(dim=0).values / true[:, 0]).log10())
         # Among n draws the truth has n + 1 places.
-        rank = ((flux < true).sum(dim=0) + torch.rand(len(s), generator=generator)) / 65
-        inside.append((rank - 0.5).abs() < 0.34)
+        places = (draws < true).sum(dim=0) + torch.rand(true.shape, generator=generator)
+        held = (places / 65 - 0.5).abs() < 0.34
+        inside.append(held[:, 0])
+        off.append(held[s.has_shape.cpu()])
     error = torch.cat(errors)
     if not len(error):
         return {}
     spread = 1.4826 * (error - error.median()).abs().median()
+    coverage = torch.cat(off).float().mean(dim=0)
     return {
+        "coverage_error": float((coverage - 0.68).abs().mean()),
         "flux_nmad": float(spread),
         "flux_outliers": float((error.abs() > 0.75).float().mean()),
         "flux_coverage68": float(torch.cat(inside).float().mean()),
@@ -402,6 +463,7 @@ def _bank(config: TrainConfig, directory: Path, split: Split, number: int) -> Ba
         "mag_range": list(config.scenes.mag_range),
         "seed": config.seed + 1000 * number,
         "n_random_surveys": config.bank.n_random_surveys,
+        "psf_images": list(config.bank.psf_images),
     }
     if not path.exists():
         began = time.monotonic()

@@ -1,12 +1,13 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from scipy import ndimage
 from torch.utils.data import DataLoader
 
 from probablend.emulate.bank import draw_bank, load_bank, save_bank
 from probablend.emulate.blend import Placed, make_scene
-from probablend.emulate.compose import SceneBatches, SceneConfig, compose, correlate, draw_batch
+from probablend.emulate.compose import SceneBatches, SceneConfig, compose, draw_batch, draw_depth
 from probablend.emulate.stamps import Stamp
 from probablend.survey import get_survey
 
@@ -127,21 +128,6 @@ def test_sky_is_unit_noise_and_bright_pixels_carry_shot_noise(stamps):
     assert float((residual / expected)[bright].std()) == pytest.approx(1, abs=0.05)
 
 
-def test_correlated_noise_is_weak_in_pixels_and_as_strong_as_white_under_a_source():
-    width = torch.tensor([0.3, 0.6, 1.0])
-    white = torch.randn(3, 512, 512, generator=torch.Generator().manual_seed(1))
-    noise = correlate(white, width).numpy()
-    rms = noise.std(axis=(1, 2))
-    assert rms[0] > 0.95
-    assert (np.diff(rms) < -0.1).all()
-    # Drizzled noise as Casertano et al. (2000) describe it: a Gaussian kernel of width s leaves
-    # 1/√(1 + s²) of white noise under a source of σ = 1 pixel.
-    smooth = ndimage.gaussian_filter(noise, (0, 1, 1), mode="wrap") * np.sqrt(4 * np.pi)
-    assert smooth.std(axis=(1, 2)) == pytest.approx(1.0, rel=0.03)
-    ratio = rms[1:] * np.sqrt(4 * np.pi) * np.sqrt(width[1:].numpy() ** 2)
-    assert ratio == pytest.approx(np.sqrt(1 + width[1:].numpy() ** 2), rel=0.15)
-
-
 def test_only_some_scenes_have_correlated_noise(stamps):
     config = SceneConfig(size=64, sparse_fraction=0, isolated_fraction=1, correlated_fraction=0.5)
     batch = draw_batch(stamps, config, n=200, seed=3, index=0)
@@ -208,3 +194,51 @@ def test_a_file_that_is_no_bank_is_refused(tmp_path):
     save_tensors(tmp_path / "x.safetensors", {"a": torch.zeros(1)}, {})
     with pytest.raises(ValueError, match="no bank"):
         load_bank(tmp_path / "x.safetensors")
+
+
+def test_a_stamp_of_a_faint_star_is_not_scaled_up_to_a_bright_one(stamps):
+    config = SceneConfig(size=128, star_density=60.0, mag_range=(19.5, 25.0), isolated_fraction=0)
+    bank = draw_bank(
+        "parametric", ["lsst-i"], "train", n_galaxies=20, n_stars=24, mag_range=(19.5, 25.0), seed=2
+    )
+    batch = draw_batch(bank, replace(config, density_range=(0.01, 0.01)), n=24, seed=1, index=0)
+    # Squares have corners, footprints of stars do not: their light falls below the threshold
+    # before the stamp ends.
+    bright = batch.sources.is_star & (batch.sources.n_pixels > 200)
+    assert int(bright.sum()) > 5
+    source, _ = batch.footprints
+    assert float(batch.sources.n_pixels[bright].max()) < 0.87 * int(bank.side.max()) ** 2
+    assert len(source)
+
+
+def test_depth_changes_along_lines_and_is_never_better_than_the_deepest():
+    depth = draw_depth(40, 64, fraction=0.5, generator=torch.Generator().manual_seed(1))
+    flat = (depth == 1).flatten(1).all(dim=1)
+    assert 8 < int(flat.sum()) < 32
+    assert float(depth.min()) == 1.0
+    assert 1.5 < float(depth.max()) <= 2.5
+    # One to three lines make few levels.
+    assert max(len(d.unique()) for d in depth) <= 8
+
+
+def test_a_scene_of_two_depths_is_in_units_of_the_noise_of_each_pixel(stamps):
+    size, flat = 64, torch.ones(1, 64, 64)
+    depth = flat.clone()
+    depth[:, :, 32:] = 2.0
+    where = torch.tensor([[31.0, 16.0], [31.0, 48.0]])
+    arguments = (
+        stamps, torch.tensor([0]), torch.tensor([0, 0]), torch.tensor([40, 40]), where,
+        torch.tensor([22.0, 22.0]), tuple(torch.zeros(3, 2, dtype=torch.bool)),
+    )  # fmt: skip
+    noise = torch.randn(1, size, size, generator=torch.Generator().manual_seed(0))
+    even = compose(*arguments, noise, flat)
+    uneven = compose(*arguments, noise, depth)
+    torch.testing.assert_close(even.image, compose(*arguments, noise).image)
+    torch.testing.assert_close(uneven.noiseless * depth, even.noiseless)
+    # The same flux is half as many times the noise where that is twice as strong.
+    torch.testing.assert_close(uneven.sources.flux, even.sources.flux / torch.tensor([1.0, 2.0]))
+    assert float(uneven.sources.n_pixels[1]) < float(even.sources.n_pixels[1])
+    # Shot noise belongs to the electrons, of which a shallow part has a quarter.
+    shot = (uneven.image[:, 0] - uneven.noiseless) / noise
+    electrons = stamps.electrons_of_sigma[0] / depth
+    torch.testing.assert_close(shot**2, 1 + uneven.noiseless / electrons, rtol=1e-3, atol=1e-3)

@@ -4,7 +4,7 @@ import torch
 
 from probablend.emulate.bank import draw_bank
 from probablend.emulate.compose import SceneBatch, SceneConfig, Sources, draw_batch
-from probablend.emulate.damage import IGNORED, damage, tilt_sky
+from probablend.emulate.damage import IGNORED, damage, seam, tilt_sky
 from probablend.survey import PSF_RANGE, draw_survey
 
 
@@ -113,3 +113,24 @@ def test_a_bank_of_surveys_that_might_be_is_another_one_with_another_seed():
     config = SceneConfig(size=32, mag_range=(20.0, 24.0))
     widths = draw_batch(banks[0], config, n=60, seed=1, index=0).psf_fwhm.unique()
     assert len(widths) == 3
+
+
+def test_a_seam_changes_level_and_noise_and_no_truth(batch):
+    joined = seam(batch, fraction=1.0, generator=generator())
+    assert joined.sources is batch.sources
+    assert joined.classes is batch.classes
+    change = (joined.image - batch.image)[:, 0]
+    # What changes, changes on one side of a row or of a column, or in a band.
+    along = torch.minimum(
+        (change.abs().sum(dim=2) > 1e-6).float().mean(dim=1),
+        (change.abs().sum(dim=1) > 1e-6).float().mean(dim=1),
+    )
+    assert float(along.mean()) < 0.8
+    untouched = seam(batch, fraction=0.0, generator=generator())
+    assert torch.equal(untouched.image, batch.image)
+
+
+def test_every_other_survey_that_might_be_has_a_real_psf():
+    drawn = [draw_survey(np.random.default_rng(k), psf_files=["a.fits[1]"]) for k in range(100)]
+    assert 35 < sum(s.psf_profile == "image" for s in drawn) < 65
+    assert {s.psf_file for s in drawn} == {"", "a.fits[1]"}

@@ -4,8 +4,10 @@ import astropy.units as u
 import numpy as np
 import pytest
 
-from probablend.emulate.psf import psf_image, psf_profile
-from probablend.survey import get_survey
+from astropy.io import fits
+
+from probablend.emulate.psf import psf_image, psf_images_in, psf_profile
+from probablend.survey import get_survey, survey_from
 
 
 @pytest.mark.parametrize("name", ["euclid-vis", "lsst-i", "cosmos-f814w", "candels-f160w"])
@@ -32,3 +34,56 @@ def test_the_image_is_centred_and_normalised(survey):
 def test_an_even_size_is_refused(survey):
     with pytest.raises(ValueError, match="odd"):
         psf_image(survey, 20)
+
+
+@pytest.fixture
+def psf_file(survey, tmp_path):
+    """An elongated PSF, off its middle and on a pedestal, in the second extension."""
+    y, x = np.indices((41, 41)) - 20.0
+    image = np.exp(-0.5 * ((x - 0.7) ** 2 / 9 + (y + 0.4) ** 2 / 4)) + 0.01
+    path = tmp_path / "psf.fits"
+    fits.HDUList([fits.PrimaryHDU(), fits.ImageHDU(image * 50)]).writeto(path)
+    return path
+
+
+def test_the_image_of_a_psf_is_stretched_to_the_width_and_keeps_its_shape(survey, psf_file):
+    assert psf_images_in(psf_file) == [f"{psf_file}[1]"]
+    own = replace(survey, psf_profile="image", psf_file=str(psf_file), psf_fwhm=0.8 * u.arcsec)
+    image = psf_profile(own).drawImage(nx=200, ny=200, scale=0.02, method="no_pixel")
+    area = (image.array > image.array.max() / 2).sum() * 0.02**2
+    assert 2 * np.sqrt(area / np.pi) == pytest.approx(0.8, rel=0.03)
+    moments = image.FindAdaptiveMom()
+    # σ of 3 and 2 pixels: e = (9 − 4) / (9 + 4).
+    assert moments.observed_shape.e1 == pytest.approx(5 / 13, abs=0.02)
+    assert moments.moments_centroid.x == pytest.approx(100.5, abs=0.3)
+    assert image.array.sum() == pytest.approx(1, abs=0.01)
+    assert image.array[0].max() < 1e-4 * image.array.max()
+
+
+def test_the_image_of_a_psf_is_named_in_toml_and_read_back(survey, psf_file):
+    own = replace(survey, psf_profile="image", psf_file=str(psf_file))
+    assert survey_from(own.as_dict(), where="here") == own
+    assert "psf_file" not in survey.as_dict()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"psf_profile": "image"}, "psf_file belongs to psf_profile 'image'"),
+        ({"psf_file": "x.fits"}, "psf_file belongs to psf_profile 'image'"),
+    ],
+)
+def test_half_a_description_of_a_psf_is_refused(survey, change, said):
+    with pytest.raises(ValueError, match=said):
+        replace(survey, **change)
+
+
+def test_a_psf_that_is_not_there_is_said_to_be_so(survey, psf_file, tmp_path):
+    missing = replace(survey, psf_profile="image", psf_file=str(tmp_path / "no.fits"))
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        psf_profile(missing)
+    with pytest.raises(ValueError, match="no image in extension 7"):
+        psf_profile(replace(missing, psf_file=f"{psf_file}[7]"))
+    (tmp_path / "text.fits").write_text("no FITS")
+    with pytest.raises(ValueError, match="not a FITS file"):
+        psf_images_in(tmp_path / "text.fits")

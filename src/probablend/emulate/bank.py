@@ -6,7 +6,8 @@ without GalSim (:mod:`probablend.emulate.compose`).
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,14 @@ import torch
 from torch import Tensor
 
 from probablend.checkpoint import load_tensors, save_tensors
-from probablend.emulate.sources import open_source
-from probablend.emulate.stamps import Split
+from probablend.emulate.psf import psf_images_in
+from probablend.emulate.sources import open_source, split_sources
+from probablend.emulate.stamps import Galaxies, Split
 from probablend.survey import Survey, draw_survey, get_survey
 
 __all__ = ["Bank", "draw_bank", "load_bank", "save_bank"]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,38 +106,42 @@ def draw_bank(
     mag_range: tuple[float, float],
     seed: int,
     n_random_surveys: int = 0,
+    psf_images: Sequence[str] = (),
 ) -> Bank:
     """Draw a bank.
 
     Parameters
     ----------
     source : str
-        Where galaxies come from, see :func:`~probablend.emulate.sources.open_source`.
+        Where galaxies come from, see :func:`~probablend.emulate.sources.split_sources`. Of a
+        mixture, a set of real galaxies is left out for surveys that it does not suit.
     surveys : sequence of str or Survey
         What the stamps are drawn for.
     split : {"train", "validation", "test"}
         No galaxy is in two splits.
     n_galaxies, n_stars : int
-        Of each survey; real sets have their own number.
+        Of each survey and source.
     mag_range : tuple of float
         Magnitudes that will be asked for.
     seed : int
         Seeds the population and the offsets.
     n_random_surveys : int
         Surveys that might be, beside the others.
+    psf_images : sequence of str
+        FITS files with images of real PSFs, which every other one of these has.
     """
     generator = np.random.default_rng([seed, 11])
+    psf_files = [name for path in psf_images for name in psf_images_in(path)]
     described = [s if isinstance(s, Survey) else get_survey(s) for s in surveys]
     described += [
-        draw_survey(np.random.default_rng([seed, 12, k])) for k in range(n_random_surveys)
+        draw_survey(np.random.default_rng([seed, 12, k]), psf_files=psf_files)
+        for k in range(n_random_surveys)
     ]
     images, rows = [], []
-    for index, survey in enumerate(described):
-        galaxies = open_source(
-            source, survey, split, n_galaxies=n_galaxies, n_stars=n_stars,
-            mag_range=mag_range, seed=seed + 7919 * index,
-        )  # fmt: skip
-        for row in range(len(galaxies.table)):
+    for index, galaxies, row_numbers in _populations(
+        source, described, split, n_galaxies, n_stars, mag_range, seed
+    ):
+        for row in row_numbers:
             mag = float(galaxies.table["mag"][row])
             stamp = galaxies.draw(row, mag, generator=generator)
             side = max(stamp.image.shape)
@@ -165,6 +173,39 @@ def draw_bank(
         electrons_of_sigma=torch.tensor([s.sky_rms * s.gain for s in described]),
         **(column | {"group": column["group"].long(), "side": column["side"].long()}),
     )
+
+
+def _populations(
+    source: str,
+    surveys: Sequence[Survey],
+    split: Split,
+    n_galaxies: int,
+    n_stars: int,
+    mag_range: tuple[float, float],
+    seed: int,
+) -> Iterator[tuple[int, Galaxies, list[int]]]:
+    """Number of the survey, galaxies of a source, and which of their rows to draw."""
+    names = split_sources(source)
+    for index, survey in enumerate(surveys):
+        n_opened = 0
+        for k, name in enumerate(names):
+            try:
+                galaxies = open_source(
+                    name, survey, split, n_galaxies=n_galaxies, n_stars=0 if n_opened else n_stars,
+                    mag_range=mag_range, seed=seed + 7919 * index,
+                )  # fmt: skip
+            except ValueError as error:
+                if len(names) == 1 or (k == len(names) - 1 and not n_opened):
+                    raise
+                log.info("%s: %s", survey.name, error)
+                continue
+            n_opened += 1
+            is_star = np.asarray(galaxies.table["is_star"], bool)
+            rows = np.flatnonzero(~is_star)
+            if len(rows) > n_galaxies:  # other ones of a large real set in every bank
+                chooser = np.random.default_rng([seed, 13, index, k])
+                rows = np.sort(chooser.choice(rows, n_galaxies, replace=False))
+            yield index, galaxies, [*rows.tolist(), *np.flatnonzero(is_star).tolist()]
 
 
 def save_bank(path: Path, bank: Bank, *, origin: Mapping[str, Any] | None = None) -> None:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from probablend.emulate.blend import COUNTS_SLOPE, FIELD_MARGIN, STAR_COUNTS_SLOPE
 from probablend.emulate.classes import FOOTPRINT_THRESHOLD
-from probablend.emulate.damage import damage, tilt_sky
+from probablend.emulate.damage import damage, seam, tilt_sky
+from probablend.emulate.noise import correlate, draw_kernels
 
 if TYPE_CHECKING:
     from probablend.emulate.bank import Bank
@@ -27,17 +27,16 @@ __all__ = [
     "SceneConfig",
     "Sources",
     "compose",
-    "correlate",
     "draw_batch",
+    "draw_depth",
 ]
 
 # A crowded scene: more galaxies, most of them with a companion, bright ones as common as faint.
 _CROWDED_DENSITY = (100.0, 400.0)
 _CROWDED_COMPANIONS = (0.4, 0.8)
 _CROWDED_SLOPE = 0.15
-# Widths (σ, pixels) of the kernels that drizzling and resampling leave in the noise.
-_KERNEL_RANGE = (0.3, 1.0)
-_KERNEL_REACH = 4
+# Noise of the parts of a scene whose depth changes, in units of the deepest one.
+_SHALLOWEST = 2.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +77,11 @@ class SceneConfig:
         Share of scenes whose noise is correlated, as in drizzled and resampled images. Its
         unit is that of :func:`~probablend.images.correlation_factor`: as strong as white
         noise over a source, smaller from pixel to pixel.
+    depth_fraction : float
+        Share of scenes in which the depth changes from pixel to pixel, as where exposures
+        overlap, and is known.
+    seam_fraction : float
+        Share of scenes with a seam, where noise and sky level jump and nobody says so.
     damaged_fraction : float
         Share of scenes with cosmic rays, hot pixels, trails, saturation or masked patches.
     sky_fraction : float
@@ -99,6 +103,8 @@ class SceneConfig:
     crowded_until: float = 0.6
     star_density: float = 5.0
     correlated_fraction: float = 0.0
+    depth_fraction: float = 0.0
+    seam_fraction: float = 0.0
     damaged_fraction: float = 0.0
     sky_fraction: float = 0.0
     mag_range: tuple[float, float] = (18.5, 26.0)
@@ -114,6 +120,8 @@ class SceneConfig:
             "pair_fraction",
             "crowded_share",
             "correlated_fraction",
+            "depth_fraction",
+            "seam_fraction",
             "damaged_fraction",
             "sky_fraction",
         ):
@@ -344,39 +352,59 @@ def draw_batch(
     turns = (uniform(len(scene), 3) < 0.5).unbind(1)
     noise = torch.randn(n, config.size, config.size, generator=generator, device=device)
     if config.correlated_fraction:
-        narrow, wide = _KERNEL_RANGE
-        width = narrow + (wide - narrow) * uniform(n)
         correlated = uniform(n) < config.correlated_fraction
-        noise = torch.where(correlated[:, None, None], correlate(noise, width), noise)
-    batch = compose(bank, survey, scene, which, centre, mag, turns, noise)
+        kernels = draw_kernels(n, generator=generator, device=device)
+        noise = torch.where(correlated[:, None, None], correlate(noise, kernels), noise)
+    depth = None
+    if config.depth_fraction:
+        depth = draw_depth(n, config.size, fraction=config.depth_fraction, generator=generator)
+    batch = compose(bank, survey, scene, which, centre, mag, turns, noise, depth)
     if config.sky_fraction:
         batch = tilt_sky(batch, fraction=config.sky_fraction, generator=generator)
+    if config.seam_fraction:
+        batch = seam(batch, fraction=config.seam_fraction, generator=generator)
     if config.damaged_fraction:
         batch = damage(batch, fraction=config.damaged_fraction, generator=generator)
     return batch
 
 
-def correlate(noise: Tensor, width: Tensor) -> Tensor:
-    """Smooth white noise, and scale it to be as strong as before over a source.
+def draw_depth(n: int, size: int, *, fraction: float, generator: torch.Generator) -> Tensor:
+    """Noise per pixel where exposures overlap in part.
 
     Parameters
     ----------
-    noise : Tensor, shape (scene, y, x)
-        White, of unit variance; it wraps around.
-    width : Tensor, shape (scene,)
-        σ of the Gaussian kernel, pixels.
+    n, size : int
+        Scenes, and their side, pixels.
+    fraction : float
+        Share of the scenes in which it changes.
+    generator : torch.Generator
+        On the device to work on.
+
+    Returns
+    -------
+    Tensor, shape (scene, y, x)
+        In units of the survey's noise: 1 all over, or on one side of each of one to three lines
+        up to 2.5 times as much.
     """
-    t = torch.arange(-_KERNEL_REACH, _KERNEL_REACH + 1, device=noise.device, dtype=noise.dtype)
-    kernel = torch.exp(-0.5 * (t / width[:, None]) ** 2)
-    # What is left of each under a source of σ = 1 pixel: Σ (kernel ∗ source)² over Σ source².
-    source = torch.exp(-0.5 * t**2).view(1, 1, -1)
-    seen = F.conv1d(kernel[:, None], source, padding=2 * _KERNEL_REACH)
-    strength = (seen**2).sum(dim=(1, 2)) / (source**2).sum()
-    kernel = kernel / strength.sqrt()[:, None]
-    padded = F.pad(noise[None], [_KERNEL_REACH] * 4, mode="circular")
-    n = len(noise)
-    along = F.conv2d(padded, kernel.view(n, 1, 1, -1), groups=n)
-    return F.conv2d(along, kernel.view(n, 1, -1, 1), groups=n)[0]
+    device = generator.device
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator, device=device)
+
+    chosen = uniform(n) < fraction
+    n_lines = 1 + (3 * uniform(n)).long()
+    # Exposures are rarely turned against each other: half of the lines run along an axis.
+    angle = 2 * math.pi * uniform(n, 3)
+    angle = torch.where(uniform(n, 3) < 0.5, (angle * 2 / math.pi).round() * math.pi / 2, angle)
+    offset = size * (uniform(n, 3) - 0.5)
+    share = uniform(n, 3) * math.log(_SHALLOWEST)
+    span = torch.arange(size, device=device) - (size - 1) / 2
+    beyond = span[:, None] * angle.sin()[..., None, None] + span * angle.cos()[..., None, None]
+    beyond = beyond > offset[..., None, None]  # (scene, line, y, x)
+    used = torch.arange(3, device=device) < n_lines[:, None]
+    log_noise = (beyond * (share * used)[..., None, None]).sum(dim=1)
+    log_noise = log_noise.clamp(max=math.log(_SHALLOWEST))
+    return torch.where(chosen[:, None, None], log_noise.exp(), 1.0)
 
 
 def _pair_mags(
@@ -414,7 +442,12 @@ def _pair_centres(
 
 
 def _choose(bank: "Bank", group: Tensor, mag: Tensor, uniform: Tensor) -> Tensor:
-    """Stamps of a group near a magnitude: within 0.1 mag, or the 16 nearest."""
+    """Stamps of a group near a magnitude: within 0.1 mag, or the 16 nearest; of stars, the 4.
+
+    A stamp holds what stands out of the noise at its own magnitude: one of a much fainter source
+    would show its border. Stars differ in nothing else.
+    """
+    least = torch.where(group % 2 == 1, 4, 16)
     step = 100.0  # magnitudes never reach from one group into the next
     keys = bank.group * step + bank.mag
     wanted = group * step + mag
@@ -422,10 +455,10 @@ def _choose(bank: "Bank", group: Tensor, mag: Tensor, uniform: Tensor) -> Tensor
     high_end = torch.searchsorted(keys, group * step + step / 2)
     low = torch.searchsorted(keys, wanted - 0.1)
     high = torch.searchsorted(keys, wanted + 0.1)
-    few = high - low < 16
-    low = torch.where(few, torch.searchsorted(keys, wanted) - 8, low)
-    low = torch.maximum(torch.minimum(low, high_end - 16), low_end)
-    high = torch.minimum(torch.where(few, low + 16, high), high_end)
+    few = high - low < least
+    low = torch.where(few, torch.searchsorted(keys, wanted) - least // 2, low)
+    low = torch.maximum(torch.minimum(low, high_end - least), low_end)
+    high = torch.minimum(torch.where(few, low + least, high), high_end)
     return torch.minimum(low + (uniform * (high - low)).long(), high - 1)
 
 
@@ -438,6 +471,7 @@ def compose(
     mag: Tensor,
     turns: tuple[Tensor, ...],
     noise: Tensor,
+    depth: Tensor | None = None,
 ) -> SceneBatch:
     """Add stamps up, measure the truth and expose.
 
@@ -457,6 +491,9 @@ def compose(
         Whether the stamp is transposed, then flipped in y, then in x.
     noise : Tensor, shape (scene, y, x)
         Standard normal.
+    depth : Tensor, shape (scene, y, x), optional
+        Noise of each pixel in units of the survey's. The scene comes in units of the noise of
+        each pixel, the flux of a source in that of its central one, as images are prepared.
     """
     n, size, _ = noise.shape
     swap, flip_y, flip_x = turns
@@ -499,6 +536,12 @@ def compose(
         return torch.zeros(length, device=values.device).index_add_(0, index, values)
 
     inside = (row >= 0) & (row < size) & (column >= 0) & (column < size)
+    if depth is not None:
+        last = size - 1
+        middle = (torch.stack([y0 + y, x0 + x]).round().long()).clamp(0, last)
+        flux = flux / depth[scene, middle[0], middle[1]]
+        # Beyond the border the depth is that of the border.
+        value = value / depth[scene[source], row.clamp(0, last), column.clamp(0, last)]
     target = (scene[source] * size + row) * size + column
     footprint = value > FOOTPRINT_THRESHOLD
     here, at = source[inside], target[inside]
@@ -537,6 +580,8 @@ def compose(
     )
     noiseless = noiseless.reshape(n, size, size)
     electrons = bank.electrons_of_sigma[survey][:, None, None]
+    if depth is not None:  # exposures that are missing took their share of the electrons along
+        electrons = electrons / depth
     variance = 1 + noiseless.clamp(min=0) / electrons
     if bool(bank.noise.any()):  # real galaxies bring some of it along
         carried = (flux * bank.noise[which])[here] ** 2 * (value[inside] != 0)

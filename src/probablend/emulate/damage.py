@@ -15,10 +15,13 @@ from torch import Tensor
 if TYPE_CHECKING:
     from probablend.emulate.compose import SceneBatch
 
-__all__ = ["IGNORED", "damage", "tilt_sky"]
+__all__ = ["IGNORED", "damage", "seam", "tilt_sky"]
 
 IGNORED = -100  # class of pixels without truth
 _SKY_LEVEL, _SKY_SLOPE = 0.1, 0.15  # σ: of the level, and of what it changes across a scene
+
+# Seams: σ of what level and ln noise jump by, level of a band beside it, its strongest noise.
+_SEAM_LEVEL, _SEAM_NOISE, _BAND_LEVEL, _BAND_NOISE = 0.25, 0.15, 0.8, 3.0
 
 
 def tilt_sky(batch: "SceneBatch", *, fraction: float, generator: torch.Generator) -> "SceneBatch":
@@ -43,6 +46,48 @@ def tilt_sky(batch: "SceneBatch", *, fraction: float, generator: torch.Generator
     sky = sky + _SKY_SLOPE * (along_y[:, None, None] * y + along_x[:, None, None] * x)
     sky = torch.where(chosen[:, None, None], sky, 0.0)
     return replace(batch, image=batch.image + sky[:, None])
+
+
+def seam(batch: "SceneBatch", *, fraction: float, generator: torch.Generator) -> "SceneBatch":
+    """Join two parts of a mosaic in some scenes: sky level and noise jump, and nobody says so.
+
+    Parameters
+    ----------
+    batch : SceneBatch
+        The scenes.
+    fraction : float
+        Share of them.
+    generator : torch.Generator
+        On their device.
+
+    Returns
+    -------
+    SceneBatch
+        Along a row or a column level and noise change; on half of the seams a narrow band has
+        another level and noise still.
+    """
+    n, _, n_y, n_x = batch.image.shape
+    device = batch.image.device
+
+    def uniform() -> Tensor:
+        return torch.rand(n, 1, 1, generator=generator, device=device)
+
+    def normal() -> Tensor:
+        return torch.randn(n, 1, 1, generator=generator, device=device)
+
+    chosen, along_y = uniform() < fraction, uniform() < 0.5
+    y = torch.arange(n_y, device=device)[:, None].expand(n_y, n_x)
+    x = torch.arange(n_x, device=device).expand(n_y, n_x)
+    beyond = torch.where(along_y, y - n_y * uniform(), x - n_x * uniform())
+    banded, width = uniform() < 0.5, 1 + 7 * uniform()
+    band = banded & (beyond.abs() < width / 2)
+    level = torch.where(beyond > 0, _SEAM_LEVEL * normal(), 0.0)
+    level = torch.where(band, _BAND_LEVEL * normal(), level)
+    factor = torch.where(beyond > 0, (_SEAM_NOISE * normal()).exp(), 1.0)
+    factor = torch.where(band, (uniform() * math.log(_BAND_NOISE)).exp(), factor)
+    image, light = batch.image[:, 0], batch.noiseless
+    joined = light + (image - light) * factor + level
+    return replace(batch, image=torch.where(chosen, joined, image)[:, None])
 
 
 def damage(batch: "SceneBatch", *, fraction: float, generator: torch.Generator) -> "SceneBatch":

@@ -1,14 +1,35 @@
-"""Noise in an emulated exposure.
+"""Noise in an emulated exposure, white or correlated.
 
 A noiseless scene holds expected counts per pixel. :func:`add_noise` draws one exposure of
-it. The same generator state gives the same exposure, bit for bit.
+it. The same generator state gives the same exposure, bit for bit. :func:`correlate` turns white
+noise into that of an image that was drizzled or resampled.
 """
 
+from functools import cache
+
+import galsim
 import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from probablend.survey import Survey
 
-__all__ = ["add_noise", "noise_rms"]
+__all__ = [
+    "acs_kernel",
+    "add_noise",
+    "box_kernels",
+    "correlate",
+    "draw_kernels",
+    "gaussian_kernels",
+    "lanczos_kernels",
+    "noise_rms",
+]
+
+_REACH = 4  # pixels on each side of a kernel
+_GAUSSIAN_RANGE = (0.3, 1.0)  # σ, pixels
+_BOX_RANGE = (0.6, 2.0)  # side of a drop, pixels
+_FIR_TAPS = 40  # pixels around the middle of the correlation function that are looked at
 
 
 def noise_rms(scene: np.ndarray, survey: Survey) -> np.ndarray:
@@ -76,3 +97,121 @@ def add_noise(
     draw = generator.standard_normal(scene.shape, dtype=np.float32)
     missing = np.clip(noise_rms(scene, survey) ** 2 - carried_variance, 0, None)
     return (scene + np.sqrt(missing) * draw).astype(np.float32)
+
+
+def gaussian_kernels(width: Tensor) -> Tensor:
+    """Gaussians of σ = ``width`` pixels, (scene,) → (scene, y, x)."""
+    t = torch.arange(-_REACH, _REACH + 1, device=width.device, dtype=width.dtype)
+    line = torch.exp(-0.5 * (t / width[:, None]) ** 2)
+    return line[:, :, None] * line[:, None, :]
+
+
+def box_kernels(side: Tensor, shift: Tensor) -> Tensor:
+    """What drizzling leaves: square drops that fall into pixels.
+
+    Parameters
+    ----------
+    side : Tensor, shape (scene,)
+        Of a drop, pixels.
+    shift : Tensor, shape (scene, 2)
+        Where in a pixel it falls, (y, x), −0.5 to 0.5.
+
+    Returns
+    -------
+    Tensor, shape (scene, y, x)
+        The part of the drop in each pixel.
+    """
+    t = torch.arange(-_REACH, _REACH + 1, device=side.device, dtype=side.dtype)
+    half = side[:, None, None] / 2
+    low, high = shift[:, :, None] - half, shift[:, :, None] + half
+    part = (torch.minimum(t + 0.5, high) - torch.maximum(t - 0.5, low)).clamp(min=0)
+    return part[:, 0, :, None] * part[:, 1, None, :]
+
+
+def lanczos_kernels(shift: Tensor) -> Tensor:
+    """What interpolation with Lanczos-3 leaves, by a shift (y, x), (scene, 2) → (scene, y, x)."""
+    t = torch.arange(-_REACH, _REACH + 1, device=shift.device, dtype=shift.dtype)
+    t = t - shift[:, :, None]
+    line = torch.where(t.abs() < 3, torch.sinc(t) * torch.sinc(t / 3), 0.0)
+    return line[:, 0, :, None] * line[:, 1, None, :]
+
+
+@cache
+def acs_kernel() -> Tensor:
+    """What turns white noise into that of the drizzled ACS images of COSMOS, (y, x).
+
+    The symmetric square root of the correlation function that comes with GalSim, measured on
+    blank sky (Leauthaud et al. 2007, ApJS 172, 219; Mandelbaum et al. 2014, ApJS 212, 5).
+    """
+    noise = galsim.getCOSMOSNoise()
+    size = 2 * _FIR_TAPS + 1
+    image = galsim.Image(size, size, scale=0.03)
+    correlation = noise.drawImage(image).array.astype(float)
+    power = np.fft.rfft2(np.fft.ifftshift(correlation)).real.clip(min=0)
+    kernel = np.fft.fftshift(np.fft.irfft2(np.sqrt(power), s=correlation.shape))
+    inner = slice(_FIR_TAPS - _REACH, _FIR_TAPS + _REACH + 1)
+    return torch.from_numpy(kernel[inner, inner].astype(np.float32))
+
+
+def draw_kernels(n: int, *, generator: torch.Generator, device: torch.device | str) -> Tensor:
+    """Kernels of correlated noise as survey images have it.
+
+    A third each: Gaussians, as matching a PSF leaves them; what drizzling and resampling leave; the
+    ACS images of COSMOS.
+
+    Parameters
+    ----------
+    n : int
+        How many.
+    generator : torch.Generator
+        On the device.
+    device : torch.device or str
+        Where to.
+
+    Returns
+    -------
+    Tensor, shape (n, y, x)
+        For :func:`correlate`.
+    """
+    kind, width, side, *shift = torch.rand(5, n, generator=generator, device=device)
+    at = torch.stack(shift, dim=1) - 0.5
+
+    def between(low_high: tuple[float, float], u: Tensor) -> Tensor:
+        return low_high[0] + (low_high[1] - low_high[0]) * u
+
+    gaussian = gaussian_kernels(between(_GAUSSIAN_RANGE, width))
+    resampled = torch.where(
+        (side < 0.7)[:, None, None],
+        box_kernels(between(_BOX_RANGE, side / 0.7), at),
+        lanczos_kernels(at),
+    )
+    kernels = torch.where((kind < 2 / 3)[:, None, None], resampled, acs_kernel().to(device))
+    return torch.where((kind < 1 / 3)[:, None, None], gaussian, kernels)
+
+
+def correlate(noise: Tensor, kernels: Tensor) -> Tensor:
+    """Smooth white noise, and scale it to be as strong as before over a source.
+
+    Parameters
+    ----------
+    noise : Tensor, shape (scene, y, x)
+        White, of unit variance; it wraps around.
+    kernels : Tensor, shape (scene, k, k)
+        One for each; k odd.
+
+    Returns
+    -------
+    Tensor, shape (scene, y, x)
+        As strong as white noise under a Gaussian of σ = 1 pixel: the unit in which
+        :func:`~probablend.images.correlation_factor` counts.
+    """
+    n, reach = len(noise), kernels.shape[-1] // 2
+    t = torch.arange(-_REACH, _REACH + 1, device=noise.device, dtype=noise.dtype)
+    line = torch.exp(-0.5 * t**2)
+    source = (line[:, None] * line)[None, None]
+    # What is left of each under the source: Σ (kernel ∗ source)² over Σ source².
+    seen = F.conv2d(kernels[:, None], source, padding=2 * _REACH)
+    strength = (seen**2).sum(dim=(1, 2, 3)) / (source**2).sum()
+    kernels = kernels / strength.sqrt()[:, None, None]
+    padded = F.pad(noise[None], [reach] * 4, mode="circular")
+    return F.conv2d(padded, kernels[:, None], groups=n)[0]

@@ -1,14 +1,20 @@
 """The PSF of a survey, as a GalSim profile and as an image."""
 
+import re
+from pathlib import Path
+
 import galsim
 import numpy as np
+from astropy.io import fits
 from scipy.optimize import brentq
 
 from probablend.survey import Survey
 
-__all__ = ["psf_image", "psf_profile"]
+__all__ = ["psf_image", "psf_images_in", "psf_profile"]
 
 _FWHM_OF_SIGMA = 2.354820045
+_WHOLE = 0.6  # of its half side: beyond, the image of a PSF falls to zero at the border
+_FINER = 6  # points per pixel of the image of a PSF, to measure its width
 
 
 def psf_profile(survey: Survey) -> galsim.GSObject:
@@ -32,11 +38,67 @@ def psf_profile(survey: Survey) -> galsim.GSObject:
             psf = galsim.Moffat(beta=survey.psf_beta, fwhm=fwhm)
         case "kolmogorov":
             psf = galsim.Kolmogorov(fwhm=fwhm)
+        case "image":
+            psf = _from_image(survey.psf_file, fwhm)
         case _:
             psf = _airy(survey, fwhm)
     if survey.psf_g1 or survey.psf_g2:
         psf = psf.shear(g1=survey.psf_g1, g2=survey.psf_g2)
     return psf
+
+
+def psf_images_in(path: str | Path) -> list[str]:
+    """Names of all images of a FITS file, as :class:`~probablend.survey.Survey` takes them.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it holds no image.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"PSF file {path} does not exist")
+    try:
+        with fits.open(path) as hdus:
+            names = [f"{path}[{k}]" for k, hdu in enumerate(hdus)
+                     if hdu.is_image and hdu.header.get("NAXIS") == 2]  # fmt: skip
+    except OSError as error:
+        raise ValueError(f"{path} is not a FITS file: {error}") from error
+    if not names:
+        raise ValueError(f"{path} holds no two-dimensional image")
+    return names
+
+
+def _from_image(name: str, fwhm: float) -> galsim.GSObject:
+    """A PSF that was measured or modelled, stretched to ``fwhm`` (arcsec)."""
+    matched = re.fullmatch(r"(.*?)(?:\[(\d+)\])?", name)
+    assert matched is not None
+    path, extension = matched.groups()
+    known = psf_images_in(path)
+    wanted = known[0] if extension is None else f"{Path(path)}[{extension}]"
+    if wanted not in known:
+        raise ValueError(f"psf_file {name}: there is no image in extension {extension}")
+    image = np.asarray(fits.getdata(path, int(wanted[:-1].rsplit("[", 1)[1])), dtype=float)
+    if not (np.isfinite(image).all() and image.sum() > 0):
+        raise ValueError(f"psf_file {name} must hold finite numbers of positive sum")
+    # A pedestal, or wings that end at the border, would be a square around every bright star.
+    border = np.concatenate([image[[0, -1]].ravel(), image[:, [0, -1]].ravel()])
+    image = np.clip(image - np.median(border), 0, None)
+    y, x = np.indices(image.shape)
+    peak_y, peak_x = np.unravel_index(image.argmax(), image.shape)
+    reach = np.hypot(y - peak_y, x - peak_x) / (min(image.shape) / 2)
+    image *= 0.5 * (1 + np.cos(np.pi * np.clip((reach - _WHOLE) / (1 - _WHOLE), 0, 1)))
+    psf = galsim.InterpolatedImage(
+        galsim.Image(image, scale=1.0), x_interpolant="lanczos5", flux=1.0,
+        gsparams=galsim.GSParams(folding_threshold=1e-2),
+    )  # fmt: skip
+    # Of an image, the half-maximum width is that of the circle of the area above half.
+    n_y, n_x = (_FINER * n for n in image.shape)
+    fine = psf.drawImage(nx=n_x, ny=n_y, scale=1 / _FINER, method="no_pixel").array
+    width = 2 * np.sqrt((fine > 0.5 * fine.max()).sum() / np.pi) / _FINER
+    return psf.shift(-psf.centroid).dilate(fwhm / width)
 
 
 def _airy(survey: Survey, fwhm: float) -> galsim.GSObject:

@@ -1,5 +1,7 @@
 """Sources of isolated galaxies by name."""
 
+from pathlib import Path
+
 from probablend.data import DATASETS, dataset_folder, require
 from probablend.emulate.candels import CandelsGalaxies, has_their_pixels
 from probablend.emulate.cosmos import CosmosGalaxies
@@ -8,7 +10,7 @@ from probablend.emulate.stamps import Galaxies, Split
 from probablend.emulate.structured import StructuredGalaxies
 from probablend.survey import Survey
 
-__all__ = ["SOURCES", "default_source", "open_source"]
+__all__ = ["SOURCES", "default_source", "open_source", "split_sources"]
 
 SOURCES = ("parametric", "structured", "candels", "cosmos")
 
@@ -17,6 +19,21 @@ def default_source(survey: Survey) -> str:
     """``candels`` where these real galaxies are here and fit the survey, else ``parametric``."""
     real = dataset_folder("candels") is not None and has_their_pixels(survey)
     return "candels" if real else "parametric"
+
+
+def split_sources(name: str) -> list[str]:
+    """Sources that a mixture names, ``"structured+cosmos"``.
+
+    Parameters
+    ----------
+    name : str
+        Of a source, or of several with ``+`` between them; ``"all"`` is ``structured`` and every
+        real set that has been downloaded.
+    """
+    if name != "all":
+        return name.split("+")
+    real = [key for key in ("candels", "cosmos") if dataset_folder(key) is not None]
+    return ["structured", *real]
 
 
 def open_source(
@@ -35,6 +52,7 @@ def open_source(
     ----------
     name : {"parametric", "structured", "candels", "cosmos"}
         ``candels`` and ``cosmos`` need their data: ``probablend data get NAME``.
+        ``cosmos:FILE`` is any other catalogue that GalSim's ``RealGalaxyCatalog`` reads.
     survey : Survey
         What the stamps are drawn for.
     split : {"train", "validation", "test"}
@@ -69,5 +87,7 @@ def open_source(
         case "cosmos":
             catalog = require("cosmos") / DATASETS["cosmos"].files[0]
             return CosmosGalaxies(survey, catalog, split, n_stars=n_stars)
+        case _ if name.startswith("cosmos:"):
+            return CosmosGalaxies(survey, Path(name.partition(":")[2]), split, n_stars=n_stars)
         case _:
             raise ValueError(f"source must be one of {', '.join(SOURCES)}; got {name!r}")

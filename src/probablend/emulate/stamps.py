@@ -120,10 +120,13 @@ def draw_stamp(
     """
     level = _BORDER_LEVEL * survey.sky_rms / oversample**2
     sides = np.array(_SIDES)
-    largest = int(np.searchsorted(sides, profile.getGoodImageSize(survey.scale)))
-    # GalSim's own size sets the cost of the Fourier transform: draw that, keep what is needed.
-    n = int(sides[min(largest, len(sides) - 1)]) * oversample
-    image = profile.drawImage(nx=n, ny=n, scale=survey.scale / oversample).array
+    # GalSim's own size holds 99 % of the light and sets the cost of the Fourier transform: draw
+    # that, more where the light at its border is not lost in the noise, and keep what is needed.
+    first = int(np.searchsorted(sides, profile.getGoodImageSize(survey.scale)))
+    for n in oversample * sides[min(first, len(sides) - 1) :].tolist():
+        image = profile.drawImage(nx=n, ny=n, scale=survey.scale / oversample).array
+        if _border(image, 0) < level:
+            break
     for side in sides * oversample:
         edge = (n - side) // 2
         if side >= n or _border(image, edge) < level:
