@@ -45,7 +45,7 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "size": arguments.size,
         "fields": fields,
-        "training": measure_training(arguments.steps)["phases"] if arguments.steps else {},
+        "training": measure_training("field", arguments.steps)[1] if arguments.steps else {},
     }
     arguments.output.write_text(json.dumps(report, indent=2) + "\n")
     arguments.output.with_suffix(".md").write_text(table(report))

@@ -429,6 +429,30 @@ def test_measure_writes_a_row_per_position(run, image, field_weights, scene, tmp
     assert [p.name for p in out.parent.iterdir()] == ["measured.ecsv"]
 
 
+def test_measure_and_inject_take_weights_and_the_bits_of_a_mask(
+    run, image, field_weights, scene, tmp_path
+):
+    weight = np.full(scene.image.shape, scene.rms**-2, np.float32)
+    weight[:, :50] = 0  # missing
+    flags = np.zeros(scene.image.shape, np.int16)
+    flags[:40], flags[-40:] = 4, 8
+    fits.writeto(tmp_path / "weight.fits", weight)
+    fits.writeto(tmp_path / "flags.fits", flags)
+    noise = ["--weight", tmp_path / "weight.fits", "--mask", tmp_path / "flags.fits"]
+    noise += ["--flag-bits", 4, "--model", field_weights, "--psf-fwhm", 1.7, "--background", "none"]
+    n_y = scene.image.shape[0]
+    (tmp_path / "mine.csv").write_text(f"x,y\n20,100\n100,20\n100,{n_y - 20}\n100,100\n")
+    out = tmp_path / "m.ecsv"
+    assert run("measure", image, "--positions", tmp_path / "mine.csv", *noise, "-o", out)[0] == 0
+    assert np.isfinite(Table.read(out)["flux"]).tolist() == [False, False, True, True]
+    code, *_ = run("evaluate", "inject", image, *noise, "-n", 6, "--pixel-scale", 0.1,
+                   "--zeropoint", 25, "-o", tmp_path / "inject")  # fmt: skip
+    assert code == 0
+    injected = Table.read(tmp_path / "inject" / "injected.fits")
+    assert (injected["x"] > 49).all()
+    assert (injected["y"] > 39).all()
+
+
 @pytest.mark.parametrize(
     ("text", "options", "sentence"),
     [

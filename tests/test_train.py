@@ -310,7 +310,7 @@ def test_a_training_begins_with_the_one_that_it_names(tmp_path, monkeypatch):
         torch.testing.assert_close(value, b.state_dict()[key])
     with pytest.raises(ValueError, match=r"train first\.toml first"):
         train(replace(second, optimizer=OptimizerConfig(n_batches=2)), tmp_path / "x", devices=2)
-    with pytest.raises(FileNotFoundError, match="other.toml does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"other\.toml does not exist"):
         train(replace(second, start_from="other.toml"), tmp_path / "y")
 
 

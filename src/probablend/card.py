@@ -60,7 +60,7 @@ def plot_footprint_probability(draws: Ellipses, shape_yx: tuple[int, int], ax: A
     ax : Axes
         Where to draw.
     """
-    _, index, _ = draws.pixels(shape_yx)
+    _, index = draws.pixels(shape_yx)
     count = np.bincount(index, minlength=shape_yx[0] * shape_yx[1])
     return plot_probability(count.reshape(shape_yx) / len(draws), ax)
 

@@ -75,6 +75,11 @@ Model = Annotated[str, typer.Option(help="Name of shipped weights or a .safetens
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 Extension = Annotated[str | None, typer.Option(help="FITS extension, number or name.")]
 Rms = Annotated[str | None, typer.Option(help="Noise per pixel: a number, FILE or FILE[EXT].")]
+Weight = Annotated[
+    str | None, typer.Option(help="Inverse variance, FILE or FILE[EXT]; zero = missing.")
+]
+Variance = Annotated[str | None, typer.Option(help="Variance, FILE or FILE[EXT]; zero = missing.")]
+FlagBits = Annotated[int, typer.Option(help="Bits of --mask that count; -1 = any.")]
 Mask = Annotated[str | None, typer.Option(help="FILE or FILE[EXT], non-zero = do not use.")]
 Background = Annotated[str, typer.Option(help="auto, subtract or none.")]
 PsfFwhm = Annotated[
@@ -208,13 +213,9 @@ def segment_command(
     keep_samples: Annotated[
         bool, typer.Option("--keep-samples", help="Write samples.fits too.")
     ] = False,
-    weight: Annotated[
-        str | None, typer.Option(help="Inverse variance, FILE or FILE[EXT]; zero = missing.")
-    ] = None,
-    variance: Annotated[
-        str | None, typer.Option(help="Variance, FILE or FILE[EXT]; zero = missing.")
-    ] = None,
-    flag_bits: Annotated[int, typer.Option(help="Bits of --mask that count; -1 = any.")] = -1,
+    weight: Weight = None,
+    variance: Variance = None,
+    flag_bits: FlagBits = -1,
     cutouts: Annotated[
         Path | None,
         typer.Option(help="Catalogue of positions: look only around them; no maps."),
@@ -232,7 +233,7 @@ def segment_command(
 ) -> None:
     """Segment images: probability maps, a catalogue with posteriors and a quicklook.
 
-    An image of more than 9.4 Mpx is processed block by block, in memory that does not grow with it;
+    An image of more than 6.6 Mpx is processed block by block, in memory that does not grow with it;
     a run that was killed goes on with --resume. Of several images each gets a folder of its own,
     and in --rms, --weight, --variance, --mask and --psf-fwhm {} stands for the image without its
     ending.
@@ -425,6 +426,9 @@ def measure_command(
     ext: Extension = None,
     rms: Rms = None,
     mask: Mask = None,
+    weight: Weight = None,
+    variance: Variance = None,
+    flag_bits: FlagBits = -1,
     background: Background = "auto",
     samples: Samples = 16,
     seed: Seed = 0,
@@ -452,7 +456,7 @@ def measure_command(
         raise FileExistsError(f"{output} exists already: --overwrite replaces it")
     check_output(output.parent, overwrite=True)
     table = read_positions(positions)
-    data, noise, bad = _read_inputs(image, ext, rms, mask)
+    data, noise, bad = _read_inputs(image, ext, rms, mask, weight, variance, flag_bits)
     result = measure(
         data, table, rms=noise, mask=bad, background=background, n_samples=samples, seed=seed,
         model=model, device=device, psf_fwhm=_number_or_map(psf_fwhm), zeropoint=zeropoint,
@@ -572,7 +576,7 @@ def demo_command(
 
 @app.command("train")
 def train_command(
-    config: Annotated[Path, typer.Argument(help="TOML file.")],
+    config: Annotated[Path, typer.Argument(help="TOML file, or the name of a shipped one.")],
     output: OutputDir = Path("runs"),
     device: Device = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
@@ -583,13 +587,13 @@ def train_command(
 
     Example: probablend train euclid-vis.toml -o runs/euclid-vis
     """
-    from probablend.config import read_train_config
+    from probablend.config import find_config, read_train_config
     from probablend.train import train
 
+    settings = read_train_config(find_config(config))
     best = train(
-        read_train_config(config), output, device=device, resume=resume, devices=devices,
-        num_nodes=num_nodes,
-    )  # fmt: skip
+        settings, output, device=device, resume=resume, devices=devices, num_nodes=num_nodes
+    )
     out.print(f"best weights: {best}")
 
 
@@ -906,6 +910,9 @@ def evaluate_inject_command(
     ext: Extension = None,
     rms: Rms = None,
     mask: Mask = None,
+    weight: Weight = None,
+    variance: Variance = None,
+    flag_bits: FlagBits = -1,
     background: Background = "auto",
     n: Annotated[int, typer.Option("-n", "--n", help="Galaxies to inject.", min=1)] = 400,
     companions: Annotated[float, typer.Option(help="Share put beside real sources.")] = 0.5,
@@ -929,7 +936,7 @@ def evaluate_inject_command(
 
     if (output / "inject.json").exists() and not overwrite:
         raise FileExistsError(f"{output} holds a test already: --overwrite replaces it")
-    data, noise, bad = _read_inputs(image, ext, rms, mask)
+    data, noise, bad = _read_inputs(image, ext, rms, mask, weight, variance, flag_bits)
     config = InjectionConfig(n=n, companions=companions, seed=seed)
     with _method_bars() as show:
         report = inject(

@@ -3,7 +3,6 @@ from dataclasses import replace
 import astropy.units as u
 import numpy as np
 import pytest
-
 from astropy.io import fits
 
 from probablend.emulate.psf import psf_image, psf_images_in, psf_profile

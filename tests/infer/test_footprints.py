@@ -18,7 +18,8 @@ def ellipses(*rows):
 
 def test_an_ellipse_has_the_area_and_the_moments_it_is_named_for():
     one = ellipses((60.3, 70.8, 22.0, 0.4, -0.5))
-    _, index, rho = one.pixels((128, 160))
+    source, index = one.pixels((128, 160))
+    rho = one.depth(source, index, 160)
     y, x = np.divmod(index, 160)
     assert len(index) == pytest.approx(np.pi * 22**2, rel=0.01)
     yy, xx = ((y - 60.3) ** 2).mean(), ((x - 70.8) ** 2).mean()
@@ -36,7 +37,7 @@ def test_an_ellipse_has_the_area_and_the_moments_it_is_named_for():
 
 
 def test_a_tiny_source_keeps_the_pixel_of_its_centre():
-    source, index, _ = ellipses((3.4, 4.4, 0.1, 0, 0), (0.0, 0.0, 0.2, 0.9, 0)).pixels((8, 9))
+    source, index = ellipses((3.4, 4.4, 0.1, 0, 0), (0.0, 0.0, 0.2, 0.9, 0)).pixels((8, 9))
     assert source.tolist() == [0, 1]
     assert index.tolist() == [3 * 9 + 4, 0]
 
@@ -45,9 +46,9 @@ def test_pixels_are_those_of_each_source_alone():
     rng = np.random.default_rng(0)
     rows = np.column_stack([rng.uniform(-3, 43, (20, 2)), rng.uniform(0.5, 9, 20),
                             rng.uniform(-0.6, 0.6, (20, 2))])  # fmt: skip
-    source, index, _ = ellipses(*rows).pixels((40, 40))
+    source, index = ellipses(*rows).pixels((40, 40))
     for k, row in enumerate(rows):
-        _, alone, _ = ellipses(row).pixels((40, 40))
+        _, alone = ellipses(row).pixels((40, 40))
         assert set(index[source == k]) == set(alone)
 
 
@@ -113,3 +114,33 @@ def test_footprints_overlap_in_the_draws_in_which_they_share_a_pixel():
     ]
     np.testing.assert_allclose(overlap_share(draws, (40, 40)), [0.5, 0.5, 0.0])
     assert overlap_share([ellipses((1, 1, 1, 0, 0))], (3, 3)).tolist() == [0]
+
+
+def test_rows_of_an_ellipse_are_the_pixels_inside():
+    """Against the radius of every pixel of the image, one ellipse after the other."""
+    rng = np.random.default_rng(8)
+    n_y, n_x = 45, 60
+    for _ in range(300):
+        e = rng.uniform(0, 0.95) * np.exp(1j * rng.uniform(0, 2 * np.pi))
+        one = ellipses(
+            (
+                rng.uniform(-4, n_y + 3),
+                rng.uniform(-4, n_x + 3),
+                rng.uniform(0.1, 25),
+                e.real,
+                e.imag,
+            )
+        )
+        reach = rng.choice([1.0, 2.0])
+        source, index = one.pixels((n_y, n_x), reach=reach)
+        everywhere = np.arange(n_y * n_x)
+        rho = one.depth(np.zeros_like(everywhere), everywhere, n_x)
+        inside = rho <= reach
+        centre = np.floor([one.y[0] + 0.5, one.x[0] + 0.5]).astype(int)
+        if (centre >= 0).all() and (centre < [n_y, n_x]).all():
+            inside[centre[0] * n_x + centre[1]] = True
+        assert not source.any()
+        # A pixel on the rim may fall on either side by rounding.
+        unlike = np.setxor1d(index, everywhere[inside])
+        assert np.abs(rho[unlike] - reach).max(initial=0) < 1e-5
+        assert (np.diff(index) > 0).all()

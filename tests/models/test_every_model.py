@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from probablend.models import MODELS, build_model
-from probablend.models.distribution import SegmentationNetwork
+from probablend.models.distribution import SegmentationDistribution, SegmentationNetwork
 
 SMALL = {
     "field": {"context": 12, "flow_hidden": [16], "head_width": 6, "n_draws": 2},
@@ -103,3 +103,22 @@ def test_more_draws_blend_as_often_as_the_probabilities_say(network):
         count[y, x] += 1
     seen = p_blend > 0.01
     np.testing.assert_allclose((count / 1500)[seen], p_blend[seen], atol=0.07)
+
+
+@torch.inference_mode()
+def test_drawing_a_part_at_once_is_drawing_it_map_by_map(network):
+    stride = network.config.stride
+    n = 6 * stride + stride // 2
+    image = 4 * torch.randn(1, 1, n, n, generator=torch.Generator().manual_seed(3))
+    distribution = network(image, sliding=True).at((4 * stride, 2 * stride))
+    inner = (slice(stride, n - 1), slice(2 * stride, n))
+    drawn = distribution.draw(3, 4, inner=inner, seed=5)
+    slow = SegmentationDistribution.draw(distribution, 3, 4, inner=inner, seed=5)
+    np.testing.assert_allclose(drawn.mean, slow.mean, atol=1e-6)
+    assert drawn.samples.dtype == np.uint8
+    # One pixel in a million lies so close to a limit that rounding decides.
+    assert (drawn.samples != slow.samples).mean() < 1e-3
+    assert len(drawn.blends) == len(slow.blends) == 12
+    for (y, x), (v, u) in zip(drawn.blends, slow.blends, strict=True):
+        assert len({*zip(y.tolist(), x.tolist(), strict=True)}
+                   ^ {*zip(v.tolist(), u.tolist(), strict=True)}) <= 1  # fmt: skip

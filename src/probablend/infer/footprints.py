@@ -10,7 +10,6 @@ from probablend.models.source import PARAMETERS
 
 __all__ = ["Ellipses", "blended_share", "group_sources", "label_sources", "overlap_share"]
 
-_BOX_PIXELS = 1_000_000  # of boxes looked at together
 _REACH = 2.0  # a label reaches this many footprint radii
 
 
@@ -94,7 +93,7 @@ class Ellipses:
 
     def pixels(
         self, shape_yx: tuple[int, int], *, reach: float = 1.0
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Pixels inside ``reach`` times each ellipse; that of the centre always is.
 
         Parameters
@@ -110,46 +109,43 @@ class Ellipses:
             Ascending.
         index : ndarray of int, shape (pixel,)
             Flat index into the image.
-        rho : ndarray, shape (pixel,)
-            Elliptical radius, 1 on the ellipse.
         """
-        low_y, high_y, low_x, high_x = self.boxes(shape_yx, reach)
-        wide = np.maximum(high_x - low_x, 0)
-        n_each = np.maximum(high_y - low_y, 0) * wide
-        # A few sources at a time: the boxes of all of a large image would not fit in memory.
-        part = np.cumsum(n_each) // _BOX_PIXELS
-        ends = [*np.flatnonzero(np.diff(part)) + 1, len(self)]
-        found = []
-        for first, last in zip([0, *ends], ends, strict=False):
-            some = np.arange(first, last)
-            found.append(self._pixels(some, n_each, wide, low_y, low_x, shape_yx[1], reach))
-        return tuple(np.concatenate(parts) for parts in zip(*found, strict=True))  # type: ignore[return-value]
+        n_x = shape_yx[1]
+        low, high, left, right = self.boxes(shape_yx, reach)
+        # Row by row of each ellipse: where it begins and where it ends.
+        n_rows = np.where(right > left, np.maximum(high - low, 0), 0)
+        owner = np.repeat(np.arange(len(self)), n_rows)
+        row = np.arange(len(owner)) - np.repeat(np.cumsum(n_rows) - n_rows - low, n_rows)
+        e1, e2, y, x = self.e1[owner], self.e2[owner], self.y[owner], self.x[owner]
+        radius = reach * np.maximum(self.radius[owner], 1e-3)
+        # (1 − e1) dx² − 2 e2 dx dy + (1 + e1) dy² = r² √(1 − e²), solved for dx.
+        limit = radius**2 * np.sqrt(np.clip(1 - e1**2 - e2**2, 1e-6, None))
+        dy, steep = row - y, np.maximum(1 - e1, 1e-6)
+        root = (e2 * dy) ** 2 - steep * ((1 + e1) * dy**2 - limit)
+        half, middle = np.sqrt(np.maximum(root, 0)) / steep, x + e2 * dy / steep
+        first, last = np.ceil(middle - half).astype(np.int64), np.floor(middle + half)
+        last = last.astype(np.int64)
+        last[root < 0] = first[root < 0] - 1
+        centre = np.floor(x + 0.5).astype(np.int64)
+        here = row == np.floor(y + 0.5).astype(np.int64)
+        empty = here & (last < first)
+        first = np.where(here, np.minimum(np.where(empty, centre, first), centre), first)
+        last = np.where(here, np.maximum(np.where(empty, centre, last), centre), last)
+        first, last = np.maximum(first, 0), np.minimum(last, n_x - 1)
+        n_each = np.maximum(last - first + 1, 0)
+        begin = np.repeat(np.cumsum(n_each) - n_each - first - row * n_x, n_each)
+        return np.repeat(owner, n_each), np.arange(len(begin)) - begin
 
-    def _pixels(
-        self,
-        some: np.ndarray,
-        n_each: np.ndarray,
-        wide: np.ndarray,
-        low_y: np.ndarray,
-        low_x: np.ndarray,
-        n_x: int,
-        reach: float,
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        n_each = n_each[some]
-        source = np.repeat(some, n_each)
-        local = np.arange(len(source)) - np.repeat(np.cumsum(n_each) - n_each, n_each)
-        row = local // wide[source] + low_y[source]
-        column = local % wide[source] + low_x[source]
+    def depth(self, source: np.ndarray, index: np.ndarray, n_x: int) -> np.ndarray:
+        """Elliptical radius of pixels in their source's ellipse, 1 on its rim; float32."""
+        row, column = np.divmod(index, n_x)
         dy, dx = row - self.y[source], column - self.x[source]
         # dᵀ M⁻¹ d with M = r² / √(1 − e²) · [[1 + e1, e2], [e2, 1 − e1]] over (x, y).
         e1, e2 = self.e1[source], self.e2[source]
         rest = np.sqrt(np.clip(1 - e1**2 - e2**2, 1e-6, None))
         square = ((1 - e1) * dx**2 + (1 + e1) * dy**2 - 2 * e2 * dx * dy) / rest
         rho = np.sqrt(np.maximum(square, 0)) / np.maximum(self.radius[source], 1e-3)
-        centre = row == np.floor(self.y + 0.5).astype(np.int64)[source]
-        centre &= column == np.floor(self.x + 0.5).astype(np.int64)[source]
-        keep = (rho <= reach) | centre
-        return source[keep], (row * n_x + column)[keep], rho[keep].astype(np.float32)
+        return rho.astype(np.float32)
 
 
 def label_sources(ellipses: Ellipses, p_galaxy: np.ndarray) -> np.ndarray:
@@ -171,7 +167,8 @@ def label_sources(ellipses: Ellipses, p_galaxy: np.ndarray) -> np.ndarray:
     """
     n_y, n_x = p_galaxy.shape
     labels = np.zeros((n_y, n_x), dtype=np.int32)
-    source, index, rho = ellipses.pixels((n_y, n_x), reach=_REACH)
+    source, index = ellipses.pixels((n_y, n_x), reach=_REACH)
+    rho = ellipses.depth(source, index, n_x)
     order = np.argsort(-rho, kind="stable")  # the last to write is the deepest
     flat = labels.ravel()
     flat[index[order]] = source[order] + 1
@@ -226,7 +223,7 @@ def blended_share(
     """
     if not len(ellipses):
         return np.zeros(0)
-    source, index, _ = ellipses.pixels(shape_yx)
+    source, index = ellipses.pixels(shape_yx)
     blended = np.zeros(shape_yx[0] * shape_yx[1], dtype=bool)
     n_blended = np.zeros(len(ellipses))
     for y, x in draws:
@@ -255,7 +252,7 @@ def overlap_share(drawn: Sequence[Ellipses], shape_yx: tuple[int, int]) -> np.nd
     if not len(share):
         return share
     for one in drawn:
-        source, index, _ = one.pixels(shape_yx)
+        source, index = one.pixels(shape_yx)
         count = np.bincount(index, minlength=1)
         share += np.bincount(source[count[index] > 1], minlength=len(share)) > 0
     return share / len(drawn)
@@ -265,7 +262,7 @@ def group_sources(ellipses: Ellipses, shape_yx: tuple[int, int]) -> np.ndarray:
     """Sources whose footprints touch: the number, from 0, of the first source of each group."""
     if not len(ellipses):
         return np.zeros(0, dtype=np.int64)
-    source, index, _ = ellipses.pixels(shape_yx)
+    source, index = ellipses.pixels(shape_yx)
     covered = np.zeros(shape_yx, dtype=bool)
     covered.ravel()[index] = True
     regions, n_regions = ndimage.label(covered, structure=np.ones((3, 3)))

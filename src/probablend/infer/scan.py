@@ -4,8 +4,10 @@ A tile reads a halo as wide as the network's reach and answers for its core, so 
 result does not depend on the tiling. Every source belongs to the tile in whose core it lies.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from probablend.emulate.classes import PixelClass
 from probablend.infer.tiles import WHOLE, Tile, Window, cover
-from probablend.models.distribution import SegmentationNetwork
+from probablend.models.distribution import Drawn, SegmentationNetwork
 from probablend.models.field import FieldDistribution
 
 __all__ = ["DRAWS_PER_SAMPLE", "Found", "Scan", "scan_image"]
@@ -133,37 +135,34 @@ def scan_image(
     sliding = max(signal.shape) > network.config.patch_size
     if not sliding:  # one latent for the whole image: one tile
         tile_size = max(signal.shape)
-    done = 0
-    found = []
-    for tile in cover(
-        signal.shape, core=tile_size, halo=network.halo, stride=network.config.stride
-    ):
+    tiles = list(
+        cover(
+            signal.shape, core=tile_size, halo=network.halo, stride=network.config.stride, even=True
+        )
+    )
+
+    def look(tile: Tile) -> tuple[Drawn, Found | None]:
         image = torch.from_numpy(signal[tile.outer].copy())[None, None]
         image = image.to(device=device, memory_format=torch.channels_last)
         width = psf_fwhm[tile.outer] if isinstance(psf_fwhm, np.ndarray) else psf_fwhm
         fwhm = torch.tensor(width, dtype=torch.float32, device=device)[None]
         distribution = network(image, sliding=sliding, psf_fwhm=fwhm)
         distribution = distribution.at(_in_image(tile.origin_yx, window))
-        mean = torch.zeros((), device=device)
-        first = (tile.core[0].start, tile.core[1].start)
-        core = replace(distribution, origin_yx=_in_image(first, window))
-        for k, (probabilities, classes) in enumerate(distribution.draws(n_samples, seed=seed)):
-            inner = probabilities[0][(slice(None), *tile.inner)]
-            mean = mean + inner
-            drawn = classes[0][tile.inner].cpu().numpy()
-            samples[(k, *tile.core)] = drawn
-            maps = [np.nonzero(drawn == PixelClass.BLEND)]
-            maps += core.more_blends(
-                inner[PixelClass.BLEND].cpu().numpy(), k, DRAWS_PER_SAMPLE - 1, seed=seed
-            )
-            for j, (y, x) in enumerate(maps):
-                here = np.stack([y + tile.core[0].start, x + tile.core[1].start])
-                blends[k * DRAWS_PER_SAMPLE + j].append(here)
-        marginal = (mean / n_samples).cpu().numpy()
-        p_galaxy[tile.core] = 1 - marginal[PixelClass.SKY]
-        p_blend[tile.core] = marginal[PixelClass.BLEND]
+        drawn = distribution.draw(n_samples, DRAWS_PER_SAMPLE, inner=tile.inner, seed=seed)
         if isinstance(distribution, FieldDistribution):
-            found.append(_sources(distribution, tile, positions))
+            return drawn, _sources(distribution, tile, positions)
+        return drawn, None
+
+    done = 0
+    found = []
+    for tile, (drawn, here) in zip(tiles, _side_by_side(look, tiles, device), strict=True):
+        for known, (y, x) in zip(blends, drawn.blends, strict=True):
+            known.append(np.stack([y + tile.core[0].start, x + tile.core[1].start]))
+        samples[(slice(None), *tile.core)] = drawn.samples
+        p_galaxy[tile.core] = 1 - drawn.mean[PixelClass.SKY]
+        p_blend[tile.core] = drawn.mean[PixelClass.BLEND]
+        if here is not None:
+            found.append(here)
         done += p_galaxy[tile.core].size
         if progress:
             progress(done, signal.size)
@@ -176,6 +175,37 @@ def scan_image(
         draws=draws,
         found=_in_order(found) if found else None,
     )
+
+
+def _side_by_side(
+    look: Callable[[Tile], tuple[Drawn, Found | None]], tiles: list[Tile], device: torch.device
+) -> Iterator[tuple[Drawn, Found | None]]:
+    """What is seen in each tile, in order; on the CPU, as many at a time as there are threads.
+
+    Drawing is many small steps, which one thread takes as fast as several: tiles side by side keep
+    all of them busy, and every sum has the same order for any number of threads.
+    """
+    n_threads = torch.get_num_threads()
+    if device.type != "cpu" or len(tiles) == 1 or n_threads == 1:
+        yield from map(look, tiles)
+        return
+
+    @torch.inference_mode()
+    def alone(tile: Tile) -> tuple[Drawn, Found | None]:
+        torch.set_num_threads(1)  # of this worker
+        return look(tile)
+
+    try:
+        with ThreadPoolExecutor(n_threads) as pool:
+            waiting: deque[Future[tuple[Drawn, Found | None]]] = deque()
+            for tile in tiles:  # no more at a time than are worked on: memory
+                waiting.append(pool.submit(alone, tile))
+                if len(waiting) > n_threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+    finally:
+        torch.set_num_threads(n_threads)
 
 
 def _in_image(pixel: tuple[int, int], window: Window) -> tuple[int, int]:

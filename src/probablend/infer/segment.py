@@ -61,7 +61,7 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 DEFAULT_MODEL = "field"
-_TILE = 512  # side of a tile's core, pixels
+_TILE = 1040  # side of a tile's core, pixels
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,7 +39,7 @@ __all__ = [
 SOURCE_STREAM = 2  # of the random numbers; 0 and 1 are those of the class maps
 N_DRAWS = 128  # of each source; the catalogue's quantiles come from them
 _MAX_RADIUS = 300.0  # pixels, of a footprint: what is larger was never learnt
-_CHUNK = 256  # sources drawn at once
+_CHUNK = 256
 _SLACK = 1.1  # how far beyond the range of the training is still within
 _TOUCH = 1.15  # blended pixels this far out, in footprint radii, still are the source's
 N_OVERLAP = 32  # joint draws in which overlaps are counted
@@ -150,7 +150,7 @@ class Measured:
         The probability that a pixel belongs to the footprint is the share of the posterior
         draws whose ellipse holds it. Footprints of different sources may overlap.
         """
-        _, index, _ = Ellipses.of(self.draws[:, k], self.origin[k]).pixels(shape_yx)
+        _, index = Ellipses.of(self.draws[:, k], self.origin[k]).pixels(shape_yx)
         inside, counts = np.unique(index, return_counts=True)
         share = counts / len(self.draws)
         if not len(inside):
@@ -349,7 +349,7 @@ def _flags(
     flags = np.zeros(len(ellipses), dtype=np.int32)
     if not len(ellipses):
         return flags
-    source, index, _ = ellipses.pixels((n_y, n_x))
+    source, index = ellipses.pixels((n_y, n_x))
 
     def mark(pixels: np.ndarray, flag: Flag) -> None:
         flags[np.unique(source[pixels.ravel()[index]])] |= flag

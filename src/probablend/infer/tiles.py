@@ -62,7 +62,9 @@ class Tile:
         )
 
 
-def cover(shape_yx: tuple[int, int], *, core: int, halo: int, stride: int) -> Iterator[Tile]:
+def cover(
+    shape_yx: tuple[int, int], *, core: int, halo: int, stride: int, even: bool = False
+) -> Iterator[Tile]:
     """Tiles that cover an image.
 
     Parameters
@@ -75,6 +77,8 @@ def cover(shape_yx: tuple[int, int], *, core: int, halo: int, stride: int) -> It
         Width of the margin, pixels; rounded up to the stride.
     stride : int
         Every tile starts at a multiple of it.
+    even : bool
+        Whether cores are as large as each other rather than as large as they may be.
 
     Yields
     ------
@@ -85,10 +89,12 @@ def cover(shape_yx: tuple[int, int], *, core: int, halo: int, stride: int) -> It
     halo = -(-halo // stride) * stride
 
     def along(n: int) -> list[tuple[slice, slice]]:
-        starts = range(0, n, core)
+        side = core
+        if even:
+            side = -(-n // (-(-n // core) * stride)) * stride
         return [
-            (slice(s, min(s + core, n)), slice(max(0, s - halo), min(s + core + halo, n)))
-            for s in starts
+            (slice(s, min(s + side, n)), slice(max(0, s - halo), min(s + side + halo, n)))
+            for s in range(0, n, side)
         ]
 
     for core_y, outer_y in along(shape_yx[0]):

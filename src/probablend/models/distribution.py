@@ -10,14 +10,34 @@ import torch
 from scipy.special import ndtr
 from torch import Tensor
 
+from probablend.emulate.classes import PixelClass
 from probablend.models.fields import gaussian_field, gaussian_points
 from probablend.models.network import Network
 
-__all__ = ["SegmentationDistribution", "SegmentationNetwork", "check_number"]
+__all__ = ["Drawn", "SegmentationDistribution", "SegmentationNetwork", "check_number"]
 
 # Streams of the random fields of one sample.
 LATENT_STREAM, PIXEL_STREAM = 0, 1
-_NEGLIGIBLE = 1e-3
+NEGLIGIBLE = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """What was drawn of one image, or of a part of it.
+
+    Parameters
+    ----------
+    mean : ndarray, shape (class, y, x), float32
+        Marginal probabilities: means over the draws of the latent.
+    samples : ndarray of uint8, shape (sample, y, x)
+        A class map of each of them.
+    blends : list of (y, x)
+        Blended pixels of these and of further class maps, those of one draw together.
+    """
+
+    mean: np.ndarray
+    samples: np.ndarray
+    blends: list[tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +96,35 @@ class SegmentationDistribution(ABC):
             probabilities = self.sample_logits(sample, seed=seed).softmax(dim=1)
             yield probabilities, self._draw_classes(probabilities, sample, seed)
 
+    def draw(self, n: int, n_maps: int, *, inner: tuple[slice, slice], seed: int = 0) -> Drawn:
+        """Draw from the distribution over one image: samples, means and where blends are.
+
+        Parameters
+        ----------
+        n : int
+            Draws of the latent.
+        n_maps : int
+            Class maps for each of them.
+        inner : tuple of slice
+            Part of the image that is wanted, (y, x).
+        seed : int
+            As in :meth:`draws`.
+        """
+        first = inner[0].start, inner[1].start
+        here = (self.origin_yx[0] + first[0], self.origin_yx[1] + first[1])
+        part = replace(self, origin_yx=here)
+        means, samples, blends = [], [], []
+        for k, (probabilities, classes) in enumerate(self.draws(n, seed=seed)):
+            core = probabilities[0][(slice(None), *inner)]
+            means.append(core)
+            samples.append(classes[0][inner].cpu().numpy())
+            y, x = np.nonzero(samples[-1] == PixelClass.BLEND)
+            blends.append((y, x))
+            p_blend = core[PixelClass.BLEND].cpu().numpy()
+            blends += part.more_blends(p_blend, k, n_maps - 1, seed=seed)
+        mean = (sum(means) / n).cpu().numpy()  # type: ignore[union-attr]
+        return Drawn(mean=mean, samples=np.stack(samples), blends=blends)
+
     def _draw_classes(self, probabilities: Tensor, sample: int, seed: int) -> Tensor:
         fields = [
             gaussian_field(
@@ -110,7 +159,7 @@ class SegmentationDistribution(ABC):
             Pixels of each map, counted from the first pixel of ``p_blend``, which lies at
             ``origin_yx``. Pixels of less than a thousandth are never drawn.
         """
-        y, x = np.nonzero(p_blend > _NEGLIGIBLE)
+        y, x = np.nonzero(p_blend > NEGLIGIBLE)
         p = p_blend[y, x]
         maps = []
         for k in range(1, n + 1):

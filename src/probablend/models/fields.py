@@ -7,6 +7,7 @@ variance everywhere.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -136,11 +137,16 @@ def gaussian_fields(
     -------
     Tensor, shape (field, y, x), float32
     """
-    (along_y, rows), (along_x, columns) = (
-        _spline_matrix(n, spacing, first) for n, first in zip(shape_yx, origin_yx, strict=True)
-    )
-    noise = np.stack([lattice_normals(key, rows, columns) for key in keys])
-    return along_y @ (torch.from_numpy(noise) @ along_x.T)
+    (n_y, n_x), (first_y, first_x) = shape_yx, origin_yx
+    along_x, columns = _spline_matrix(n_x, spacing, first_x)
+    # Rows: the lattice and its weights repeat, so whole intervals are made and then cut.
+    low, high = first_y // spacing, (first_y + n_y - 1) // spacing + 1
+    _, _, weights = _spline(np.arange(spacing), spacing)
+    noise = np.stack([lattice_normals(key, np.arange(low - 1, high + 2), columns) for key in keys])
+    lines = torch.from_numpy(noise) @ along_x.T  # (field, lattice row, x)
+    near = lines.unfold(1, 4, 1).movedim(-1, 2)  # (field, interval, 4, x), without a copy
+    fields = torch.from_numpy(weights.T.copy()) @ near  # (field, interval, spacing, x)
+    return fields.flatten(1, 2)[:, first_y - low * spacing :][:, :n_y]
 
 
 def gaussian_points(key: Sequence[int], y: np.ndarray, x: np.ndarray, spacing: int) -> np.ndarray:
@@ -190,6 +196,7 @@ def spline_matrix(n: int, spacing: int) -> Tensor:
     return _spline_matrix(n, spacing, 0)[0]
 
 
+@lru_cache(maxsize=64)
 def _spline_matrix(n: int, spacing: int, start: int) -> tuple[Tensor, np.ndarray]:
     """The matrix for pixels from ``start``, and the lattice points of its columns."""
     lattice, first, weights = _spline(np.arange(start, start + n), spacing)

@@ -61,12 +61,23 @@ class UNetConfig:
         return self.stem * 2 ** (len(self.channels) - 1)
 
 
-def receptive_radius(config: UNetConfig) -> int:
-    """Pixels beyond which nothing changes a pixel's features, rounded up to the stride."""
+def receptive_radius(config: UNetConfig, *, further: int = 0, encoder_only: bool = False) -> int:
+    """Pixels beyond which nothing changes a pixel's features, rounded up to the stride.
+
+    Parameters
+    ----------
+    config : UNetConfig
+        Settings of the network.
+    further : int
+        How much further what reads the features looks, pixels.
+    encoder_only : bool
+        Whether the features are the coarsest ones, which no decoder has seen.
+    """
     cells = [config.stem * 2**k for k in range(len(config.channels))]
-    encoder = config.n_convs * sum(cells) + sum(cells[:-1])
-    decoder = (config.n_convs + 2) * sum(cells[:-1])
-    return -(-(encoder + decoder) // config.stride) * config.stride
+    reach = config.n_convs * sum(cells) + sum(cells[:-1]) + further
+    if not encoder_only:
+        reach += (config.n_convs + 2) * sum(cells[:-1])
+    return -(-reach // config.stride) * config.stride
 
 
 def pad_to_stride(image: Tensor, stride: int) -> Tensor:
