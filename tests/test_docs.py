@@ -11,13 +11,16 @@ import importlib
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
 from astropy.io import fits
+from astropy.table import Table
 
 from probablend import cli
 from probablend.catalog import COLUMNS
@@ -91,6 +94,104 @@ def all_commands():
 )
 def test_commands_parse(page, words):
     assert isinstance(parse(words), dict)
+
+
+# What a test makes smaller, by option, and what it leaves to other tests: a network, a cluster, a
+# server, a run that was killed, weights of a training that another page describes.
+SMALLER = {"--samples": 1, "--n": 1, "--size": 96, "--stamps": 1, "--steps": 12, "--density": 20}
+NOT_HERE = re.compile(
+    r"^(data get|view|demo)\b|--dask|--resume|--device |--devices |/configs/|--source c"
+)
+TOY = """
+name = "mine"
+surveys = ["euclid-vis"]
+n_validation = 4
+[model]
+kind = "field"
+channels = [4, 6]
+n_convs = 1
+context = 12
+flow_hidden = [16]
+head_width = 6
+n_draws = 2
+[bank]
+n_galaxies = 40
+n_stars = 4
+[scenes]
+size = 32
+mag_range = [21.0, 26.0]
+[optimizer]
+n_steps = 1
+batch_size = 4
+"""
+
+
+@pytest.fixture
+def desk(scene, field_weights, tmp_path, monkeypatch):
+    """A folder with the files that the pages speak of."""
+    monkeypatch.chdir(tmp_path)
+    header = scene_wcs(scene).to_header()
+    header["MAGZERO"] = scene.survey.zeropoint
+    flat = np.full(scene.image.shape, 1.0, np.float32)
+    variance = scene.rms**2 * flat
+    flags = np.zeros(scene.image.shape, np.int16)
+    for name in ("image.fits", "tile.fits"):
+        fits.HDUList(
+            [fits.PrimaryHDU(), fits.ImageHDU(scene.image, header, name="SCI"),
+             fits.ImageHDU(1 / variance, name="WHT"), fits.ImageHDU(variance, name="VARIANCE")]
+        ).writeto(name)  # fmt: skip
+    planes = {"rms": scene.rms * flat, "tile_rms": scene.rms * flat, "weight": 1 / variance,
+              "psf_fwhm": 1.7 * flat}  # fmt: skip
+    for name, plane in planes.items():
+        fits.writeto(f"{name}.fits", plane)
+    fits.HDUList([fits.PrimaryHDU(), fits.ImageHDU(flags)]).writeto("flags.fits")
+    Path("tiles").mkdir()
+    Path("runs/mine").mkdir(parents=True)
+    shutil.copy(field_weights, "runs/mine/mine.safetensors")
+    for name in "ab":
+        fits.writeto(f"tiles/{name}.fits", scene.image, header)
+    for name in "ab":  # beside them, as {}.weight.fits says
+        fits.writeto(f"tiles/{name}.weight.fits", 1 / variance)
+    rows = scene.catalog["x", "y"][:4]
+    rows.write("mine.csv")
+    rows.write("targets.parquet")
+    Table({"x": rows["x"], "y": rows["y"], "flux": [1.0] * 4}).write("my.fits")
+    for name in ("my.toml", "CONFIG.toml"):
+        Path(name).write_text(TOY)
+    Path("my-survey.toml").write_text(
+        "name = 'my-survey'\npixel_scale = 0.1\nzeropoint = 25.0\ngain = 1.0\nsky_rms = 0.05\n"
+        "psf_fwhm = 0.2\n"
+    )
+    return tmp_path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "page",
+    sorted({page for page, w in commands() if Path(w[0]).name == "probablend"
+            and "results" not in page and page != "docs/evaluation.md"}),
+)  # fmt: skip
+def test_commands_run(page, desk, monkeypatch):
+    """Each command of a page after the other, on a small image."""
+    for where, words in commands():
+        line = shlex.join(words[1:])
+        if where != page or Path(words[0]).name != "probablend" or NOT_HERE.search(line):
+            continue
+        name = next(n for n in (tuple(words[1:3]), tuple(words[1:2])) if n in all_commands())
+        known = {option for p in all_commands()[name].params for option in p.opts}
+        arguments = []
+        for word in words[1:]:  # as a shell does; the weights of the tiles lie beside them
+            found = [str(path) for path in sorted(Path().glob(word)) if "weight" not in path.name]
+            arguments += found if "*" in word else [word]
+        for option, value in SMALLER.items():
+            if option in known:
+                arguments += [option, str(value)]
+        if "--overwrite" in known:
+            arguments.append("--overwrite")
+        monkeypatch.setattr("sys.argv", ["probablend", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert not stop.value.code, line
 
 
 def test_an_option_that_does_not_exist_is_noticed():

@@ -292,6 +292,8 @@ def _agreement(predictions: list[Prediction]) -> dict[str, float]:
     by_pixels, by_footprints, p_blend, blendedness = (
         np.concatenate([np.asarray(c[name], float) for c in catalogs]) for name in names
     )
+    if not len(p_blend):  # nothing was detected: there is nothing to agree on
+        return {}
     values = {
         "same_verdict": float(((by_pixels > 0.5) == (by_footprints > 0.5)).mean()),
         "mean_difference": float((by_pixels - by_footprints).mean()),
