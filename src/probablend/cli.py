@@ -193,6 +193,9 @@ def segment_command(
     seed: Seed = 0,
     model: Model = "field",
     device: Device = "auto",
+    precision: Annotated[
+        str, typer.Option(help="single, or bfloat16: faster, a little less exact.")
+    ] = "single",
     psf_fwhm: PsfFwhm = None,
     zeropoint: Zeropoint = None,
     saturation: Saturation = None,
@@ -274,6 +277,7 @@ def segment_command(
             seed=seed,
             model=model,
             device=device,
+            precision=precision,
             psf_fwhm=_number_or_file(of(psf_fwhm, image)),
             zeropoint=zeropoint,
             saturation=saturation,
@@ -324,6 +328,7 @@ def segment_command(
             seed=seed,
             model=model,
             device=device,
+            precision=precision,
             background=background,
             psf_fwhm=_number_or_map(of(psf_fwhm, image)),
             zeropoint=zeropoint,

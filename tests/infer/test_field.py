@@ -305,3 +305,22 @@ def test_p_blend_pools_what_class_maps_and_footprints_say(result):
     shares = (result.catalog[name] for name in ("p_blend_maps", "p_blend_footprints"))
     pooled = pool_blending(*shares, n_maps=2 * DRAWS_PER_SAMPLE)
     np.testing.assert_allclose(result.catalog["p_blend"], pooled, rtol=1e-5)
+
+
+def test_sixteen_bits_change_probabilities_by_little(scene):
+    settings = {"rms": scene.rms, "n_samples": 4, "psf_fwhm": 1.7, "background": "none"}
+    exact, narrow = (
+        segment(scene.image, model="field", precision=p, **settings)
+        for p in ("single", "bfloat16")
+    )
+    change = np.abs(exact.p_galaxy - narrow.p_galaxy)
+    assert 0 < change.mean() < 1e-3
+    assert change.max() < 0.1
+    assert len(exact.catalog) == pytest.approx(len(narrow.catalog), abs=2)
+    with pytest.raises(ValueError, match="precision must be one of single, bfloat16"):
+        segment(scene.image, model="field", precision="half")
+
+
+def test_a_model_of_pixels_has_one_precision(scene, small_weights):
+    with pytest.raises(ValueError, match="precision bfloat16 is for field models"):
+        segment(scene.image, model=small_weights, precision="bfloat16")

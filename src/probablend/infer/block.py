@@ -37,9 +37,12 @@ _QUICKLOOK = 1024  # pixels, side of the picture
 
 
 @lru_cache(maxsize=1)
-def _network(model: str, device: str, weights_hash: str) -> tuple[FieldNetwork, dict[str, Any]]:
+def _network(
+    model: str, device: str, precision: str, weights_hash: str
+) -> tuple[FieldNetwork, dict[str, Any]]:
     network, meta = load_model(model)
     assert isinstance(network, FieldNetwork)
+    network.use_precision(precision)
     return network.to(resolve_device(device)), meta
 
 
@@ -62,7 +65,9 @@ def process_block(folder: str, number: int) -> int:
     plan = json.loads((work / "plan.json").read_text())
     known = set(StreamSettings.__dataclass_fields__)
     settings = StreamSettings(**{k: v for k, v in plan["settings"].items() if k in known})
-    network, meta = _network(settings.model, settings.device, plan["settings"]["weights_hash"])
+    network, meta = _network(
+        settings.model, settings.device, settings.precision, plan["settings"]["weights_hash"]
+    )
     tile, shape = blocks_of(plan)[number], tuple(plan["shape"])
     core, outer, inner = tile.core, tile.outer, tile.inner
     image = settings.open()

@@ -42,7 +42,7 @@ from probablend.infer.segment import (
 )
 from probablend.infer.sources import N_DRAWS
 from probablend.infer.tiles import Tile, cover
-from probablend.models.field import FieldNetwork
+from probablend.models.field import FieldNetwork, check_precision
 from probablend.zarrs import check_zarr
 
 __all__ = [
@@ -114,6 +114,7 @@ class StreamSettings:
     seed: int = 0
     model: str = "field"
     device: str = "auto"
+    precision: str = "single"
     psf_fwhm: str | float | None = None
     zeropoint: float | None = None
     saturation: float | None = None
@@ -128,6 +129,7 @@ class StreamSettings:
     def __post_init__(self) -> None:
         if self.block is not None and self.block < 64:
             raise ValueError(f"block must be at least 64 pixels; got {self.block}")
+        check_precision(self.precision)
         if self.maps_format not in MAPS_FORMATS:
             raise ValueError(
                 f"the format of maps must be one of {', '.join(MAPS_FORMATS)}; "

@@ -47,7 +47,7 @@ from probablend.infer.sources import Measured, measure_sources
 from probablend.infer.tiles import WHOLE, Window
 from probablend.inputs import ImageLike, as_image
 from probablend.models.distribution import SegmentationNetwork
-from probablend.models.field import FieldNetwork
+from probablend.models.field import FieldNetwork, check_precision
 from probablend.sextractor import named_columns
 
 __all__ = [
@@ -258,6 +258,7 @@ def segment(
     min_p_source: float = 0.5,
     positions: np.ndarray | None = None,
     tile_size: int = _TILE,
+    precision: str = "single",
     progress: Callable[[int, int], None] | None = None,
 ) -> Segmentation:
     """Segment an image: where galaxies are, where they overlap, how sure that is.
@@ -298,6 +299,8 @@ def segment(
     tile_size : int
         Side of the tiles in which a large image is processed, pixels. It changes memory, not
         the result.
+    precision : {"single", "bfloat16"}
+        Of the convolutions; see :meth:`~probablend.models.field.FieldNetwork.use_precision`.
     progress : callable, optional
         Called with the pixels done and the pixels in all.
 
@@ -317,8 +320,13 @@ def segment(
     if tile_size < 1:
         raise ValueError(f"tile_size must be at least 1 pixel; got {tile_size}")
     data = as_image(image, rms=rms, mask=mask, wcs=wcs, zeropoint=zeropoint, saturation=saturation)
+    check_precision(precision)
     where = resolve_device(device)
     network, meta = load_model(model)
+    if isinstance(network, FieldNetwork):
+        network.use_precision(precision)
+    elif precision != "single":
+        raise ValueError(f"precision {precision} is for field models; {model} is of another kind")
     if not isinstance(network, SegmentationNetwork):
         raise ValueError(f"model {model} looks at stamps of two galaxies only; use 'field'")
     if network.config.n_bands != 1 or network.config.n_classes != N_CLASSES:

@@ -44,7 +44,9 @@ from probablend.models.fields import gaussian_fields, spline_matrix
 from probablend.models.source import SourceFlow, SourcePosterior, truth
 from probablend.models.unet import UNetConfig, pad_to_stride, receptive_radius
 
-__all__ = ["Candidates", "FieldDistribution", "FieldNetwork", "FieldNetworkConfig"]
+__all__ = ["PRECISIONS", "Candidates", "FieldDistribution", "FieldNetwork", "FieldNetworkConfig"]
+
+PRECISIONS = ("single", "bfloat16")
 
 MIN_TRUE_PIXELS = 5  # sources with smaller footprints are not looked for
 MATCH_RADIUS = 3.0  # pixels
@@ -113,6 +115,12 @@ class FieldNetworkConfig(UNetConfig):
             raise ValueError(f"apertures must be positive; got {self.apertures}")
         if not self.latent_spacings or min(self.latent_spacings) < 2:
             raise ValueError(f"latent_spacings must be at least 2; got {self.latent_spacings}")
+
+
+def check_precision(precision: str) -> None:
+    """Refuse a precision that there is not."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}")
 
 
 class PointwiseHead(nn.Module):
@@ -474,6 +482,7 @@ class FieldNetwork(SegmentationNetwork):
     """
 
     config: FieldNetworkConfig
+    narrow = False  # whether convolutions work with sixteen bits
 
     def __init__(self, config: FieldNetworkConfig) -> None:
         super().__init__()
@@ -499,6 +508,18 @@ class FieldNetwork(SegmentationNetwork):
         self.kind = nn.Linear(config.context, 2)  # logits: a source, a star
         self.flow = SourceFlow(config.context, hidden=config.flow_hidden, shifted=config.photometry)
         self.familiar = Familiarity(channels[-1])
+
+    def use_precision(self, precision: str) -> None:
+        """Compute in single precision, or let the convolutions work with sixteen bits.
+
+        Parameters
+        ----------
+        precision : {"single", "bfloat16"}
+            The second is faster on processors that know it. Probabilities then change by 10⁻⁴ on
+            average, at single pixels by a few hundredths, and with the tiling too.
+        """
+        check_precision(precision)
+        self.narrow = precision == "bfloat16"
 
     def kinds(self, context: Tensor) -> Tensor:
         """Logits that there is a source, and that it is a star, (source, 2)."""
@@ -546,8 +567,11 @@ class FieldNetwork(SegmentationNetwork):
             missing = (0, x.shape[-1] * config.stem - n_x, 0, x.shape[-2] * config.stem - n_y)
             padded = F.pad(log_fwhm[:, None], missing, mode="replicate")
             condition = F.avg_pool2d(padded, config.stem)
-        features = self.decoder(self.encoder(torch.cat([x, condition], dim=1)))
-        heat = F.pixel_shuffle(self.heat(features[0]), config.stem)[:, 0, :n_y, :n_x]
+        with torch.autocast(image.device.type, torch.bfloat16, enabled=self.narrow):
+            features = self.decoder(self.encoder(torch.cat([x, condition], dim=1)))
+            heat = self.heat(features[0])
+        features = [level.to(x) for level in features]
+        heat = F.pixel_shuffle(heat.to(x), config.stem)[:, 0, :n_y, :n_x]
         return FieldDistribution(
             network=self,
             features=features,
