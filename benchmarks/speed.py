@@ -6,7 +6,9 @@ python benchmarks/speed.py -o benchmarks/speed.json
 """
 
 import argparse
+import cProfile
 import json
+import pstats
 import sys
 import time
 from collections.abc import Callable
@@ -45,6 +47,7 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "size": arguments.size,
         "fields": fields,
+        "profile": profile(scene, survey),
         "training": measure_training("field", arguments.steps)[1] if arguments.steps else {},
     }
     arguments.output.write_text(json.dumps(report, indent=2) + "\n")
@@ -56,15 +59,17 @@ def time_all(scene, survey, repeat: int) -> dict[str, dict[str, float]]:
     image, rms = scene.image, scene.rms
     width = survey.psf_fwhm_pixels
 
-    def ours(n_samples: int) -> int:
+    def ours(n_samples: int, precision: str = "single") -> int:
         result = probablend.segment(
-            image, rms=rms, n_samples=n_samples, psf_fwhm=width, background="none"
-        )
+            image, rms=rms, n_samples=n_samples, psf_fwhm=width, background="none",
+            precision=precision,
+        )  # fmt: skip
         return len(result.catalog)
 
     methods: dict[str, Callable[[], int]] = {
         "probablend, 1 sample": lambda: ours(1),
         "probablend, 16 samples": lambda: ours(16),
+        "probablend, 16 samples, bfloat16": lambda: ours(16, "bfloat16"),
         "SExtractor": lambda: len(run_sextractor(image, rms)[0]),
         "sep": lambda: len(run_sep(image, rms)[0]),
         "photutils": lambda: len(run_photutils(image, rms)[0]),
@@ -86,6 +91,40 @@ def time_all(scene, survey, repeat: int) -> dict[str, dict[str, float]]:
     for values in found.values():
         values["speed_over_sextractor"] = found["SExtractor"]["seconds"] / values["seconds"]
     return found
+
+
+PARTS = {
+    "the network": ("field.py", "forward"),
+    "drawing class maps": ("field.py", "draw"),
+    "looking at positions": ("scan.py", "_sources"),
+    "drawing posteriors": ("sources.py", "draw_parameters"),
+    "footprints and overlaps": ("footprints.py", "pixels"),
+}
+
+
+def profile(scene, survey) -> dict[str, float]:
+    """Shares of the time of one run with 16 samples, on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+
+    def run() -> None:
+        probablend.segment(
+            scene.image, rms=scene.rms, psf_fwhm=survey.psf_fwhm_pixels, background="none"
+        )
+
+    run()
+    watch = cProfile.Profile()
+    watch.runcall(run)
+    torch.set_num_threads(threads)
+    stats = pstats.Stats(watch).stats  # (file, line, function) → (…, own, with all below, …)
+    spent = dict.fromkeys(PARTS, 0.0)
+    for (path, _, function), (_, _, _, below, _) in stats.items():
+        for name, (file, wanted) in PARTS.items():
+            if Path(path).name == file and function == wanted and "probablend" in path:
+                spent[name] += below
+    whole = max(below for _, _, _, below, _ in stats.values())
+    shares = {name: seconds / whole for name, seconds in spent.items()}
+    return shares | {"the rest": 1 - sum(shares.values())}
 
 
 def table(report: dict) -> str:

@@ -97,6 +97,11 @@ def real(name: str) -> str:
             f"{dc2['field']['detections']} detections ({dc2['sep']['found']} with "
             f"{dc2['sep']['detections']}) |"
         )
+        equal = dc2["field, as many as sep"]
+        yield (
+            "| … among as many detections as `sep` has, those of the highest S/N "
+            f"| {equal['found']} of {equal['detections']} |"
+        )
         yield (
             "| KiDS r against i: median distance of the same galaxy "
             f"| {kids['median_distance']:.2f} pixels |"
@@ -168,9 +173,15 @@ def benchmark(name: str) -> str:
     return (BENCHMARKS / f"{name}.md").read_text()
 
 
+def profile() -> str:
+    """Shares of the time of a run."""
+    shares = _benchmark("speed")["profile"]
+    return ", ".join(f"{name} {share:.0%}" for name, share in shares.items()) + "."
+
+
 MAKERS = {
     "results": results, "file": file, "bins": bins, "real": real, "benchmark": benchmark,
-    "emulation": emulation, "scaling": scaling, "aims": aims,
+    "emulation": emulation, "scaling": scaling, "aims": aims, "profile": profile,
 }  # fmt: skip
 
 

@@ -310,8 +310,7 @@ def test_p_blend_pools_what_class_maps_and_footprints_say(result):
 def test_sixteen_bits_change_probabilities_by_little(scene):
     settings = {"rms": scene.rms, "n_samples": 4, "psf_fwhm": 1.7, "background": "none"}
     exact, narrow = (
-        segment(scene.image, model="field", precision=p, **settings)
-        for p in ("single", "bfloat16")
+        segment(scene.image, model="field", precision=p, **settings) for p in ("single", "bfloat16")
     )
     change = np.abs(exact.p_galaxy - narrow.p_galaxy)
     assert 0 < change.mean() < 1e-3
