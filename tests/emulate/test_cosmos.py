@@ -4,8 +4,10 @@ import pytest
 from astropy.io import fits
 from astropy.table import Table
 
+from probablend.emulate.bank import draw_bank
 from probablend.emulate.blend import FieldConfig, draw_field
 from probablend.emulate.cosmos import CosmosGalaxies
+from probablend.emulate.sources import split_sources
 from probablend.survey import get_survey
 
 SCALE, ZEROPOINT = 0.03, 25.94
@@ -116,3 +118,30 @@ def test_real_hst_galaxies_keep_their_flux(test_data, tmp_path, survey, generato
         mag = float(galaxies.table["mag"][index])
         stamp = galaxies.draw(index, mag, generator=generator)
         assert stamp.image.sum() == pytest.approx(stamp.flux, rel=0.1)
+
+
+def test_a_bank_mixes_parametric_and_real_galaxies_where_these_suit(catalog):
+    """HST's own PSF is too sharp for deconvolved HST galaxies: that survey does without them."""
+    settings = {"n_galaxies": 6, "n_stars": 2, "mag_range": (20.0, 24.0), "seed": 3}
+    surveys = ("euclid-vis", "cosmos-f814w")
+    bank = draw_bank(f"parametric+cosmos:{catalog}", surveys, "train", **settings)
+    count = [int((bank.group == group).sum()) for group in range(4)]
+    assert count == [12, 2, 6, 2]
+    real = ~bank.g1.isfinite()  # the catalogue comes without fits
+    assert int(real.sum()) == 6
+    assert set(bank.group[real].tolist()) == {0}
+    again = draw_bank(f"parametric+cosmos:{catalog}", surveys, "train", **settings | {"seed": 4})
+    assert set(bank.mag[real].tolist()) != set(again.mag[~again.g1.isfinite()].tolist())
+    with pytest.raises(ValueError, match="PSF broader"):
+        draw_bank(f"cosmos:{catalog}", ("cosmos-f814w",), "train", **settings)
+
+
+def test_all_sources_are_those_that_are_here(monkeypatch):
+    here = {"cosmos"}
+    monkeypatch.setattr(
+        "probablend.emulate.sources.dataset_folder", lambda name: name if name in here else None
+    )
+    assert split_sources("all") == ["structured", "cosmos"]
+    here.add("candels")
+    assert split_sources("all") == ["structured", "candels", "cosmos"]
+    assert split_sources("parametric+cosmos") == ["parametric", "cosmos"]
