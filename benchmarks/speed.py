@@ -7,6 +7,7 @@ python benchmarks/speed.py -o benchmarks/speed.json
 
 import argparse
 import cProfile
+import inspect
 import json
 import pstats
 import sys
@@ -22,6 +23,9 @@ import probablend
 from probablend.emulate.blend import FieldConfig, draw_field
 from probablend.emulate.sources import open_source
 from probablend.evaluate.classical import run_photutils, run_sep, run_sextractor
+from probablend.infer import scan, sources
+from probablend.infer.footprints import Ellipses
+from probablend.models.field import FieldDistribution, FieldNetwork
 from probablend.survey import get_survey
 
 DENSITIES = (30.0, 160.0)  # galaxies per arcmin², to 26 mag
@@ -94,11 +98,11 @@ def time_all(scene, survey, repeat: int) -> dict[str, dict[str, float]]:
 
 
 PARTS = {
-    "the network": ("field.py", "forward"),
-    "drawing class maps": ("field.py", "draw"),
-    "looking at positions": ("scan.py", "_sources"),
-    "drawing posteriors": ("sources.py", "draw_parameters"),
-    "footprints and overlaps": ("footprints.py", "pixels"),
+    "the network": FieldNetwork.forward,
+    "drawing class maps": FieldDistribution.draw,
+    "looking at positions": scan._sources,
+    "drawing posteriors": inspect.unwrap(sources.draw_parameters),
+    "footprints and overlaps": Ellipses.pixels,
 }
 
 
@@ -117,13 +121,12 @@ def profile(scene, survey) -> dict[str, float]:
     watch.runcall(run)
     torch.set_num_threads(threads)
     stats = pstats.Stats(watch).stats  # (file, line, function) → (…, own, with all below, …)
-    spent = dict.fromkeys(PARTS, 0.0)
-    for (path, _, function), (_, _, _, below, _) in stats.items():
-        for name, (file, wanted) in PARTS.items():
-            if Path(path).name == file and function == wanted and "probablend" in path:
-                spent[name] += below
     whole = max(below for _, _, _, below, _ in stats.values())
-    shares = {name: seconds / whole for name, seconds in spent.items()}
+    shares = {}
+    for name, part in PARTS.items():
+        code = part.__code__
+        _, _, _, below, _ = stats[code.co_filename, code.co_firstlineno, code.co_name]
+        shares[name] = below / whole
     return shares | {"the rest": 1 - sum(shares.values())}
 
 

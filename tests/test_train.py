@@ -335,3 +335,45 @@ def test_of_losses_as_good_as_equal_the_better_calibrated_weights_are_kept():
     assert best.stale == 0  # calibration went on to improve
     assert not best.add({"loss": -90.0, "coverage_error": 0.02})
     assert best.stale == 1
+
+
+def test_what_is_kept_is_never_far_from_the_lowest_loss():
+    best, kept = _Best(), 0.0
+    for k in range(60):
+        loss = 100.0 * 0.9995**k
+        if best.add({"loss": loss, "coverage_error": 0.05 + 0.001 * (k > 0)}):
+            kept = loss
+        assert kept <= 1.0011 * loss
+    assert best.add({"loss": 90.0, "coverage_error": float("nan")})  # not known is no better
+    assert not best.add({"loss": 90.0, "coverage_error": float("nan")})
+
+
+def test_a_finished_training_is_left_as_it_is(tmp_path):
+    config = small("unet", n_steps=2)
+    best = train(config, tmp_path, device="cpu")
+    last = (tmp_path / "last.safetensors").stat().st_mtime_ns
+    assert train(config, tmp_path, device="cpu", resume=True) == best
+    assert (tmp_path / "last.safetensors").stat().st_mtime_ns == last
+
+
+def test_a_training_that_would_come_before_itself_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = '[model]\nkind = "unet"\n'
+    (tmp_path / "a.toml").write_text('name = "a"\nstart_from = "b.toml"\n' + text)
+    (tmp_path / "b.toml").write_text('name = "b"\nstart_from = "a.toml"\n' + text)
+    config = read_train_config(tmp_path / "a.toml")
+    with pytest.raises(ValueError, match=r"a\.toml would come before itself \(a < b\)"):
+        train(config, tmp_path / "runs", device="cpu")
+
+
+def test_an_earlier_part_that_was_killed_goes_on(tmp_path, monkeypatch):
+    """Weights that a part has kept so far are not those it ends with."""
+    monkeypatch.chdir(tmp_path)
+    first = replace(small("unet", n_steps=4), name="first", validate_every=1, checkpoint_every=4)
+    folder = tmp_path / "runs" / "first"
+    train(first, folder, device="cpu", stop_after=2)
+    (folder / "last.safetensors").unlink()  # killed between the weights and the checkpoint
+    monkeypatch.setattr("probablend.train.read_train_config", lambda path: first)
+    second = replace(small("unet", n_steps=1), name="second", start_from="first.toml")
+    train(second, tmp_path / "runs", device="cpu")
+    assert [row["step"] for row in read_log(folder)] == ["1", "2", "3", "4"]

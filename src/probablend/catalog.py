@@ -127,6 +127,7 @@ PROVENANCE = {
     "psf_fwhm": ("PBFWHM", "FWHM of the PSF, pixels"),
     "seed": ("PBSEED", "seed of the samples"),
     "n_samples": ("PBNSAMP", "posterior samples"),
+    "precision": ("PBPREC", "of the convolutions"),
     "rms": ("PBRMS", "median noise per pixel, image units"),
     "background": ("PBBACK", "median background taken out"),
     "input": ("PBINPUT", "image"),

@@ -34,7 +34,7 @@ class BankConfig:
         several with ``+`` between them, or ``all`` that are here; see
         :func:`~probablend.emulate.sources.split_sources`.
     n_galaxies, n_stars : int
-        How many to draw for each survey; real sets have their own number.
+        How many to draw for each survey, and of each source; of real sets at most as many.
     refresh_every : int
         Steps after which a new bank of other galaxies is drawn; 0 = never.
     n_random_surveys : int
@@ -228,18 +228,11 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
 
 
 def find_config(name: str | Path) -> Path:
-    """A training's settings: a file, or those that come with the package under this name.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is neither.
-    """
+    """Where a training's settings are: in a file, or under this name in the package."""
     path = Path(name)
     shipped = Path(__file__).parent / "configs" / path.name
-    if path.is_file() or not shipped.is_file() or path.name != str(name):
-        return path
-    return shipped
+    own = path.is_file() or not shipped.is_file() or path.name != str(name)
+    return path if own else shipped
 
 
 def read_train_config(path: Path) -> TrainConfig:

@@ -31,6 +31,7 @@ from probablend.config import OptimizerConfig, TrainConfig, find_config, read_tr
 from probablend.device import resolve_device
 from probablend.emulate.bank import Bank, draw_bank, load_bank, save_bank
 from probablend.emulate.compose import SceneBatch, SceneBatches, draw_batch
+from probablend.emulate.sources import split_sources
 from probablend.emulate.stamps import Split
 from probablend.models import build_model
 from probablend.models.distribution import SegmentationNetwork
@@ -57,6 +58,7 @@ def train(
     stop_after: int | None = None,
     devices: int = 1,
     num_nodes: int = 1,
+    after: Sequence[str] = (),
 ) -> Path:
     """Train a network and keep the best weights.
 
@@ -76,6 +78,8 @@ def train(
     devices, num_nodes : int
         Processes on each machine, and machines: they share the batches of a step, see
         :class:`~probablend.config.OptimizerConfig`. All need the same folder.
+    after : sequence of str
+        Names of the trainings that wait for this one.
 
     Returns
     -------
@@ -85,9 +89,10 @@ def train(
     Raises
     ------
     FileNotFoundError
-        If there is nothing to resume.
+        If there is nothing to resume, unless the training that comes first has not ended.
     ValueError
-        If the checkpoint belongs to another configuration, or the loss is not finite.
+        If the checkpoint belongs to another configuration, the loss is not finite, or a training
+        comes before itself.
     FileExistsError
         If there is a checkpoint and ``resume`` is not set.
     """
@@ -102,19 +107,21 @@ def train(
     for survey in config.surveys:
         get_survey(survey)  # a wrong name is better said at once
     earlier = config.start_from
-    if earlier.endswith(".toml"):
+    if earlier.endswith(".toml") and not last.exists():
         if devices * num_nodes > 1:
             raise ValueError(
                 f"start_from: train {earlier} first, and name its weights: several processes take "
                 "one training at a time"
             )
-        earlier = _trained_before(earlier, directory, device)
-        resume = resume and last.exists()
+        earlier = _trained_before(earlier, directory, device, (*after, config.name))
+        resume = False
     torch.manual_seed(config.seed)
     bare = build_model(config.model_settings)
     if earlier and not resume:
         _start_from(bare, earlier, config.fresh)
     tensors, state = load_tensors(last) if resume else ({}, {})
+    if state.get("finished") and state["config"] == _plain(config):
+        return best
     if resume and state["config"] != _plain(config):
         raise ValueError(f"{last} was made with another configuration; start a new directory")
     accelerator = resolve_device(device).type
@@ -151,7 +158,7 @@ def train(
         start, seconds, best_so_far = state["step"], state["seconds"], _Best(**state["best"])
     end = min(config.optimizer.n_steps, stop_after or config.optimizer.n_steps)
 
-    began = time.monotonic()
+    began, done, enough = time.monotonic(), start, False
     n_pixels = config.scenes.size**2
     with _ordered_sums(accelerator), _progress() as progress:
         task = progress.add_task("train", total=config.optimizer.n_steps, completed=start, text="")
@@ -197,9 +204,8 @@ def train(
             done = step + 1
             shown = " ".join(f"{key} {value.item():.4g}" for key, value in terms.items())
             progress.update(task, completed=done, text=shown)
-            if not first:
-                continue
-            if done % config.validate_every == 0 or done == config.optimizer.n_steps:
+            judged = done % config.validate_every == 0 or done == config.optimizer.n_steps
+            if first and judged:
                 spent = seconds + time.monotonic() - began
                 scores = validate(kept, validation, seed=config.seed)
                 train_terms = {f"train_{key}": value.item() for key, value in terms.items()}
@@ -210,17 +216,22 @@ def train(
                 log.info("%s", " ".join(f"{key}={value:.4g}" for key, value in row.items()))
                 if best_so_far.add(scores):
                     save_weights(best, kept, _meta(config, row, bank), half=True)
-            enough = 0 < config.optimizer.patience <= best_so_far.stale
-            if done % config.checkpoint_every == 0 or done == end or enough:
+            enough = judged and 0 < config.optimizer.patience <= best_so_far.stale
+            if many and judged and config.optimizer.patience:
+                enough = fabric.broadcast(enough)  # only the first process has judged
+            if first and (done % config.checkpoint_every == 0 or done == end or enough):
                 spent = seconds + time.monotonic() - began
                 state = {"config": _plain(config), "step": done, "best": asdict(best_so_far)}
-                save_tensors(last, _state(bare, averaged, optimizer), state | {"seconds": spent})
+                state |= {"seconds": spent}
+                save_tensors(last, _state(bare, averaged, optimizer), state)
             if enough:
                 log.info("stopped at step %d: nothing has become better", done)
-                end = config.optimizer.n_steps
                 break
-    if first and end == config.optimizer.n_steps and isinstance(bare, FieldNetwork):
-        familiarise(best, config, directory, device=device)
+    if first and (enough or end == config.optimizer.n_steps):
+        if isinstance(bare, FieldNetwork):
+            familiarise(best, config, directory, device=device, n_steps=done)
+        state |= {"finished": True}
+        save_tensors(last, _state(bare, averaged, optimizer), state)
     fabric.barrier()
     return best
 
@@ -231,8 +242,10 @@ class _Best:
 
     Parameters
     ----------
-    loss, kept_error : float
-        Lowest loss; calibration error of what was kept.
+    loss : float
+        Lowest loss of any validation.
+    kept_loss, kept_error : float
+        Loss and calibration error of what was kept.
     error : float
         Lowest calibration error of any validation.
     stale : int
@@ -240,6 +253,7 @@ class _Best:
     """
 
     loss: float = math.inf
+    kept_loss: float = math.inf
     kept_error: float = math.inf
     error: float = math.inf
     stale: int = 0
@@ -247,25 +261,27 @@ class _Best:
     def add(self, scores: Mapping[str, float]) -> bool:
         """Whether weights with these scores are to be kept."""
         loss, error = scores["loss"], scores.get("coverage_error", math.inf)
-        better = loss < self.loss
-        self.stale = 0 if better or error < self.error else self.stale + 1
-        tied = math.isfinite(self.loss) and abs(loss - self.loss) <= _TIE * abs(self.loss)
-        truer = error < self.kept_error or (better and error == self.kept_error)
-        keep = truer if tied else better
+        error = error if math.isfinite(error) else math.inf
+        self.stale = 0 if loss < self.loss or error < self.error else self.stale + 1
         self.loss, self.error = min(self.loss, loss), min(self.error, error)
+        good = self.loss + _TIE * abs(self.loss)  # what is as good as the lowest
+        truer = error < self.kept_error or (error == self.kept_error and loss < self.kept_loss)
+        keep = loss <= good and (truer or self.kept_loss > good)
         if keep:
-            self.kept_error = error
+            self.kept_loss, self.kept_error = loss, error
         return keep
 
 
-def _trained_before(name: str, directory: Path, device: str) -> str:
+def _trained_before(name: str, directory: Path, device: str, after: Sequence[str]) -> str:
     """Weights of the training that comes first, in a folder of its own; it goes on if it can."""
     config = read_train_config(find_config(name))
+    if config.name in after:
+        raise ValueError(f"start_from: {name} would come before itself ({' < '.join(after)})")
     folder = directory / config.name
     last, best = folder / "last.safetensors", folder / f"{config.name}.safetensors"
-    if best.exists() and not last.exists():  # put there by hand
+    if best.exists() and not (folder / "log.csv").exists():  # put there by hand
         return str(best)
-    return str(train(config, folder, device=device, resume=last.exists()))
+    return str(train(config, folder, device=device, resume=last.exists(), after=after))
 
 
 @contextmanager
@@ -286,6 +302,7 @@ def familiarise(
     *,
     output: Path | None = None,
     device: str = "auto",
+    n_steps: int | None = None,
 ) -> Path:
     """Teach finished weights what their training looked like.
 
@@ -301,6 +318,8 @@ def familiarise(
         Where to write; ``weights`` itself if not given.
     device : {"auto", "cpu", "cuda", "mps"}
         Where to compute.
+    n_steps : int, optional
+        How many there were; those of the configuration if not given.
 
     Returns
     -------
@@ -318,7 +337,7 @@ def familiarise(
         raise ValueError(f"{weights} is no field model: it gathers nothing at sources")
     place = resolve_device(device)
     n = -(-config.n_validation // config.optimizer.batch_size)
-    last = config.bank.number_at(config.optimizer.n_steps - 1)
+    last = config.bank.number_at((n_steps or config.optimizer.n_steps) - 1)
     training = _bank(config, directory, "train", last).to(place)
     validation = _bank(config, directory, "validation", 0).to(place)
     seen, held_out = _sky(config, training, _FAMILIAR * n), _sky(config, validation, n)
@@ -455,7 +474,7 @@ def _bank(config: TrainConfig, directory: Path, split: Split, number: int) -> Ba
     path = directory / f"bank-{split}-{number}.safetensors"
     share = 1 if split == "train" else 4
     origin: dict[str, Any] = {
-        "source": config.bank.source,
+        "source": "+".join(split_sources(config.bank.source)),
         "surveys": list(config.surveys),
         "split": split,
         "n_galaxies": config.bank.n_galaxies // share,
@@ -549,6 +568,7 @@ def _meta(config: TrainConfig, row: dict[str, float], bank: Bank) -> dict[str, A
         "torch": torch.__version__,
         "model": settings,
         "config": _plain(config),
+        "sources": split_sources(config.bank.source),
         "surveys": [survey.as_dict() for survey in surveys],
         "psf_fwhm_pixels": [survey.psf_fwhm_pixels for survey in surveys],
         "trained_range": {
@@ -556,7 +576,7 @@ def _meta(config: TrainConfig, row: dict[str, float], bank: Bank) -> dict[str, A
             if config.bank.n_random_surveys
             else [float(bank.psf_fwhm.min()), float(bank.psf_fwhm.max())],
             "flux": [0.0, float(_brightest(bank, config))],  # in units of the noise
-            "hlr": [0.0, float(bank.hlr.max())],  # pixels
+            "hlr": [0.0, float(bank.hlr.nan_to_num().max())],  # pixels
         },
         "metrics": row,
     }

@@ -7,7 +7,14 @@ from torch.utils.data import DataLoader
 
 from probablend.emulate.bank import draw_bank, load_bank, save_bank
 from probablend.emulate.blend import Placed, make_scene
-from probablend.emulate.compose import SceneBatches, SceneConfig, compose, draw_batch, draw_depth
+from probablend.emulate.compose import (
+    SceneBatches,
+    SceneConfig,
+    _choose,
+    compose,
+    draw_batch,
+    draw_depth,
+)
 from probablend.emulate.stamps import Stamp
 from probablend.survey import get_survey
 
@@ -196,19 +203,28 @@ def test_a_file_that_is_no_bank_is_refused(tmp_path):
         load_bank(tmp_path / "x.safetensors")
 
 
-def test_a_stamp_of_a_faint_star_is_not_scaled_up_to_a_bright_one(stamps):
-    config = SceneConfig(size=128, star_density=60.0, mag_range=(19.5, 25.0), isolated_fraction=0)
+def test_a_stamp_of_a_faint_star_is_not_scaled_up_to_a_bright_one():
+    """Footprints of stars are rounder than their stamps: light cut at a border has corners."""
     bank = draw_bank(
-        "parametric", ["lsst-i"], "train", n_galaxies=20, n_stars=24, mag_range=(19.5, 25.0), seed=2
+        "parametric", ["lsst-i"], "train", n_galaxies=1, n_stars=24, mag_range=(18.0, 25.0), seed=2
     )
-    batch = draw_batch(bank, replace(config, density_range=(0.01, 0.01)), n=24, seed=1, index=0)
-    # Squares have corners, footprints of stars do not: their light falls below the threshold
-    # before the stamp ends.
-    bright = batch.sources.is_star & (batch.sources.n_pixels > 200)
-    assert int(bright.sum()) > 5
-    source, _ = batch.footprints
-    assert float(batch.sources.n_pixels[bright].max()) < 0.87 * int(bank.side.max()) ** 2
-    assert len(source)
+    n = 40
+    scene, mag = torch.arange(n), torch.full((n,), 18.5)
+    which = _choose(bank, torch.ones(n, dtype=torch.long), mag, torch.linspace(0, 0.999, n))
+    assert (bank.group[which] == 1).all()
+    batch = compose(
+        bank, torch.zeros(n, dtype=torch.long), scene, which, torch.full((n, 2), 63.5), mag,
+        tuple(torch.zeros(3, n, dtype=torch.bool)), torch.zeros(n, 128, 128),
+    )  # fmt: skip
+    share = batch.sources.n_pixels / bank.side[which] ** 2
+    assert float(share.max()) < 0.9
+    # Those of much fainter stars would be full to the corners.
+    faint = torch.full((n,), int(((bank.group == 1) & (bank.mag > 23)).nonzero()[0]))
+    batch = compose(
+        bank, torch.zeros(n, dtype=torch.long), scene, faint, torch.full((n, 2), 63.5), mag,
+        tuple(torch.zeros(3, n, dtype=torch.bool)), torch.zeros(n, 128, 128),
+    )  # fmt: skip
+    assert float((batch.sources.n_pixels / bank.side[faint] ** 2).min()) > 0.95
 
 
 def test_depth_changes_along_lines_and_is_never_better_than_the_deepest():
@@ -242,3 +258,24 @@ def test_a_scene_of_two_depths_is_in_units_of_the_noise_of_each_pixel(stamps):
     shot = (uneven.image[:, 0] - uneven.noiseless) / noise
     electrons = stamps.electrons_of_sigma[0] / depth
     torch.testing.assert_close(shot**2, 1 + uneven.noiseless / electrons, rtol=1e-3, atol=1e-3)
+
+
+def test_noise_that_a_real_galaxy_brings_counts_in_the_unit_of_each_pixel(stamps):
+    size = 64
+    depth = torch.ones(1, size, size)
+    depth[:, :, 32:] = 2.0
+    real = replace(stamps, noise=torch.full_like(stamps.noise, 5e-5))
+    sides = stamps.side.clone()
+    k = int(sides.argmax())
+    noise = torch.randn(1, size, size, generator=torch.Generator().manual_seed(0))
+    batch = compose(
+        real, torch.tensor([int(stamps.group[k]) // 2]), torch.tensor([0]), torch.tensor([k]),
+        torch.tensor([[31.5, 31.5]]), stamps.mag[[k]], tuple(torch.zeros(3, 1, dtype=torch.bool)),
+        noise, depth,
+    )  # fmt: skip
+    brought = 10 ** (-0.4 * (stamps.mag[k] - stamps.mag_of_sigma[int(stamps.group[k]) // 2])) * 5e-5
+    electrons = stamps.electrons_of_sigma[int(stamps.group[k]) // 2] / depth
+    variance = ((batch.image[:, 0] - batch.noiseless) / noise) ** 2
+    expected = 1 + batch.noiseless / electrons - (brought / depth) ** 2 * (batch.noiseless != 0)
+    assert 0.05 < float(brought) < 0.9
+    torch.testing.assert_close(variance, expected.clamp(min=0), rtol=1e-2, atol=1e-2)

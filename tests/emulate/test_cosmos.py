@@ -134,6 +134,12 @@ def test_a_bank_mixes_parametric_and_real_galaxies_where_these_suit(catalog):
     assert set(bank.mag[real].tolist()) != set(again.mag[~again.g1.isfinite()].tolist())
     with pytest.raises(ValueError, match="PSF broader"):
         draw_bank(f"cosmos:{catalog}", ("cosmos-f814w",), "train", **settings)
+    # A mistake is no set that does not suit.
+    with pytest.raises(ValueError, match="source must be one of"):
+        draw_bank("parametric+cosmso", surveys, "train", **settings)
+    # Stars come from the first source that has them.
+    bank = draw_bank(f"cosmos:{catalog}+parametric", surveys, "train", **settings)
+    assert [int((bank.group == group).sum()) for group in range(4)] == [12, 2, 6, 2]
 
 
 def test_all_sources_are_those_that_are_here(monkeypatch):

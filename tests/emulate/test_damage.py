@@ -126,6 +126,8 @@ def test_a_seam_changes_level_and_noise_and_no_truth(batch):
         (change.abs().sum(dim=1) > 1e-6).float().mean(dim=1),
     )
     assert float(along.mean()) < 0.8
+    assert float((along > 0).float().mean()) > 0.95  # some seams lie on the border
+    assert 0.05 < float(change.abs().amax(dim=(1, 2)).median()) < 5
     untouched = seam(batch, fraction=0.0, generator=generator())
     assert torch.equal(untouched.image, batch.image)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from probablend.checkpoint import load_tensors, save_tensors
 from probablend.emulate.psf import psf_images_in
 from probablend.emulate.sources import open_source, split_sources
-from probablend.emulate.stamps import Galaxies, Split
+from probablend.emulate.stamps import Galaxies, Split, UnsuitableError
 from probablend.survey import Survey, draw_survey, get_survey
 
 __all__ = ["Bank", "draw_bank", "load_bank", "save_bank"]
@@ -187,20 +187,20 @@ def _populations(
     """Number of the survey, galaxies of a source, and which of their rows to draw."""
     names = split_sources(source)
     for index, survey in enumerate(surveys):
-        n_opened = 0
+        opened = starred = False
         for k, name in enumerate(names):
             try:
                 galaxies = open_source(
-                    name, survey, split, n_galaxies=n_galaxies, n_stars=0 if n_opened else n_stars,
+                    name, survey, split, n_galaxies=n_galaxies, n_stars=0 if starred else n_stars,
                     mag_range=mag_range, seed=seed + 7919 * index,
                 )  # fmt: skip
-            except ValueError as error:
-                if len(names) == 1 or (k == len(names) - 1 and not n_opened):
+            except UnsuitableError as error:
+                if k == len(names) - 1 and not opened:
                     raise
                 log.info("%s: %s", survey.name, error)
                 continue
-            n_opened += 1
             is_star = np.asarray(galaxies.table["is_star"], bool)
+            opened, starred = True, starred or bool(is_star.any())
             rows = np.flatnonzero(~is_star)
             if len(rows) > n_galaxies:  # other ones of a large real set in every bank
                 chooser = np.random.default_rng([seed, 13, index, k])

@@ -12,7 +12,14 @@ import numpy as np
 from astropy.table import Table
 from scipy import ndimage
 
-from probablend.emulate.stamps import Galaxies, Split, Stamp, split_indices, turn_stamp
+from probablend.emulate.stamps import (
+    Galaxies,
+    Split,
+    Stamp,
+    UnsuitableError,
+    split_indices,
+    turn_stamp,
+)
 from probablend.survey import Survey
 
 __all__ = ["CandelsGalaxies", "clean_stamp", "has_their_pixels"]
@@ -98,7 +105,7 @@ class CandelsGalaxies(Galaxies):
 
     def __init__(self, survey: Survey, folder: Path, split: Split = "train") -> None:
         if not has_their_pixels(survey):
-            raise ValueError(
+            raise UnsuitableError(
                 f"candels stamps have {PIXEL_SCALE}″ pixels; the survey {survey.name} has "
                 f"{survey.scale:g}″: use the survey candels-f160w"
             )

@@ -429,7 +429,8 @@ def _pair_centres(
     centre: Tensor, hlr: Tensor, central: Tensor, beside: Tensor, size: int, uniform: Tensor
 ) -> Tensor:
     """Places of pairs: the middle, and a shift between one and four radii from it."""
-    first, second = hlr[central], hlr[beside]
+    typical = hlr.nanmedian()  # of galaxies whose own is not known
+    first, second = (torch.where(r.isnan(), typical, r) for r in (hlr[central], hlr[beside]))
     r_max = (4 * torch.minimum(first, second)).clamp(max=size / 2)
     r_min = torch.maximum(first, second)
     r_min = torch.where(r_min > r_max, 0.8 * r_max, r_min)
@@ -530,6 +531,7 @@ def compose(
     flux = 10 ** (-0.4 * (mag - bank.mag_of_sigma[survey[scene]]))
     value = bank.pixels[bank.start[which][source] + r * width + c].float()
     value = value * (flux * bank.peak[which])[source]
+    brought = (flux * bank.noise[which])[source]  # noise of a real image, of each pixel
     row, column = row + y0[source], column + x0[source]
 
     def total(values: Tensor, index: Tensor = source, length: int = n_sources) -> Tensor:
@@ -539,9 +541,10 @@ def compose(
     if depth is not None:
         last = size - 1
         middle = (torch.stack([y0 + y, x0 + x]).round().long()).clamp(0, last)
-        flux = flux / depth[scene, middle[0], middle[1]]
         # Beyond the border the depth is that of the border.
-        value = value / depth[scene[source], row.clamp(0, last), column.clamp(0, last)]
+        noise_here = depth[scene[source], row.clamp(0, last), column.clamp(0, last)]
+        value, brought = value / noise_here, brought / noise_here
+        flux = flux / depth[scene, middle[0], middle[1]]
     target = (scene[source] * size + row) * size + column
     footprint = value > FOOTPRINT_THRESHOLD
     here, at = source[inside], target[inside]
@@ -584,7 +587,7 @@ def compose(
         electrons = electrons / depth
     variance = 1 + noiseless.clamp(min=0) / electrons
     if bool(bank.noise.any()):  # real galaxies bring some of it along
-        carried = (flux * bank.noise[which])[here] ** 2 * (value[inside] != 0)
+        carried = brought[inside] ** 2 * (value[inside] != 0)
         variance = variance - total(carried, at, n * size * size).reshape(variance.shape)
     image = noiseless + noise * variance.clamp(min=0).sqrt()
     return SceneBatch(

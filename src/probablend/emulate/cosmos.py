@@ -11,7 +11,7 @@ import numpy as np
 from astropy.table import Table
 
 from probablend.emulate.psf import psf_profile
-from probablend.emulate.stamps import ProfileGalaxies, Split, split_indices
+from probablend.emulate.stamps import ProfileGalaxies, Split, UnsuitableError, split_indices
 from probablend.survey import Survey
 
 __all__ = ["CosmosGalaxies"]
@@ -46,7 +46,7 @@ class CosmosGalaxies(ProfileGalaxies):
     ) -> None:
         fwhm = float(survey.psf_fwhm.to_value("arcsec"))
         if fwhm <= _HST_FWHM:
-            raise ValueError(
+            raise UnsuitableError(
                 f"cosmos galaxies need a PSF broader than HST's {_HST_FWHM}″; "
                 f"{survey.name} has {fwhm:.3g}″"
             )

@@ -19,6 +19,7 @@ __all__ = [
     "Galaxies",
     "Split",
     "Stamp",
+    "UnsuitableError",
     "draw_stamp",
     "split_indices",
     "turn_stamp",
@@ -123,7 +124,7 @@ def draw_stamp(
     # GalSim's own size holds 99 % of the light and sets the cost of the Fourier transform: draw
     # that, more where the light at its border is not lost in the noise, and keep what is needed.
     first = int(np.searchsorted(sides, profile.getGoodImageSize(survey.scale)))
-    for n in oversample * sides[min(first, len(sides) - 1) :].tolist():
+    for n in (oversample * sides[min(first, len(sides) - 1) :]).tolist():
         image = profile.drawImage(nx=n, ny=n, scale=survey.scale / oversample).array
         if _border(image, 0) < level:
             break
@@ -142,6 +143,10 @@ def _border(image: np.ndarray, edge: int) -> float:
     last = len(image) - 1 - edge
     sides = (image[edge], image[last], image[:, edge], image[:, last])
     return float(max(side[edge : last + 1].max() for side in sides))
+
+
+class UnsuitableError(ValueError):
+    """A survey that these galaxies cannot be drawn for."""
 
 
 class Galaxies(ABC):

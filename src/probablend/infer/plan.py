@@ -221,6 +221,7 @@ def begin(settings: StreamSettings, work: Path, *, resume: bool, overwrite: bool
             "psf_fwhm": fwhm,
             "seed": settings.seed,
             "n_samples": settings.n_samples,
+            "precision": settings.precision,
             "input": image.name,
             **model_name(settings.model, meta),
         },

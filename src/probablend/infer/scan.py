@@ -5,8 +5,9 @@ result does not depend on the tiling. Every source belongs to the tile in whose 
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,7 @@ __all__ = ["DRAWS_PER_SAMPLE", "Found", "Scan", "scan_image"]
 # Class maps drawn for each latent: the first is a sample that the user sees, all count for
 # `p_blend`, whose scatter is that of 64 draws when 16 samples are asked for.
 DRAWS_PER_SAMPLE = 4
+_SIDE_BY_SIDE = 4  # tiles at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,17 +157,18 @@ def scan_image(
 
     done = 0
     found = []
-    for tile, (drawn, here) in zip(tiles, _side_by_side(look, tiles, device), strict=True):
-        for known, (y, x) in zip(blends, drawn.blends, strict=True):
-            known.append(np.stack([y + tile.core[0].start, x + tile.core[1].start]))
-        samples[(slice(None), *tile.core)] = drawn.samples
-        p_galaxy[tile.core] = 1 - drawn.mean[PixelClass.SKY]
-        p_blend[tile.core] = drawn.mean[PixelClass.BLEND]
-        if here is not None:
-            found.append(here)
-        done += p_galaxy[tile.core].size
-        if progress:
-            progress(done, signal.size)
+    with closing(_side_by_side(look, tiles, device)) as seen:
+        for tile, (drawn, here) in zip(tiles, seen, strict=True):
+            for known, (y, x) in zip(blends, drawn.blends, strict=True):
+                known.append(np.stack([y + tile.core[0].start, x + tile.core[1].start]))
+            samples[(slice(None), *tile.core)] = drawn.samples
+            p_galaxy[tile.core] = 1 - drawn.mean[PixelClass.SKY]
+            p_blend[tile.core] = drawn.mean[PixelClass.BLEND]
+            if here is not None:
+                found.append(here)
+            done += p_galaxy[tile.core].size
+            if progress:
+                progress(done, signal.size)
     # (y, x) of each draw: one array of pairs per tile → two arrays.
     draws = [tuple(np.concatenate(parts, axis=1)) for parts in blends]
     return Scan(
@@ -179,28 +182,29 @@ def scan_image(
 
 def _side_by_side(
     look: Callable[[Tile], tuple[Drawn, Found | None]], tiles: list[Tile], device: torch.device
-) -> Iterator[tuple[Drawn, Found | None]]:
-    """What is seen in each tile, in order; on the CPU, as many at a time as there are threads.
+) -> Generator[tuple[Drawn, Found | None]]:
+    """What is seen in each tile, in order; on the CPU, a few at a time that share the threads.
 
     Drawing is many small steps, which one thread takes as fast as several: tiles side by side keep
-    all of them busy, and every sum has the same order for any number of threads.
+    all of them busy. More at a time would only cost memory.
     """
     n_threads = torch.get_num_threads()
-    if device.type != "cpu" or len(tiles) == 1 or n_threads == 1:
+    n_workers = min(n_threads, len(tiles), _SIDE_BY_SIDE)
+    if device.type != "cpu" or n_workers == 1:
         yield from map(look, tiles)
         return
 
     @torch.inference_mode()
     def alone(tile: Tile) -> tuple[Drawn, Found | None]:
-        torch.set_num_threads(1)  # of this worker
+        torch.set_num_threads(n_threads // n_workers)  # of this worker
         return look(tile)
 
     try:
-        with ThreadPoolExecutor(n_threads) as pool:
+        with ThreadPoolExecutor(n_workers) as pool:
             waiting: deque[Future[tuple[Drawn, Found | None]]] = deque()
-            for tile in tiles:  # no more at a time than are worked on: memory
+            for tile in tiles:  # one more than are worked on
                 waiting.append(pool.submit(alone, tile))
-                if len(waiting) > n_threads:
+                if len(waiting) > n_workers:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

@@ -490,6 +490,7 @@ def segment_prepared(
             "version": __version__,
             "seed": seed,
             "n_samples": n_samples,
+            "precision": "bfloat16" if getattr(network, "narrow", False) else "single",
             "psf_fwhm": float(np.median(psf_fwhm)),
             "rms": float(np.median(np.asarray(prepared.rms)[~prepared.mask]))
             if isinstance(prepared.rms, np.ndarray)
