@@ -366,3 +366,12 @@ def test_a_run_goes_on_and_is_scored_again(candels, tmp_path, capsys):
         evaluate_pairs(candels, other, ["sep"], tmp_path)
     with pytest.raises(FileNotFoundError, match="no evaluation"):
         read_results(tmp_path / "nowhere")
+
+
+def test_a_method_that_is_told_the_truth_is_kept_too(candels, field_weights, tmp_path):
+    config = PairsConfig(n=2, mag_range=(20.0, 22.5), seed=8, n_samples=1)
+    name = f"{field_weights}@truth"
+    results = evaluate_pairs(candels, config, [name], tmp_path, command="x")
+    assert len(results["methods"]) == 1
+    assert not list((tmp_path / "pairs").glob("*.part"))
+    assert not list(tmp_path.glob("gallery*"))

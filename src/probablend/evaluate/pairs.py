@@ -324,9 +324,9 @@ def evaluate_pairs(
         table.meta["WEIGHTS"] = weights
         part = path.with_suffix(".part")
         table.write(part, format="fits", overwrite=True)
-        if name.endswith(FORCED):  # class maps know nothing of it
-            continue
-        if (gallery := draw_gallery(first, method(first, config.seed))) is not None:
+        # Class maps know nothing of positions that are told.
+        gallery = None if name.endswith(FORCED) else draw_gallery(first, method(first, config.seed))
+        if gallery is not None:
             gallery.savefig(directory / f"gallery-{method_file(name)}.png", dpi=80)
         os.replace(part, path)
     return read_results(directory)
