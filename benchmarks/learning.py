@@ -86,14 +86,14 @@ def table(report: dict[str, Any]) -> str:
 def draw(report: dict[str, Any], rows: list[dict[str, float]]) -> Figure:
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
-    scenes = np.array(report["scenes_at"])
+    scenes = np.array(report["scenes_at"]) / 1000
     left.plot(scenes, report["loss"], "o-")
-    left.set(xscale="log", xlabel="scenes", ylabel="held-out loss, nats per scene")
+    left.set(xlabel="thousands of scenes", ylabel="held-out loss, nats per scene")
     for key in SHOWN:
         values = np.array([row[key] for row in rows if key in row])
         if len(values) == len(scenes):
             middle.plot(scenes, values - values[-1], "o-", label=key, ms=3)
-    middle.set(xscale="log", xlabel="scenes", ylabel="nats above the last validation")
+    middle.set(xlabel="thousands of scenes", ylabel="nats above the last validation")
     middle.legend(fontsize=8)
     for key, label in (
         ("flux_nmad", "NMAD of blended fluxes, mag"),
@@ -102,7 +102,7 @@ def draw(report: dict[str, Any], rows: list[dict[str, float]]) -> Figure:
         values = [row.get(key) for row in rows]
         if all(v is not None for v in values):
             right.plot(scenes, values, "o-", label=label, ms=3)
-    right.set(xscale="log", xlabel="scenes", ylim=(0, None))
+    right.set(xlabel="thousands of scenes", ylim=(0, None))
     right.legend(fontsize=8)
     return figure
 

@@ -264,3 +264,31 @@ def test_only_an_estimated_noise_is_raised():
     noise /= noise.std()
     assert prepare_image(noise).rms > 1.5
     assert prepare_image(noise, rms=1.0).rms == 1.0
+
+
+@pytest.mark.parametrize(
+    ("rms", "warned"), [(1.0, False), (2.5, False), (0.01, True), (40.0, True)]
+)
+def test_noise_of_another_convention_is_noticed(rms, warned, caplog, generator):
+    image = generator.normal(size=(200, 200)).astype(np.float32)
+    with caplog.at_level("WARNING"):
+        prepare_image(image, rms=rms)
+    assert ("times what the pixels scatter by" in caplog.text) == warned
+
+
+def test_of_several_images_it_is_said_which_is_taken(tmp_path, caplog):
+    plane = np.ones((8, 8), np.float32)
+    hdus = [
+        fits.PrimaryHDU(),
+        fits.ImageHDU(plane, name="SCI_G"),
+        fits.ImageHDU(plane, name="IVAR"),
+    ]
+    fits.HDUList(hdus).writeto(tmp_path / "cube.fits")
+    with caplog.at_level("INFO"):
+        read_image(tmp_path / "cube.fits")
+    assert "SCI_G is taken" in caplog.text
+    assert "2:IVAR" in caplog.text
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        read_image(tmp_path / "cube.fits", ext="IVAR")
+    assert "is taken" not in caplog.text

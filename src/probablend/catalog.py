@@ -262,8 +262,11 @@ def quantile_columns(draws: np.ndarray, zeropoint: float | None) -> dict[str, np
     nothing = np.full(draws.shape[1], np.nan)
     columns["mag"] = columns["mag_err"] = nothing
     if zeropoint is not None:
-        columns["mag"] = zeropoint - 2.5 * np.log10(columns["flux"])
-        spread = np.log10(columns["flux_q84"] / columns["flux_q16"])
+        # A flux below what numbers can hold has no magnitude.
+        positive = {k: np.where(columns[k] > 0, columns[k], np.nan)
+                    for k in ("flux", "flux_q16", "flux_q84")}  # fmt: skip
+        columns["mag"] = zeropoint - 2.5 * np.log10(positive["flux"])
+        spread = np.log10(positive["flux_q84"] / positive["flux_q16"])
         columns["mag_err"] = 0.5 * 2.5 * spread
     radius = _quantiles(draws[..., PARAMETERS.index("radius")], (0.5,))[0]
     columns["n_pixels"] = np.maximum(np.round(np.pi * radius**2), 1)

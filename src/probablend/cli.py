@@ -447,6 +447,9 @@ def measure_command(
 ) -> None:
     """Measure sources at given positions: one row per position, in the same order.
 
+    A flux is that of a source, given that there is one, and positive: where p_source is small it is
+    that of the faintest ones, not zero within its error.
+
     Example: probablend measure image.fits --positions mine.csv -o measured.fits
     """
     from probablend.catalog import write_table
@@ -612,7 +615,8 @@ def surveys_command() -> None:
 
     table = Table()
     for column in ("name", "″/pixel", "PSF FWHM ″", "PSF", "zero point", "gain", "sky rms"):
-        table.add_column(column, justify="left" if column in ("name", "PSF") else "right")
+        words = column in ("name", "PSF")
+        table.add_column(column, justify="left" if words else "right", no_wrap=words)
     for name in available_surveys():
         s = get_survey(name)
         table.add_row(
@@ -688,7 +692,7 @@ def emulate_field(
     for k in range(n):
         scene = draw_field(galaxies, config, generator=np.random.default_rng([seed, k, 1]))
         _write(scene, output, f"field_{k:04d}", seed, overwrite)
-    out.print(f"{n} fields with their truth are in {output}")
+    out.print(f"{n} field{'s' * (n > 1)} with exact truth: {output}")
 
 
 def _open_source(

@@ -48,6 +48,8 @@ _PICTURES = (".png", ".jpg", ".jpeg")
 # Boxes of the background mesh; smaller images get one constant.
 _BOX = 128
 _CORRELATION_REACH, _CORRELATION_ROUNDS = 4, 3  # pixels, iterations
+# Noise that is given, over the scatter of the pixels: crowds make that larger, drizzling smaller.
+_LEAST_NOISE, _MOST_NOISE = 0.3, 4.0
 _MIN_SKY = 500  # pixels from which correlations can be told
 # A background is taken out when it is larger than this many times the noise: crowded fields
 # with a subtracted sky come out a tenth too high from any estimator.
@@ -329,7 +331,14 @@ def _find_hdu(hdus: fits.HDUList, ext: int | str | None, path: Path) -> fits.Ima
     filled = [h for h in hdus if isinstance(h, images) and h.shape]
     flat = [h for h in filled if len(h.shape) == 2 or (len(h.shape) == 3 and h.shape[0] == 1)]
     if flat or filled:
-        return (flat or filled)[0]
+        chosen = (flat or filled)[0]
+        if len(filled) > 1:
+            others = [f"{k}:{h.name or '-'}" for k, h in enumerate(hdus) if h is not chosen]
+            log.info(
+                "%s holds several images: %s is taken, ext names another (%s)",
+                path, chosen.name or "the first", ", ".join(others),
+            )  # fmt: skip
+        return chosen
     raise ValueError(f"{path} holds no image in any extension")
 
 
@@ -428,6 +437,7 @@ def prepare_image(
     rms: float | np.ndarray | None = None,
     mask: np.ndarray | None = None,
     background: str = "auto",
+    compare_noise: bool = True,
 ) -> PreparedImage:
     """Subtract the background if there is one, divide by the noise, mark what is missing.
 
@@ -444,6 +454,8 @@ def prepare_image(
         that is not of whole numbers (where a mosaic has no data), are masked anyway.
     background : {"auto", "subtract", "none"}
         ``"auto"`` subtracts only what exceeds 0.3 of the noise.
+    compare_noise : bool
+        Whether to warn if the noise that is given is far from the scatter of the pixels.
 
     Returns
     -------
@@ -486,9 +498,15 @@ def prepare_image(
             raise NothingToSegmentError("the noise cannot be estimated: give it with rms")
         flat = ((clean - level) / noise).astype(np.float32)
         if (factor := correlation_factor(flat, bad)) > 1:
-            log.info("the noise is correlated: counted %.2f times as strong", factor)
+            log.info(
+                "estimated noise: %.4g per pixel, counted as %.4g, since it is correlated: %.2f "
+                "times as strong on the scale of a source", noise, noise * factor, factor,
+            )  # fmt: skip
             noise *= factor
-        log.info("estimated noise per pixel: %.4g", noise)
+        else:
+            log.info("estimated noise per pixel: %.4g", noise)
+    elif compare_noise:
+        _compare_noise(noise, spread, bad)
     # Half the field may be deeper: compare with the typical noise.
     typical = float(np.median(noise[~bad])) if isinstance(noise, np.ndarray) else noise
     excess = max(abs(float(np.median(level))), float(np.std(level)))
@@ -508,6 +526,17 @@ def prepare_image(
         mask=bad,
         background=float(np.median(level)) if subtract else 0.0,
     )
+
+
+def _compare_noise(noise: float | np.ndarray, spread: float, bad: np.ndarray) -> None:
+    """Say so if the noise that was given is not that of the pixels."""
+    given = float(np.median(noise[~bad])) if isinstance(noise, np.ndarray) else noise
+    if not (spread > 0 and _LEAST_NOISE < given / spread < _MOST_NOISE):
+        log.warning(
+            "the noise that was given, %.3g per pixel, is %.2g times what the pixels scatter by: "
+            "rms is a standard deviation, variance its square, weight one over that",
+            given, given / spread if spread > 0 else np.inf,
+        )  # fmt: skip
 
 
 def correlation_factor(signal: np.ndarray, mask: np.ndarray) -> float:

@@ -103,7 +103,9 @@ def train(
         )
     last, best = directory / "last.safetensors", directory / f"{config.name}.safetensors"
     if last.exists() and not resume:
-        raise FileExistsError(f"{directory} holds a training already: resume it, or name another")
+        raise FileExistsError(
+            f"{directory} holds a training already: resume it (--resume), or name another folder"
+        )
     for survey in config.surveys:
         get_survey(survey)  # a wrong name is better said at once
     earlier = config.start_from

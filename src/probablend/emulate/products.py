@@ -81,7 +81,9 @@ def write_scene(scene: Scene, directory: Path, name: str, *, seed: int, overwrit
     paths = [directory / f"{name}.fits", directory / f"{name}_truth.fits"]
     for path in paths:
         if path.exists() and not overwrite:
-            raise FileExistsError(f"{path} exists already: choose another folder or overwrite")
+            raise FileExistsError(
+                f"{path} exists already: choose another folder, or overwrite (--overwrite)"
+            )
     header = scene_wcs(scene).to_header()
     known = scene.survey.as_dict()
     cards: dict[str, tuple[Any, str]] = {

@@ -438,6 +438,8 @@ def injection_table(report: dict[str, Any]) -> str:
         "",
         f"`{report['command']}`",
         "",
+        "What is injected has the PSF that the model is told: a wrong width does not show here.",
+        "",
         f"{report['n_injected']} galaxies injected into {report['image']}, PSF "
         f"{report['psf_fwhm']:.2f} pixels, noise {report['rms']:.4g} per pixel, 5 σ depth "
         f"{report['depth']:.2f} mag"

@@ -74,7 +74,10 @@ def process_block(folder: str, number: int) -> int:
     pixels = image.read(*outer)
     try:
         prepared = prepare_image(
-            pixels, background=plan["background"], **noise_and_mask(settings, outer)
+            pixels,
+            background=plan["background"],
+            compare_noise=False,  # said when the run began
+            **noise_and_mask(settings, outer),
         )
     except NothingToSegmentError:
         if settings.cutouts is None:

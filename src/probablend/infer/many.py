@@ -74,7 +74,9 @@ def stream_many(
     check_output(output, overwrite=overwrite or resume)
     for name in names:
         if (output / name / WORK).exists() and not (resume or overwrite):
-            raise FileExistsError(f"{output} holds an unfinished run: resume or overwrite it")
+            raise FileExistsError(
+                f"{output} holds an unfinished run: resume (--resume) or overwrite it (--overwrite)"
+            )
     for name in names:
         _begin(output / name, resume=resume, overwrite=overwrite)
     kind = "fits" if catalog_format == "hats" else catalog_format

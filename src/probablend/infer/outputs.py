@@ -58,7 +58,8 @@ def check_output(directory: Path, *, overwrite: bool) -> None:
     there = [name for name in PRODUCTS if (directory / name).exists()]
     if there and not overwrite:
         raise FileExistsError(
-            f"{directory} holds {', '.join(there)} already: choose another folder or overwrite"
+            f"{directory} holds {', '.join(there)} already: choose another folder, or overwrite "
+            "(--overwrite)"
         )
     parent = directory
     while not parent.exists():

@@ -187,7 +187,10 @@ def begin(settings: StreamSettings, work: Path, *, resume: bool, overwrite: bool
         check_same(wanted, plan["settings"], work.parent)
         return plan
     if (work / "plan.json").exists() and not overwrite:
-        raise FileExistsError(f"{work.parent} holds an unfinished run: resume or overwrite it")
+        raise FileExistsError(
+            f"{work.parent} holds an unfinished run: resume (--resume) "
+            "or overwrite it (--overwrite)"
+        )
     image = settings.open()
     n_y, n_x = image.shape
     if n_y * n_x >= 2**31:
@@ -323,8 +326,9 @@ def _decide(settings: StreamSettings, image: ImageFile, meta: dict[str, Any]) ->
     for box in _samples(image.shape):
         try:
             prepared = prepare_image(
-                image.read(*box), background=background, **noise_and_mask(settings, box)
-            )
+                image.read(*box), background=background, compare_noise=not seen,
+                **noise_and_mask(settings, box),
+            )  # fmt: skip
         except NothingToSegmentError:
             continue
         seen = True

@@ -511,7 +511,7 @@ def assumed_psf_fwhm(meta: Mapping[str, Any]) -> float:
     assumed = float(np.median(_trained_fwhms(meta)))
     log.warning(
         "too few bright sources to measure the PSF: a FWHM of %.2f pixels is assumed; "
-        "give psf_fwhm to say otherwise", assumed,
+        "give psf_fwhm (--psf-fwhm) to say otherwise", assumed,
     )  # fmt: skip
     return assumed
 
