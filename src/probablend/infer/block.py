@@ -4,10 +4,11 @@ The margin is as wide as what the block's answer depends on, and random numbers 
 the image: whoever works on a block, in whatever order, the bytes are the same.
 """
 
+import ctypes
 import json
 import os
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ from probablend.models.field import FieldNetwork
 __all__ = ["process_block"]
 
 _QUICKLOOK = 1024  # pixels, side of the picture
+_M_MMAP_THRESHOLD, _KEPT = -3, 8 * 2**20  # of mallopt; bytes, the largest buffers that are kept
+_TILE = 784  # pixels, side of a tile's core: smaller than in memory, since several are held at once
 
 
 @lru_cache(maxsize=1)
@@ -61,6 +64,7 @@ def process_block(folder: str, number: int) -> int:
     int
         The number again.
     """
+    _allocator()
     work = Path(folder)
     plan = json.loads((work / "plan.json").read_text())
     known = set(StreamSettings.__dataclass_fields__)
@@ -100,6 +104,7 @@ def process_block(folder: str, number: int) -> int:
         network, meta, prepared, data, n_samples=settings.n_samples, seed=settings.seed,
         device=resolve_device(settings.device), wcs=wcs, psf_fwhm=psf_fwhm,
         zeropoint=plan["zeropoint"], min_p_source=settings.min_p_source, window=window,
+        tile_size=_TILE,
     )  # fmt: skip
     tensors = _sources(result, window, core, shape, settings, work)
     if settings.cutouts is None:
@@ -110,7 +115,29 @@ def process_block(folder: str, number: int) -> int:
         _quicklook(work, result, plan, inner)
     tensors["n_masked"] = torch.tensor([int(result.mask[inner].sum())])
     save_tensors(block_file(work, number), tensors, {})
+    del result, prepared, data, pixels
+    _give_back()
     return number
+
+
+@cache
+def _allocator() -> ctypes.CDLL | None:
+    """The C library, told to return whatever is large at once; None if it is not glibc.
+
+    Left to itself it learns to keep buffers of up to 32 MB, in every thread: half a gigabyte.
+    """
+    try:
+        library = ctypes.CDLL(None)
+        library.mallopt(_M_MMAP_THRESHOLD, _KEPT)
+        return library if library.malloc_trim else None
+    except (AttributeError, OSError):
+        return None
+
+
+def _give_back() -> None:
+    """Return what is free to the system."""
+    if (library := _allocator()) is not None:
+        library.malloc_trim(0)
 
 
 def _sources(

@@ -10,6 +10,8 @@ from probablend.models.source import PARAMETERS
 
 __all__ = ["Ellipses", "blended_share", "group_sources", "label_sources", "overlap_share"]
 
+_SMALL = 2**30  # pixels of an image whose indices fit into 32 bits, with room
+_AT_ONCE = 1_000_000  # pixels
 _REACH = 2.0  # a label reaches this many footprint radii
 
 
@@ -133,19 +135,28 @@ class Ellipses:
         last = np.where(here, np.maximum(np.where(empty, centre, last), centre), last)
         first, last = np.maximum(first, 0), np.minimum(last, n_x - 1)
         n_each = np.maximum(last - first + 1, 0)
-        begin = np.repeat(np.cumsum(n_each) - n_each - first - row * n_x, n_each)
-        return np.repeat(owner, n_each), np.arange(len(begin)) - begin
+        small = np.int32 if shape_yx[0] * n_x < _SMALL else np.int64
+        begin = (first + row * n_x - np.cumsum(n_each) + n_each).astype(small)
+        index = np.repeat(begin, n_each)
+        index += np.arange(len(index), dtype=small)
+        return np.repeat(owner.astype(small), n_each), index
 
     def depth(self, source: np.ndarray, index: np.ndarray, n_x: int) -> np.ndarray:
         """Elliptical radius of pixels in their source's ellipse, 1 on its rim; float32."""
+        rho = np.empty(len(source), dtype=np.float32)
+        for first in range(0, len(source), _AT_ONCE):  # memory: many numbers of each pixel
+            part = slice(first, first + _AT_ONCE)
+            rho[part] = self._depth(source[part], index[part], n_x)
+        return rho
+
+    def _depth(self, source: np.ndarray, index: np.ndarray, n_x: int) -> np.ndarray:
         row, column = np.divmod(index, n_x)
         dy, dx = row - self.y[source], column - self.x[source]
         # dᵀ M⁻¹ d with M = r² / √(1 − e²) · [[1 + e1, e2], [e2, 1 − e1]] over (x, y).
         e1, e2 = self.e1[source], self.e2[source]
         rest = np.sqrt(np.clip(1 - e1**2 - e2**2, 1e-6, None))
         square = ((1 - e1) * dx**2 + (1 + e1) * dy**2 - 2 * e2 * dx * dy) / rest
-        rho = np.sqrt(np.maximum(square, 0)) / np.maximum(self.radius[source], 1e-3)
-        return rho.astype(np.float32)
+        return np.sqrt(np.maximum(square, 0)) / np.maximum(self.radius[source], 1e-3)
 
 
 def label_sources(ellipses: Ellipses, p_galaxy: np.ndarray) -> np.ndarray:

@@ -160,7 +160,8 @@ def scan_image(
     with closing(_side_by_side(look, tiles, device)) as seen:
         for tile, (drawn, here) in zip(tiles, seen, strict=True):
             for known, (y, x) in zip(blends, drawn.blends, strict=True):
-                known.append(np.stack([y + tile.core[0].start, x + tile.core[1].start]))
+                here_yx = np.stack([y + tile.core[0].start, x + tile.core[1].start])
+                known.append(here_yx.astype(np.int32))
             samples[(slice(None), *tile.core)] = drawn.samples
             p_galaxy[tile.core] = 1 - drawn.mean[PixelClass.SKY]
             p_blend[tile.core] = drawn.mean[PixelClass.BLEND]
@@ -170,7 +171,10 @@ def scan_image(
             if progress:
                 progress(done, signal.size)
     # (y, x) of each draw: one array of pairs per tile → two arrays.
-    draws = [tuple(np.concatenate(parts, axis=1)) for parts in blends]
+    draws = []
+    for parts in blends:
+        draws.append(tuple(np.concatenate(parts, axis=1)))
+        parts.clear()
     return Scan(
         p_galaxy=np.clip(p_galaxy, 0, 1),
         p_blend=np.clip(p_blend, 0, 1),
@@ -202,9 +206,9 @@ def _side_by_side(
     try:
         with ThreadPoolExecutor(n_workers) as pool:
             waiting: deque[Future[tuple[Drawn, Found | None]]] = deque()
-            for tile in tiles:  # one more than are worked on
+            for tile in tiles:  # no more than are worked on: memory
                 waiting.append(pool.submit(alone, tile))
-                if len(waiting) > n_workers:
+                if len(waiting) >= n_workers:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
