@@ -271,7 +271,7 @@ def test_only_an_estimated_noise_is_raised():
 )
 def test_noise_of_another_convention_is_noticed(rms, warned, caplog, generator):
     image = generator.normal(size=(200, 200)).astype(np.float32)
-    with caplog.at_level("WARNING"):
+    with caplog.at_level("WARNING", logger="probablend"):
         prepare_image(image, rms=rms)
     assert ("times what the pixels scatter by" in caplog.text) == warned
 
@@ -284,11 +284,11 @@ def test_of_several_images_it_is_said_which_is_taken(tmp_path, caplog):
         fits.ImageHDU(plane, name="IVAR"),
     ]
     fits.HDUList(hdus).writeto(tmp_path / "cube.fits")
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="probablend"):
         read_image(tmp_path / "cube.fits")
     assert "SCI_G is taken" in caplog.text
     assert "2:IVAR" in caplog.text
     caplog.clear()
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="probablend"):
         read_image(tmp_path / "cube.fits", ext="IVAR")
     assert "is taken" not in caplog.text
