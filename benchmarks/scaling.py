@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("scaling.json"))
     parser.add_argument("--sizes", type=int, nargs="+", default=[512, 1024, 2048, 4096])
     parser.add_argument("--samples", type=int, default=16)
+    parser.add_argument("--precision", default="single", help="or bfloat16")
     parser.add_argument("--density", type=float, default=160.0, help="where the size changes")
     parser.add_argument(
         "--densities", type=float, nargs="*", default=[10.0, 30.0, 80.0, 160.0, 320.0],
@@ -49,7 +50,9 @@ def main() -> None:
 
     def run(size: int, density: float) -> dict[str, float]:
         with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-            cost = measure(Path(folder), patch(density), size, survey, arguments.samples)
+            cost = measure(
+                Path(folder), patch(density), size, survey, arguments.samples, arguments.precision
+            )
         print(json.dumps(cost), flush=True)
         return {"density": density} | cost
 
@@ -60,23 +63,28 @@ def main() -> None:
         "version": probablend.__version__,
         "threads": torch.get_num_threads(),
         "samples": arguments.samples,
+        "precision": arguments.precision,
         "density": arguments.density,
         "runs": runs,
         "density_size": arguments.density_size,
         "runs_by_density": by_density,
     }
     arguments.output.write_text(json.dumps(report, indent=2) + "\n")
-    draw(runs, by_density).savefig(arguments.output.with_suffix(".png"), dpi=100)
+    if len(runs) > 1 and by_density:
+        draw(runs, by_density).savefig(arguments.output.with_suffix(".png"), dpi=100)
 
 
-def measure(folder: Path, patch: Scene, size: int, survey, n_samples: int) -> dict[str, float]:
+def measure(
+    folder: Path, patch: Scene, size: int, survey, n_samples: int, precision: str
+) -> dict[str, float]:
     """One run of the program, as a user starts it, and what it cost."""
     path = folder / "image.fits"
     write(path, patch.image, size)
     command = [
         sys.executable, "-c", "from probablend.cli import main; main()", "--quiet", "segment",
         str(path), "--rms", str(patch.rms), "--psf-fwhm", str(survey.psf_fwhm_pixels),
-        "--background", "none", "--samples", str(n_samples), "-o", str(folder / "out"),
+        "--background", "none", "--samples", str(n_samples), "--precision", precision,
+        "-o", str(folder / "out"),
     ]  # fmt: skip
     began = time.perf_counter()
     process = subprocess.Popen(command)

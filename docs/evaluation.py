@@ -173,6 +173,18 @@ def benchmark(name: str) -> str:
     return (BENCHMARKS / f"{name}.md").read_text()
 
 
+def tile() -> str:
+    """A tile as large as Euclid's."""
+    report = _benchmark("tile")
+    (run,) = report["runs"]
+    return (
+        f"An image of {run['size']}² pixels, a tile of Euclid's mosaic "
+        f"(`{report['command']}`, [output](../benchmarks/tile.json)): {run['sources']:,} sources, "
+        f"{run['seconds'] / 60:.0f} minutes beside the test suite, "
+        f"{run['peak_gigabytes']:.2f} GB at most."
+    )
+
+
 def profile() -> str:
     """Shares of the time of a run."""
     shares = _benchmark("speed")["profile"]
@@ -181,7 +193,7 @@ def profile() -> str:
 
 MAKERS = {
     "results": results, "file": file, "bins": bins, "real": real, "benchmark": benchmark,
-    "emulation": emulation, "scaling": scaling, "aims": aims, "profile": profile,
+    "emulation": emulation, "scaling": scaling, "aims": aims, "profile": profile, "tile": tile,
 }  # fmt: skip
 
 
