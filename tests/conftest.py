@@ -169,6 +169,8 @@ def field_weights(tmp_path_factory):
         apertures=(1.0, 3.0),
         gather_hidden=(16,),
         photometry=True,
+        knows_noise=True,
+        n_sectors=4,
     )
     network = FieldNetwork(config)
     network.train()

@@ -244,6 +244,25 @@ def test_a_training_can_start_from_earlier_weights(tmp_path):
     assert not (tmp_path / "c").exists()
 
 
+def test_what_a_network_is_told_beyond_its_forerunner_counts_for_nothing_yet(tmp_path):
+    first = train(small("field", n_steps=3), tmp_path / "a", device="cpu")
+    still = OptimizerConfig(n_steps=1, batch_size=4, learning_rate=1e-12)
+    config = replace(small("field"), start_from=str(first), optimizer=still)
+    config = replace(config, model={**config.model, "knows_noise": True, "n_sectors": 6})
+    earlier = load_model(first)[0].eval()
+    told = load_model(train(config, tmp_path / "b", device="cpu"))[0]
+    told.load_state_dict(  # statistics of the batches that one step saw
+        {k: v for k, v in earlier.state_dict().items() if "running" in k}, strict=False
+    )
+    image = 4 * torch.randn(2, 1, 48, 48, generator=torch.Generator().manual_seed(8))
+    at = torch.tensor([0, 1]), torch.tensor([20.3, 30.0]), torch.tensor([11.0, 40.8])
+    with torch.inference_mode():
+        one, other = earlier(image), told.eval()(image, noise_factor=torch.tensor([1.0, 1.9]))
+        torch.testing.assert_close(one.heat_logits, other.heat_logits, rtol=0, atol=1e-4)
+        contexts = (said.context(*at, detected=True) for said in (one, other))
+        torch.testing.assert_close(*contexts, rtol=0, atol=1e-4)
+
+
 @pytest.mark.slow
 def test_two_processes_give_the_losses_of_one_with_both_batches(tmp_path):
     text = """

@@ -125,6 +125,7 @@ PROVENANCE = {
     "model": ("PBMODEL", "weights"),
     "weights_hash": ("PBHASH", "SHA-256 of the weight file, 16 digits"),
     "psf_fwhm": ("PBFWHM", "FWHM of the PSF, pixels"),
+    "noise_factor": ("PBNFACT", "how correlated the noise is; 1 if white"),
     "seed": ("PBSEED", "seed of the samples"),
     "n_samples": ("PBNSAMP", "posterior samples"),
     "precision": ("PBPREC", "of the convolutions"),

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ log = logging.getLogger(__name__)
 _PICTURES = (".png", ".jpg", ".jpeg")
 # Boxes of the background mesh; smaller images get one constant.
 _BOX = 128
+_REGION = 1024  # pixels in the middle that tell how correlated the noise is
 _CORRELATION_REACH, _CORRELATION_ROUNDS = 4, 3  # pixels, iterations
 # Noise that is given, over the scatter of the pixels: crowds make that larger, drizzling smaller.
 _LEAST_NOISE, _MOST_NOISE = 0.3, 4.0
@@ -119,6 +120,20 @@ class PreparedImage:
     rms: np.ndarray | float
     mask: np.ndarray = field(repr=False)
     background: float = 0.0
+
+    @cached_property
+    def noise_factor(self) -> float:
+        """How correlated the noise is, in the middle: see :func:`correlation_factor`."""
+        box = tuple(
+            slice(max(0, (n - _REGION) // 2), (n + _REGION) // 2) for n in self.signal.shape
+        )
+        signal, mask = self.signal[box], self.mask[box]
+        if mask.all():
+            return 1.0
+        _, level, spread = sigma_clipped_stats(signal, mask=mask, sigma=3, maxiters=10)
+        if not spread > 0:
+            return 1.0
+        return correlation_factor(((signal - level) / spread).astype(np.float32), mask)
 
 
 def read_image(path: Path | str, *, ext: int | str | None = None) -> ImageData:

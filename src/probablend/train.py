@@ -399,7 +399,7 @@ def _class_scores(
     for batch in batches:
         classes = batch.classes
         # (sample, batch, class, y, x)
-        said = model(batch.image, psf_fwhm=batch.psf_fwhm)
+        said = model(batch.image, psf_fwhm=batch.psf_fwhm, noise_factor=batch.noise_factor)
         draws = said.class_probabilities(_N_VALIDATION_SAMPLES, seed=seed)
         mean = draws.mean(dim=0)
         known = classes >= 0  # where there is a truth
@@ -444,7 +444,7 @@ def _flux_scores(model: FieldNetwork, batches: Sequence[SceneBatch]) -> dict[str
     """Fluxes at true positions of blended galaxies above S/N 10."""
     errors, inside, off = [], [], []
     for batch in batches:
-        said = model(batch.image, psf_fwhm=batch.psf_fwhm)
+        said = model(batch.image, psf_fwhm=batch.psf_fwhm, noise_factor=batch.noise_factor)
         s, size = batch.sources, batch.image.shape[-1]
         centred = (s.y > 0) & (s.y < size - 1) & (s.x > 0) & (s.x < size - 1)
         s = s.keep(centred & s.blended & ~s.is_star & (s.snr > 10))
@@ -519,7 +519,10 @@ def _sky(config: TrainConfig, bank: Bank, n_batches: int) -> Iterator[SceneBatch
 
 
 def _start_from(model: Network, name: str, fresh: Sequence[str]) -> None:
-    """Take over the weights of an earlier network, but for the parts that start afresh."""
+    """Take over the weights of an earlier network, but for the parts that start afresh.
+
+    What a layer is told beyond what it was told there comes last, and counts for nothing yet.
+    """
     own = model.state_dict()
     parts = {key.split(".")[0] for key in own}
     if unknown := sorted(set(fresh) - parts):
@@ -530,6 +533,12 @@ def _start_from(model: Network, name: str, fresh: Sequence[str]) -> None:
         if key.split(".")[0] not in fresh
     }  # fmt: skip
     wanted = {key: value.shape for key, value in own.items() if key.split(".")[0] not in fresh}
+    for key, value in earlier.items():
+        more = wanted[key][1] - value.shape[1] if value.ndim > 1 and key in wanted else 0
+        if more > 0:
+            earlier[key] = torch.cat(
+                [value, value.new_zeros(len(value), more, *value.shape[2:])], 1
+            )
     if {key: value.shape for key, value in earlier.items()} != wanted:
         raise ValueError(
             f"start_from: {name} is another network than the one configured; parts of another "

@@ -6,7 +6,7 @@ resumed run sees the same scenes.
 """
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from probablend.emulate.blend import COUNTS_SLOPE, FIELD_MARGIN, STAR_COUNTS_SLOPE
 from probablend.emulate.classes import FOOTPRINT_THRESHOLD
 from probablend.emulate.damage import damage, seam, tilt_sky
-from probablend.emulate.noise import correlate, draw_kernels
+from probablend.emulate.noise import correlate, draw_kernels, noise_factor
 
 if TYPE_CHECKING:
     from probablend.emulate.bank import Bank
@@ -37,6 +37,9 @@ _CROWDED_COMPANIONS = (0.4, 0.8)
 _CROWDED_SLOPE = 0.15
 # Noise of the parts of a scene whose depth changes, in units of the deepest one.
 _SHALLOWEST = 2.5
+# Of what correlation adds to the noise, an estimate from an image finds this part: faint sources
+# hide the rest.
+_ESTIMATED = (0.75, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,6 +223,9 @@ class SceneBatch:
         Every one that throws light into a scene.
     footprints : Tensor of int64, shape (2, pixel)
         Every pixel of every footprint: the source, and the flat index into ``classes``.
+    noise_factor : Tensor, shape (scene,), optional
+        How correlated the noise is, as an image would tell: see
+        :func:`~probablend.images.correlation_factor`. White if not given.
     """
 
     image: Tensor
@@ -228,6 +234,7 @@ class SceneBatch:
     psf_fwhm: Tensor
     sources: Sources
     footprints: Tensor = field(default_factory=lambda: torch.empty(2, 0, dtype=torch.int64))
+    noise_factor: Tensor | None = None
 
 
 class SceneBatches(Dataset[SceneBatch]):
@@ -365,6 +372,10 @@ def draw_batch(
         batch = seam(batch, fraction=config.seam_fraction, generator=generator)
     if config.damaged_fraction:
         batch = damage(batch, fraction=config.damaged_fraction, generator=generator)
+    if config.correlated_fraction:
+        least, most = _ESTIMATED
+        excess = (noise_factor(kernels) - 1) * (least + (most - least) * uniform(n))
+        batch = replace(batch, noise_factor=torch.where(correlated, 1 + excess, 1.0))
     return batch
 
 

@@ -23,6 +23,7 @@ __all__ = [
     "draw_kernels",
     "gaussian_kernels",
     "lanczos_kernels",
+    "noise_factor",
     "noise_rms",
 ]
 
@@ -206,12 +207,21 @@ def correlate(noise: Tensor, kernels: Tensor) -> Tensor:
         :func:`~probablend.images.correlation_factor` counts.
     """
     n, reach = len(noise), kernels.shape[-1] // 2
-    t = torch.arange(-_REACH, _REACH + 1, device=noise.device, dtype=noise.dtype)
-    line = torch.exp(-0.5 * t**2)
-    source = (line[:, None] * line)[None, None]
-    # What is left of each under the source: Σ (kernel ∗ source)² over Σ source².
-    seen = F.conv2d(kernels[:, None], source, padding=2 * _REACH)
-    strength = (seen**2).sum(dim=(1, 2, 3)) / (source**2).sum()
-    kernels = kernels / strength.sqrt()[:, None, None]
+    kernels = kernels / _strength(kernels).sqrt()[:, None, None]
     padded = F.pad(noise[None], [reach] * 4, mode="circular")
     return F.conv2d(padded, kernels[:, None], groups=n)[0]
+
+
+def noise_factor(kernels: Tensor) -> Tensor:
+    """What :func:`~probablend.images.correlation_factor` is for each kernel, (scene,), ≥ 1."""
+    from_pixel_to_pixel = (kernels**2).sum(dim=(1, 2))
+    return (_strength(kernels) / from_pixel_to_pixel).sqrt().clamp(min=1)
+
+
+def _strength(kernels: Tensor) -> Tensor:
+    """Variance left of unit white noise under a source: Σ (kernel ∗ source)² over Σ source²."""
+    t = torch.arange(-_REACH, _REACH + 1, device=kernels.device, dtype=kernels.dtype)
+    line = torch.exp(-0.5 * t**2)
+    source = (line[:, None] * line)[None, None]
+    seen = F.conv2d(kernels[:, None], source, padding=2 * _REACH)
+    return (seen**2).sum(dim=(1, 2, 3)) / (source**2).sum()

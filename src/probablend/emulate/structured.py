@@ -3,7 +3,8 @@
 Beside the smooth profiles of :mod:`probablend.emulate.parametric`, a share of the galaxies are
 discs painted on a fine grid, face on, and then sheared like the others: size, shape and flux
 keep their exact meaning. Bright galaxies of this kind teach a network not to shred spirals; knots
-and tails, what a single galaxy may look like.
+and tails, what a single galaxy may look like. Half of them are irregular on all scales, as the
+galaxies are that HST sees at redshifts near one.
 """
 
 import galsim
@@ -14,9 +15,12 @@ from probablend.emulate.parametric import ParametricGalaxies
 
 __all__ = ["StructuredGalaxies", "paint_disc"]
 
-_SHARE = 0.35  # of the galaxies that are no spheroids
+_SHARE = 0.5  # of the galaxies that are no spheroids
 _SIDE = 161  # pixels of the fine grid
 _REACH = 4.5  # it spans ± this many half-light radii
+_IRREGULAR = (0.2, 0.8)  # scatter of ln light
+_SLOPE = (2.5, 3.5)  # of its power spectrum
+_COARSEST = 2.0  # half-light radii: its largest structures
 _GSPARAMS = galsim.GSParams(folding_threshold=1e-2, kvalue_accuracy=1e-4)
 
 
@@ -140,5 +144,16 @@ def _paint(axis: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         depth, width, shift = uniform(0.3, 0.9), uniform(0.05, 0.15), uniform(-0.15, 0.15)
         lane = np.exp(-0.5 * ((across - shift) / width) ** 2) * np.exp(-0.5 * (r / 1.5) ** 2)
         light = light * (1 - depth * lane)
+    if uniform() < 0.5:
+        light = light * np.exp(uniform(*_IRREGULAR) * _irregular(generator, uniform(*_SLOPE)))
     edge = np.clip((_REACH * 0.97 - r) / (0.12 * _REACH), 0, 1)
     return light * edge
+
+
+def _irregular(generator: np.random.Generator, slope: float) -> np.ndarray:
+    """A Gaussian field of unit variance whose power falls with the wave number to ``slope``."""
+    k = np.hypot(np.fft.fftfreq(_SIDE)[:, None], np.fft.rfftfreq(_SIDE)) * _SIDE / (2 * _REACH)
+    amplitude = np.maximum(k, 1 / _COARSEST) ** (-slope / 2)
+    white = np.fft.rfft2(generator.standard_normal((_SIDE, _SIDE)))
+    field = np.fft.irfft2(amplitude * white, s=(_SIDE, _SIDE))
+    return (field - field.mean()) / field.std()

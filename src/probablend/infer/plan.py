@@ -209,7 +209,7 @@ def begin(settings: StreamSettings, work: Path, *, resume: bool, overwrite: bool
     network, meta = load_model(settings.model)
     assert isinstance(network, FieldNetwork)
     resolve_device(settings.device)
-    fwhm, background = _decide(settings, image, meta)
+    fwhm, noise_factor, background = _decide(settings, image, meta)
     plan = {
         "settings": wanted,
         "shape": [n_y, n_x],
@@ -217,11 +217,13 @@ def begin(settings: StreamSettings, work: Path, *, resume: bool, overwrite: bool
         "halo": -(-(network.halo + MARGIN) // network.config.stride) * network.config.stride,
         "stride": network.config.stride,
         "psf_fwhm": fwhm,
+        "noise_factor": noise_factor,
         "background": background,
         "zeropoint": image.zeropoint if settings.zeropoint is None else settings.zeropoint,
         "meta": {
             "version": __version__,
             "psf_fwhm": fwhm,
+            "noise_factor": noise_factor,
             "seed": settings.seed,
             "n_samples": settings.n_samples,
             "precision": settings.precision,
@@ -319,19 +321,22 @@ def check_same(wanted: dict[str, Any], earlier: dict[str, Any], folder: Path) ->
         )
 
 
-def _decide(settings: StreamSettings, image: ImageFile, meta: dict[str, Any]) -> tuple[float, str]:
-    """Width of the PSF, and whether there is a background, for the whole image."""
+def _decide(
+    settings: StreamSettings, image: ImageFile, meta: dict[str, Any]
+) -> tuple[float, float, str]:
+    """Width of the PSF, correlation of the noise and kind of background of the whole image."""
     fwhm = None if isinstance(settings.psf_fwhm, str) else settings.psf_fwhm
-    background, seen = settings.background, False
+    background = settings.background
+    factors: list[float] = []
     for box in _samples(image.shape):
         try:
             prepared = prepare_image(
-                image.read(*box), background=background, compare_noise=not seen,
+                image.read(*box), background=background, compare_noise=not factors,
                 **noise_and_mask(settings, box),
             )  # fmt: skip
         except NothingToSegmentError:
             continue
-        seen = True
+        factors.append(prepared.noise_factor)
         if background == "auto" and prepared.background:
             background = "subtract"
         if isinstance(settings.psf_fwhm, str):
@@ -339,11 +344,12 @@ def _decide(settings: StreamSettings, image: ImageFile, meta: dict[str, Any]) ->
             fwhm = fwhm or float(np.median(widths))
         if fwhm is None:
             fwhm = estimate_psf_fwhm(prepared.signal, prepared.mask)
-    if not seen and len(list(_samples(image.shape))) == 1:
+    if not factors and len(list(_samples(image.shape))) == 1:
         raise NothingToSegmentError("image has no usable pixel: all are NaN, masked or constant")
     if fwhm is None:
         fwhm = assumed_psf_fwhm(meta)
-    return fwhm, "none" if background == "auto" else background
+    noise_factor = float(np.median(factors)) if factors else 1.0
+    return fwhm, noise_factor, "none" if background == "auto" else background
 
 
 def _samples(shape: tuple[int, int]) -> Iterator[tuple[slice, slice]]:

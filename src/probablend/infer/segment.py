@@ -355,8 +355,9 @@ def segment(
         psf_fwhm = usable_psf_map(psf_fwhm, prepared.mask)
     result = segment_prepared(
         network.to(where), meta, prepared, data, n_samples=n_samples, seed=seed, device=where,
-        wcs=data.wcs, psf_fwhm=psf_fwhm, zeropoint=data.zeropoint, min_p_source=min_p_source,
-        positions=positions, tile_size=tile_size, progress=progress,
+        wcs=data.wcs, psf_fwhm=psf_fwhm, noise_factor=prepared.noise_factor,
+        zeropoint=data.zeropoint, min_p_source=min_p_source, positions=positions,
+        tile_size=tile_size, progress=progress,
     )  # fmt: skip
     if data.unit is not None:
         set_flux_unit(result.catalog, data.unit)
@@ -418,6 +419,7 @@ def segment_prepared(
     device: torch.device,
     wcs: WCS | None,
     psf_fwhm: float | np.ndarray,
+    noise_factor: float,
     zeropoint: float | None,
     min_p_source: float,
     positions: np.ndarray | None = None,
@@ -437,6 +439,8 @@ def segment_prepared(
         As it was read.
     window : Window
         Which part of a larger image this is. Positions and ``wcs`` are those of the part.
+    noise_factor : float
+        How correlated the noise of the image is.
     n_samples, seed, device, wcs, psf_fwhm, zeropoint, min_p_source, positions, tile_size, progress
         See :func:`segment`.
     """
@@ -446,6 +450,7 @@ def segment_prepared(
         n_samples=n_samples,
         seed=seed,
         psf_fwhm=psf_fwhm,
+        noise_factor=noise_factor,
         positions=positions,
         tile_size=tile_size,
         device=device,
@@ -492,6 +497,7 @@ def segment_prepared(
             "n_samples": n_samples,
             "precision": "bfloat16" if getattr(network, "narrow", False) else "single",
             "psf_fwhm": float(np.median(psf_fwhm)),
+            "noise_factor": noise_factor,
             "rms": float(np.median(np.asarray(prepared.rms)[~prepared.mask]))
             if isinstance(prepared.rms, np.ndarray)
             else prepared.rms,

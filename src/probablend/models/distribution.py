@@ -200,6 +200,11 @@ class SegmentationNetwork(Network):
 
     @abstractmethod
     def forward(
-        self, image: Tensor, *, sliding: bool | None = None, psf_fwhm: Tensor | None = None
+        self,
+        image: Tensor,
+        *,
+        sliding: bool | None = None,
+        psf_fwhm: Tensor | None = None,
+        noise_factor: Tensor | None = None,
     ) -> SegmentationDistribution:
         """Distribution over the class maps of images (batch, band, y, x), in units of noise."""

@@ -19,7 +19,7 @@ Nothing looks further than the receptive field: tiles agree.
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -52,6 +52,7 @@ MIN_TRUE_PIXELS = 5  # sources with smaller footprints are not looked for
 MATCH_RADIUS = 3.0  # pixels
 _STEEP = 4.0  # how differences of logarithms of sums of light are stretched
 _AT_ONCE = 2048  # sources whose surroundings are held at once
+_PATCHES_AT_ONCE = 256  # the same, where all pixels of the surroundings are looked at
 _SHARP = 0.05  # errors of ln flux below this count by their square
 _HEAT_WIDTH = 1.0  # σ of the target around a centre, pixels
 _HEAT_LEVEL = 0.05  # peaks below are no candidates
@@ -59,7 +60,7 @@ _WORST = 200.0  # nats: one source that nothing explains must not spoil a step
 _CERTAIN = 0.995  # cells this sure to be sky are not drawn
 # Most of the nats of the classes are pixels on the rim of a footprint, of which nothing can be
 # known; they would outvote the few that say whether there is a galaxy.
-_WEIGHT = {"cross_entropy": 0.4, "centres": 3.0, "photometry": 0.2}
+_WEIGHT = {"cross_entropy": 0.4, "centres": 3.0, "photometry": 0.5}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +91,11 @@ class FieldNetworkConfig(UNetConfig):
         Widths of the layers that gather.
     photometry : bool
         Whether a network of its own finds the flux from these sums, and the flow what is left.
+    knows_noise : bool
+        Whether it is told how correlated the noise is.
+    n_sectors : int
+        Sectors around a position whose light is compared with that on the other side; 0 for no
+        such comparison.
     flow_hidden : tuple of int
         Widths of the layers of the flow.
     """
@@ -104,6 +110,8 @@ class FieldNetworkConfig(UNetConfig):
     apertures: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
     gather_hidden: tuple[int, ...] = (192,)
     photometry: bool = False
+    knows_noise: bool = False
+    n_sectors: int = 0
     flow_hidden: tuple[int, ...] = (128, 128)
 
     def __post_init__(self) -> None:
@@ -113,6 +121,8 @@ class FieldNetworkConfig(UNetConfig):
                 raise ValueError(f"{key} must be at least 1; got {getattr(self, key)}")
         if not self.apertures or min(self.apertures) <= 0:
             raise ValueError(f"apertures must be positive; got {self.apertures}")
+        if self.n_sectors < 0 or self.n_sectors % 2:
+            raise ValueError(f"n_sectors must be even, 0 or more; got {self.n_sectors}")
         if not self.latent_spacings or min(self.latent_spacings) < 2:
             raise ValueError(f"latent_spacings must be at least 2; got {self.latent_spacings}")
 
@@ -142,11 +152,17 @@ class PointwiseHead(nn.Module):
         return self.outer(F.silu(self.inner(F.silu(moved))))
 
 
+def _n_told(config: FieldNetworkConfig) -> int:
+    """Numbers per source that a first version of this network was not told; they come last."""
+    return config.knows_noise + 2 * len(config.apertures) * (config.n_sectors > 0)
+
+
 class Photometry(nn.Module):
     """ln flux from sums of light within Gaussian weights: a mean of them, and what they miss.
 
     Sums are linear and precise, features of a convolution are not. What a profile holds beyond
-    its weights shows in their ratios; which of them a neighbour spoils, in the features.
+    its weights shows in their ratios; which of them a neighbour spoils, in the features and in
+    how much of the light has a counterpart on the other side of the centre.
     """
 
     _WIDTH = 128
@@ -155,17 +171,17 @@ class Photometry(nn.Module):
         super().__init__()
         n = len(config.apertures)
         self.inner = nn.Sequential(
-            nn.Linear(2 * n + config.context, self._WIDTH), nn.SiLU(),
+            nn.Linear(2 * n + config.context + _n_told(config), self._WIDTH), nn.SiLU(),
             nn.Linear(self._WIDTH, self._WIDTH), nn.SiLU(),
         )  # fmt: skip
         self.outer = nn.Linear(self._WIDTH, n + 1)
         nn.init.zeros_(self.outer.weight)
         nn.init.zeros_(self.outer.bias)
 
-    def forward(self, sums: Tensor, log_fwhm: Tensor, context: Tensor) -> Tensor:
-        """(source,) from (source, aperture), arcsinh, (source, 1) and (source, channel)."""
+    def forward(self, sums: Tensor, log_fwhm: Tensor, context: Tensor, told: Tensor) -> Tensor:
+        """(source,) from (source, aperture), arcsinh, and what else is known of each."""
         steps = _STEEP * sums.diff(dim=1)
-        seen = torch.cat([(sums - 5) / 2.5, steps, log_fwhm, context], dim=1)
+        seen = torch.cat([(sums - 5) / 2.5, steps, log_fwhm, context, told], dim=1)
         said = self.outer(self.inner(seen))
         return (said[:, :-1].softmax(dim=1) * sums).sum(dim=1) + said[:, -1]
 
@@ -203,6 +219,8 @@ class FieldDistribution(SegmentationDistribution):
         The first band, in units of the noise.
     log_fwhm : Tensor, shape (batch,) or (batch, y, x)
         Of the PSF, pixels.
+    log_noise : Tensor, shape (batch, 0 or 1)
+        Logarithm of the noise factor, if the network knows it.
     """
 
     network: "FieldNetwork"
@@ -211,6 +229,7 @@ class FieldDistribution(SegmentationDistribution):
     heat_logits: Tensor
     image: Tensor
     log_fwhm: Tensor
+    log_noise: Tensor
 
     def _to_map(self, cells: Tensor) -> Tensor:
         """(batch, y', x', class · stem²) → (batch, class, y, x), cut to the image."""
@@ -389,14 +408,23 @@ class FieldDistribution(SegmentationDistribution):
             _gather(level, scene, y, x, stem * 2 ** (k + 1))
             for k, level in enumerate(self.features[1:])
         ]
-        sums = torch.asinh(_light(self.image, scene, y, x, config.apertures))
+        told = [self.log_noise[scene]]
+        if config.n_sectors:
+            by_sector = _light_by_sector(
+                self.image, scene, y, x, config.apertures, config.n_sectors
+            )
+            sums = torch.asinh(by_sector.sum(dim=2))
+            symmetric = torch.asinh(_symmetric(by_sector, config.apertures))
+            told += [symmetric, _STEEP * (sums - symmetric)]
+        else:
+            sums = torch.asinh(_light(self.image, scene, y, x, config.apertures))
         log_fwhm = self.log_fwhm_at(scene, y, x)[:, None]
         origin = torch.full_like(y, float(detected))
-        parts += [sums, log_fwhm, origin[:, None]]
+        parts += [sums, log_fwhm, origin[:, None], *told]
         context = F.silu(self.network.gather(torch.cat(parts, dim=1)))
         if self.network.photometry is None:
             return context
-        ln_flux = self.network.photometry(sums, log_fwhm, context)
+        ln_flux = self.network.photometry(sums, log_fwhm, context, torch.cat(told, dim=1))
         return torch.cat([context, ln_flux[:, None]], dim=1)
 
     def surroundings(self, scene: Tensor, y: Tensor, x: Tensor) -> Tensor:
@@ -472,6 +500,62 @@ def _light(image: Tensor, scene: Tensor, y: Tensor, x: Tensor, widths: tuple[flo
     return torch.cat(sums) if sums else image.new_zeros(0, len(widths))
 
 
+def _light_by_sector(
+    image: Tensor, scene: Tensor, y: Tensor, x: Tensor, widths: tuple[float, ...], n_sectors: int
+) -> Tensor:
+    """What :func:`_light` sums, by sectors around the position, (source, width, sector)."""
+    reach = math.ceil(3 * max(widths))
+    weights = torch.from_numpy(_sector_weights(widths, n_sectors)).to(image)
+    n_y, n_x = image.shape[-2:]
+    padded = F.pad(image, (reach, reach + 1, reach, reach + 1))
+    span = torch.arange(2 * reach + 2, device=image.device)
+    sums = [image.new_zeros(0, len(widths) * n_sectors)]
+    for part in torch.arange(len(y), device=y.device).split(_PATCHES_AT_ONCE):
+        row, column = y[part].clamp(0, n_y - 1), x[part].clamp(0, n_x - 1)
+        first_row, first_column = row.floor(), column.floor()
+        patch = padded[
+            scene[part][:, None, None], (first_row.long()[:, None] + span)[:, :, None],
+            (first_column.long()[:, None] + span)[:, None],
+        ]  # fmt: skip
+        patch = torch.lerp(patch[:, :-1], patch[:, 1:], (row - first_row)[:, None, None])
+        patch = torch.lerp(patch[..., :-1], patch[..., 1:], (column - first_column)[:, None, None])
+        sums.append(patch.flatten(1) @ weights)
+    return torch.cat(sums).unflatten(1, (len(widths), n_sectors))
+
+
+@cache
+def _sector_weights(widths: tuple[float, ...], n_sectors: int) -> np.ndarray:
+    """Weights of pixels around a position, (pixel, width · sector); their sum is _light's."""
+    reach = math.ceil(3 * max(widths))
+    t = np.arange(-reach, reach + 1)
+    dy, dx = np.meshgrid(t, t, indexing="ij")
+    # A pixel and the opposite one lie in opposite sectors, on borders too.
+    upper = (dy > 0) | ((dy == 0) & (dx > 0))
+    angle = np.arctan2(np.where(upper, dy, -dy), np.where(upper, dx, -dx))
+    sector = (angle / (2 * np.pi) * n_sectors).astype(int) % (n_sectors // 2)
+    sector = np.where(upper, sector, sector + n_sectors // 2)
+    member = sector.ravel()[:, None] == np.arange(n_sectors)
+    member = np.where(((dy == 0) & (dx == 0)).ravel()[:, None], 1 / n_sectors, member)
+    columns = []
+    for width in widths:
+        line = np.exp(-0.5 * (t / width) ** 2) * (np.abs(t) <= math.ceil(3 * width))
+        line = line / np.sqrt((line**2).sum()) * math.sqrt(2 * math.sqrt(math.pi) * width)
+        columns.append(np.outer(line, line).reshape(-1, 1) * member)
+    return np.concatenate(columns, axis=1).astype(np.float32)
+
+
+def _symmetric(by_sector: Tensor, widths: tuple[float, ...]) -> Tensor:
+    """Light that has a counterpart on the other side of the centre, (source, width).
+
+    Of each sector and the opposite one the lesser: the principle by which SDSS deblends (Lupton et
+    al. 2001, ASP Conf. 238, 269). The lesser of two noisy numbers is too low; as much is added.
+    """
+    n = by_sector.shape[-1]
+    pairs = by_sector.unflatten(-1, (2, n // 2))
+    noise = by_sector.new_tensor(widths) * 2 * math.sqrt(math.pi) / math.sqrt(n)
+    return 2 * pairs.amin(dim=-2).sum(dim=-1) + n / math.sqrt(math.pi) * noise
+
+
 class FieldNetwork(SegmentationNetwork):
     """The field model.
 
@@ -488,7 +572,8 @@ class FieldNetwork(SegmentationNetwork):
         super().__init__()
         self.config = config
         channels = config.channels
-        self.encoder = Encoder(config.n_bands * config.stem**2 + 1, channels, config.n_convs)
+        n_in = config.n_bands * config.stem**2 + 1 + config.knows_noise
+        self.encoder = Encoder(n_in, channels, config.n_convs)
         self.decoder = Decoder(channels, config.n_convs)
         self.head = PointwiseHead(config)
         self.heat = nn.Sequential(
@@ -499,6 +584,7 @@ class FieldNetwork(SegmentationNetwork):
         assert isinstance(self.heat[-1].bias, Tensor)
         nn.init.constant_(self.heat[-1].bias, -4.0)
         n_gathered = 9 * channels[0] + sum(channels[1:]) + len(config.apertures) + 2
+        n_gathered += _n_told(config)
         widths = [n_gathered, *config.gather_hidden]
         layers: list[nn.Module] = []
         for n_in, n_out in pairwise(widths):
@@ -541,7 +627,12 @@ class FieldNetwork(SegmentationNetwork):
         return (by_class.softmax(dim=-2)[..., 0, :] < _CERTAIN).any(dim=-1)
 
     def forward(
-        self, image: Tensor, *, sliding: bool | None = None, psf_fwhm: Tensor | None = None
+        self,
+        image: Tensor,
+        *,
+        sliding: bool | None = None,
+        psf_fwhm: Tensor | None = None,
+        noise_factor: Tensor | None = None,
     ) -> FieldDistribution:
         """What can be said of images.
 
@@ -554,9 +645,15 @@ class FieldNetwork(SegmentationNetwork):
         psf_fwhm : Tensor, shape (batch,) or (batch, y, x), optional
             Full width at half maximum of the PSF, pixels, of the image or of every pixel; 2 if
             not given.
+        noise_factor : Tensor, shape (batch,), optional
+            How correlated the noise is, see :func:`~probablend.images.correlation_factor`; 1,
+            white, if not given.
         """
         n_y, n_x = image.shape[-2:]
         config = self.config
+        log_noise = image.new_zeros(len(image), int(config.knows_noise))
+        if noise_factor is not None and config.knows_noise:
+            log_noise = noise_factor.to(image).log()[:, None]
         if psf_fwhm is None:
             psf_fwhm = torch.full((len(image),), 2.0)
         log_fwhm = psf_fwhm.to(image).log()
@@ -567,8 +664,9 @@ class FieldNetwork(SegmentationNetwork):
             missing = (0, x.shape[-1] * config.stem - n_x, 0, x.shape[-2] * config.stem - n_y)
             padded = F.pad(log_fwhm[:, None], missing, mode="replicate")
             condition = F.avg_pool2d(padded, config.stem)
+        told = log_noise[:, :, None, None].expand(-1, -1, *x.shape[-2:])
         with torch.autocast(image.device.type, torch.bfloat16, enabled=self.narrow):
-            features = self.decoder(self.encoder(torch.cat([x, condition], dim=1)))
+            features = self.decoder(self.encoder(torch.cat([x, condition, told], dim=1)))
             heat = self.heat(features[0])
         features = [level.to(x) for level in features]
         heat = F.pixel_shuffle(heat.to(x), config.stem)[:, 0, :n_y, :n_x]
@@ -579,6 +677,7 @@ class FieldNetwork(SegmentationNetwork):
             heat_logits=heat,
             image=image[:, 0],
             log_fwhm=log_fwhm,
+            log_noise=log_noise,
             shape_yx=(n_y, n_x),
             stride=config.stride,
             correlation=config.correlation,
@@ -589,7 +688,7 @@ class FieldNetwork(SegmentationNetwork):
     ) -> dict[str, Tensor]:
         """Weighted sum of negative log likelihoods, nats per image; ``beta`` weighs nothing."""
         n = len(batch.image)
-        said = self(batch.image, psf_fwhm=batch.psf_fwhm)
+        said = self(batch.image, psf_fwhm=batch.psf_fwhm, noise_factor=batch.noise_factor)
         kept = batch.sources.keep(batch.sources.n_pixels >= MIN_TRUE_PIXELS)
         size = batch.image.shape[-1]
         inside = (kept.y > -0.5) & (kept.y < size - 0.5) & (kept.x > -0.5) & (kept.x < size - 0.5)
@@ -623,7 +722,7 @@ class FieldNetwork(SegmentationNetwork):
 
     def _surroundings(self, batch: SceneBatch) -> Tensor:
         """Coarsest features at the peaks that are true sources, (source, channel)."""
-        said = self(batch.image, psf_fwhm=batch.psf_fwhm)
+        said = self(batch.image, psf_fwhm=batch.psf_fwhm, noise_factor=batch.noise_factor)
         found = said.candidates()
         real = _partner(found, batch.sources.keep(batch.sources.n_pixels >= MIN_TRUE_PIXELS)) >= 0
         return said.surroundings(found.scene[real], found.y[real], found.x[real])

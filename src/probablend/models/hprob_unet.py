@@ -222,7 +222,12 @@ class HierarchicalProbUNet(SegmentationNetwork):
         return F.pixel_unshuffle(pad_to_stride(image, self.config.stride), self.config.stem)
 
     def forward(
-        self, image: Tensor, *, sliding: bool | None = None, psf_fwhm: Tensor | None = None
+        self,
+        image: Tensor,
+        *,
+        sliding: bool | None = None,
+        psf_fwhm: Tensor | None = None,
+        noise_factor: Tensor | None = None,
     ) -> HierarchicalDistribution:
         """Distribution over class maps.
 
@@ -232,7 +237,7 @@ class HierarchicalProbUNet(SegmentationNetwork):
             In units of the sky noise; any size.
         sliding : bool, optional
             Of no effect: the latents are local by construction.
-        psf_fwhm : Tensor, optional
+        psf_fwhm, noise_factor : Tensor, optional
             Of no effect.
         """
         n_y, n_x = image.shape[-2:]

@@ -246,6 +246,7 @@ class ProbabilisticUNet(SegmentationNetwork):
         *,
         sliding: bool | None = None,
         psf_fwhm: Tensor | None = None,
+        noise_factor: Tensor | None = None,
     ) -> LatentDistribution:
         """Distribution over class maps.
 
@@ -258,7 +259,7 @@ class ProbabilisticUNet(SegmentationNetwork):
         sliding : bool, optional
             Whether the latent varies over the image; by default if it is larger than a
             training patch.
-        psf_fwhm : Tensor, optional
+        psf_fwhm, noise_factor : Tensor, optional
             Of no effect.
         """
         n_y, n_x = image.shape[-2:]

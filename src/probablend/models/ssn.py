@@ -136,7 +136,12 @@ class StochasticSegmentationNetwork(SegmentationNetwork):
         return receptive_radius(self.config)
 
     def forward(
-        self, image: Tensor, *, sliding: bool | None = None, psf_fwhm: Tensor | None = None
+        self,
+        image: Tensor,
+        *,
+        sliding: bool | None = None,
+        psf_fwhm: Tensor | None = None,
+        noise_factor: Tensor | None = None,
     ) -> StochasticDistribution:
         """Distribution over class maps.
 
@@ -146,7 +151,7 @@ class StochasticSegmentationNetwork(SegmentationNetwork):
             In units of the sky noise; any size.
         sliding : bool, optional
             Of no effect: the fields are always local.
-        psf_fwhm : Tensor, optional
+        psf_fwhm, noise_factor : Tensor, optional
             Of no effect.
         """
         n_y, n_x = image.shape[-2:]

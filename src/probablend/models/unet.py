@@ -126,7 +126,12 @@ class UNet(SegmentationNetwork):
         return receptive_radius(self.config)
 
     def forward(
-        self, image: Tensor, *, sliding: bool | None = None, psf_fwhm: Tensor | None = None
+        self,
+        image: Tensor,
+        *,
+        sliding: bool | None = None,
+        psf_fwhm: Tensor | None = None,
+        noise_factor: Tensor | None = None,
     ) -> CertainDistribution:
         """Distribution over class maps.
 
@@ -136,7 +141,7 @@ class UNet(SegmentationNetwork):
             In units of the sky noise; any size.
         sliding : bool, optional
             Of no effect: there is no latent.
-        psf_fwhm : Tensor, optional
+        psf_fwhm, noise_factor : Tensor, optional
             Of no effect.
         """
         n_y, n_x = image.shape[-2:]
