@@ -228,7 +228,9 @@ def aims() -> str:
             field, sep, correlated = (
                 entry["methods"][key] for key in ("field", "sep", "field, correlated noise")
             )
-            found, base = field["at_purity"]["completeness_blended"], sep["completeness_blended"]
+            found = field["at_purity"]["completeness_blended"]
+            # Where `sep` is less pure than that it is cut by S/N until it is as pure.
+            base = (sep if sep["purity"] >= 0.95 else sep["at_purity"])["completeness_blended"]
             gained = (found - base) / (1 - base)
             least = 0.5 if name in ("euclid-vis", "lsst-i") else 0.1
             inside, coloured = (m["photometry"]["coverage"]["flux"]["68"]
