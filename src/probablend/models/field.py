@@ -61,6 +61,8 @@ _CERTAIN = 0.995  # cells this sure to be sky are not drawn
 # Most of the nats of the classes are pixels on the rim of a footprint, of which nothing can be
 # known; they would outvote the few that say whether there is a galaxy.
 _WEIGHT = {"cross_entropy": 0.4, "centres": 3.0, "photometry": 0.5}
+# A crowded scene has thirty times the sources of one with a lone galaxy, and would outvote it.
+_USUAL = 8  # sources in a scene; where there are n, each counts √(this / n)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -799,9 +801,10 @@ class FieldNetwork(SegmentationNetwork):
         if not len(scene):
             return {"existence": zero, "flow_peaks": zero}
         context = said.context(scene, y, x, detected=True)
+        weight = _weights(kept, len(said.image))[scene]
         real = partner >= 0
         existence = F.binary_cross_entropy_with_logits(
-            self.kinds(context)[:, 0], real.to(context), reduction="sum"
+            self.kinds(context)[:, 0], real.to(context), weight=weight, reduction="sum"
         )
         if not bool(real.any()):
             return {"existence": existence, "flow_peaks": zero}
@@ -811,7 +814,8 @@ class FieldNetwork(SegmentationNetwork):
         fwhm = said.log_fwhm_at(own.scene, y[real], x[real]).exp()
         wanted = truth(own, y[real], x[real], fwhm, noise)
         nats = -self.flow(context[real]).log_prob(wanted)
-        return {"existence": existence, "flow_peaks": nats.clamp(max=_WORST).sum()}
+        nats = nats.clamp(max=_WORST) * weight[real]
+        return {"existence": existence, "flow_peaks": nats.sum()}
 
     def _source_loss(
         self, said: FieldDistribution, kept: Sources, inside: Tensor, generator: torch.Generator
@@ -829,12 +833,14 @@ class FieldNetwork(SegmentationNetwork):
         x = sources.x + spread * noise[:, 6]
         context = said.context(sources.scene, y, x, detected=False)
         fwhm = said.log_fwhm_at(sources.scene, y, x).exp()
+        weights = _weights(kept, len(said.image))
+        weight = weights[sources.scene]
         known = sources.has_shape  # real galaxies may have none
         wanted = truth(sources, y, x, fwhm, noise[:, :5])[known]
         nats = -self.flow(context[known]).log_prob(wanted)
         kind = self.kinds(context)
         star = F.binary_cross_entropy_with_logits(
-            kind[:, 1], sources.is_star.to(nats), reduction="sum"
+            kind[:, 1], sources.is_star.to(nats), weight=weight, reduction="sum"
         )
         # As many positions at random, of which those near no source are blank.
         at = torch.rand(n, 2, generator=generator).to(noise)
@@ -843,14 +849,23 @@ class FieldNetwork(SegmentationNetwork):
         empty = said.context(sources.scene[blank], at[blank, 0], at[blank, 1], detected=False)
         logits = torch.cat([kind[:, 0], self.kinds(empty)[:, 0]])
         there = torch.cat([torch.ones(n), torch.zeros(len(empty))]).to(logits)
-        existence = F.binary_cross_entropy_with_logits(logits, there, reduction="sum")
-        terms = {"flow": nats.clamp(max=_WORST).sum(), "star": star, "existence_given": existence}
+        existence = F.binary_cross_entropy_with_logits(
+            logits, there, weight=torch.cat([weight, weights[sources.scene[blank]]]),
+            reduction="sum",
+        )  # fmt: skip
+        nats = nats.clamp(max=_WORST) * weight[known]
+        terms = {"flow": nats.sum(), "star": star, "existence_given": existence}
         if self.photometry is not None:
             error = context[:, -1] - sources.flux.log()
-            terms["photometry"] = F.smooth_l1_loss(
-                error, torch.zeros_like(error), beta=_SHARP, reduction="sum"
-            ) / _SHARP  # fmt: skip
+            off = F.smooth_l1_loss(error, torch.zeros_like(error), beta=_SHARP, reduction="none")
+            terms["photometry"] = (off * weight).sum() / _SHARP
         return terms
+
+
+def _weights(kept: Sources, n_scenes: int) -> Tensor:
+    """How much a source of each scene counts, (scene,)."""
+    n = torch.bincount(kept.scene, minlength=n_scenes).clamp(min=1)
+    return (_USUAL / n).sqrt()
 
 
 def _distances(scene: Tensor, y: Tensor, x: Tensor, kept: Sources) -> Tensor:
