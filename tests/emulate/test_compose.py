@@ -286,3 +286,21 @@ def test_noise_that_a_real_galaxy_brings_counts_in_the_unit_of_each_pixel(stamps
     expected = 1 + batch.noiseless / electrons - (brought / depth) ** 2 * (batch.noiseless != 0)
     assert 0.05 < float(brought) < 0.9
     torch.testing.assert_close(variance, expected.clamp(min=0), rtol=1e-2, atol=1e-2)
+
+
+def test_pairs_lie_in_the_middle_or_as_far_from_it_as_asked(stamps):
+    def places(**more):
+        config = SceneConfig(size=96, pair_fraction=1.0, crowded_share=0.0, **more)
+        s = draw_batch(stamps, config, n=300, seed=8, index=0).sources
+        first = torch.cat([torch.tensor([True]), s.scene[1:] != s.scene[:-1]])
+        both = torch.bincount(s.scene, minlength=300)[s.scene] == 2
+        at = torch.stack([s.y, s.x], dim=1)
+        central = at[first & both]
+        return central - 47.5, torch.hypot(*(at[~first & both] - central).T)
+
+    middle, apart = places()
+    assert middle.abs().max() <= 1.0  # no interpolation: within half a pixel, of a stamp that is
+    spread, still_apart = places(pair_spread=20.0)
+    assert spread.abs().max() <= 21.0
+    assert spread.std(dim=0).numpy() == pytest.approx(20 / 3**0.5, rel=0.15)
+    assert float(still_apart.median()) == pytest.approx(float(apart.median()), rel=0.15)

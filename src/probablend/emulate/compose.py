@@ -68,6 +68,10 @@ class SceneConfig:
         :func:`~probablend.emulate.blend.draw_pair` makes them. The central galaxy comes first.
     pair_mag_range : tuple of float
         Brightest and faintest AB magnitude of their galaxies.
+    pair_spread : float
+        How far from the middle the central galaxy of a pair may lie along each axis, pixels. A
+        network sees where the scene ends: if all pairs are in the middle, then what is in the
+        middle of a cut-out has a companion.
     crowded_share : float
         Share of crowded scenes when training starts; it falls linearly to zero. Blends are a
         hundredth of the pixels of a real field: a network that sees them often at first
@@ -102,6 +106,7 @@ class SceneConfig:
     isolated_fraction: float = 0.0
     pair_fraction: float = 0.0
     pair_mag_range: tuple[float, float] = (18.5, 23.0)
+    pair_spread: float = 0.0
     crowded_share: float = 1.0
     crowded_until: float = 0.6
     star_density: float = 5.0
@@ -138,8 +143,10 @@ class SceneConfig:
             raise ValueError(
                 f"companion_range must lie between 0 and 1, ascending; got {self.companion_range}"
             )
-        if self.star_density < 0 or self.companion_distance < 0:
-            raise ValueError("star_density and companion_distance must not be negative")
+        if min(self.star_density, self.companion_distance, self.pair_spread) < 0:
+            raise ValueError(
+                "star_density, companion_distance and pair_spread must not be negative"
+            )
         for key in ("mag_range", "pair_mag_range"):
             bright, faint = getattr(self, key)
             if not bright < faint:
@@ -356,6 +363,9 @@ def draw_batch(
     if config.pair_fraction:
         polar = uniform(2, int(beside.sum()))
         centre = _pair_centres(centre, bank.hlr[which], central, beside, config.size, polar)
+    if config.pair_spread:
+        shift = config.pair_spread * (2 * uniform(n, 2) - 1)
+        centre = centre + torch.where((central | beside)[:, None], shift[scene], 0.0)
     turns = (uniform(len(scene), 3) < 0.5).unbind(1)
     noise = torch.randn(n, config.size, config.size, generator=generator, device=device)
     if config.correlated_fraction:
