@@ -304,3 +304,16 @@ def test_pairs_lie_in_the_middle_or_as_far_from_it_as_asked(stamps):
     assert spread.abs().max() <= 21.0
     assert spread.std(dim=0).numpy() == pytest.approx(20 / 3**0.5, rel=0.15)
     assert float(still_apart.median()) == pytest.approx(float(apart.median()), rel=0.15)
+
+
+@pytest.mark.parametrize("kind", [{"isolated_fraction": 1.0}, {"density_range": (150.0, 150.0)}])
+def test_cut_outs_have_a_source_in_the_middle(stamps, kind):
+    def off_centre(share):
+        config = SceneConfig(size=64, crowded_share=0.0, centred_fraction=share, **kind)
+        s = draw_batch(stamps, config, n=200, seed=6, index=0).sources
+        distance = torch.hypot(s.y - 31.5, s.x - 31.5)
+        return torch.stack([distance[s.scene == k].amin() for k in s.scene.unique()])
+
+    assert off_centre(1.0).max() <= 0.75  # within half a pixel along each axis
+    here = (off_centre(0.4) <= 0.75).float().mean()
+    assert 0.3 < here - (off_centre(0.0) <= 0.75).float().mean() < 0.5

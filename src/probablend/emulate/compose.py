@@ -70,8 +70,10 @@ class SceneConfig:
         Brightest and faintest AB magnitude of their galaxies.
     pair_spread : float
         How far from the middle the central galaxy of a pair may lie along each axis, pixels. A
-        network sees where the scene ends: if all pairs are in the middle, then what is in the
-        middle of a cut-out has a companion.
+        network sees where the scene ends, and where the cells of its grids lie: if all pairs are
+        in the middle, then what is in the middle of a cut-out has a companion.
+    centred_fraction : float
+        Share of all scenes that are cut-outs: the source nearest to the middle lies in it.
     crowded_share : float
         Share of crowded scenes when training starts; it falls linearly to zero. Blends are a
         hundredth of the pixels of a real field: a network that sees them often at first
@@ -107,6 +109,7 @@ class SceneConfig:
     pair_fraction: float = 0.0
     pair_mag_range: tuple[float, float] = (18.5, 23.0)
     pair_spread: float = 0.0
+    centred_fraction: float = 0.0
     crowded_share: float = 1.0
     crowded_until: float = 0.6
     star_density: float = 5.0
@@ -126,6 +129,7 @@ class SceneConfig:
             "sparse_fraction",
             "isolated_fraction",
             "pair_fraction",
+            "centred_fraction",
             "crowded_share",
             "correlated_fraction",
             "depth_fraction",
@@ -366,6 +370,14 @@ def draw_batch(
     if config.pair_spread:
         shift = config.pair_spread * (2 * uniform(n, 2) - 1)
         centre = centre + torch.where((central | beside)[:, None], shift[scene], 0.0)
+    if config.centred_fraction and len(scene):
+        chosen = uniform(n) < config.centred_fraction
+        away = (config.size - 1) / 2 - centre
+        order = torch.hypot(*away.T).argsort()
+        order = order[scene[order].argsort(stable=True)]  # by scene, then by distance
+        nearest = order[first.clamp(max=len(order) - 1)]
+        shift = torch.where(chosen[:, None], away[nearest], 0.0)
+        centre = centre + shift[scene]
     turns = (uniform(len(scene), 3) < 0.5).unbind(1)
     noise = torch.randn(n, config.size, config.size, generator=generator, device=device)
     if config.correlated_fraction:
