@@ -24,7 +24,12 @@ from probablend.emulate.bank import Bank, draw_bank
 from probablend.emulate.compose import draw_batch
 from probablend.models import build_model
 
-CONFIGS = ("field-wide", "field-calm", "field-depth", "field")  # the parts of which `field` was made
+CONFIGS = (
+    "field-wide",
+    "field-calm",
+    "field-depth",
+    "field",
+)  # the parts of which `field` was made
 
 
 def main() -> None:

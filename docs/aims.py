@@ -230,14 +230,19 @@ def aims() -> str:
             )
             found = field["at_purity"]["completeness_blended"]
             # Where `sep` is less pure than that it is cut by S/N until it is as pure.
-            base = (sep if sep["purity"] >= 0.95 else sep["at_purity"])["completeness_blended"]
-            gained = (found - base) / (1 - base)
-            least = 0.5 if name in ("euclid-vis", "lsst-i") else 0.1
+            rival = sep if sep["purity"] >= 0.95 else sep["at_purity"]
+            if rival is None:
+                said = f"{found:.2f} found; `sep` is never so pure"
+            else:
+                base = rival["completeness_blended"]
+                least = 0.5 if name in ("euclid-vis", "lsst-i") else 0.1
+                gained = (found - base) / (1 - base)
+                said = cell(gained, ".2f", gained >= least)
             inside, coloured = (m["photometry"]["coverage"]["flux"]["68"]
                                 for m in (field, correlated))  # fmt: skip
             purity = correlated["purity"] - field["purity"]
             cells = [
-                cell(gained, ".2f", gained >= least),
+                said,
                 cell(inside - 0.68, "+.3f", abs(inside - 0.68) <= 0.03),
                 cell(coloured - inside, "+.3f", abs(coloured - inside) <= 0.02),
                 cell(purity, "+.3f", abs(purity) <= 0.02),
