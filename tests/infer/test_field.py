@@ -219,7 +219,8 @@ def test_forced_photometry_keeps_every_row_and_their_order(scene, field_weights)
     distance = np.hypot(table["x"].value - some["x"], table["y"].value - some["y"])[:-3]
     assert np.median(distance) < 2
     backwards = measure(scene.image, some[::-1], **settings)
-    np.testing.assert_array_equal(backwards["flux"][::-1], table["flux"])
+    # Products of matrices may round a row by where it stands.
+    np.testing.assert_allclose(backwards["flux"][::-1], table["flux"], rtol=3e-6)
     as_array = np.column_stack([some["x"], some["y"]])
     np.testing.assert_array_equal(measure(scene.image, as_array, **settings)["flux"], table["flux"])
 
