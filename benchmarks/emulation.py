@@ -24,12 +24,8 @@ from probablend.emulate.bank import Bank, draw_bank
 from probablend.emulate.compose import draw_batch
 from probablend.models import build_model
 
-CONFIGS = (
-    "field-wide",
-    "field-calm",
-    "field-depth",
-    "field",
-)  # the parts of which `field` was made
+# The parts of which `field` was made.
+CONFIGS = ("field-wide", "field-calm", "field-depth", "field")
 
 
 def main() -> None:

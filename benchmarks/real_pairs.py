@@ -51,7 +51,7 @@ def write_catalog(data: Path, folder: Path) -> Path:
             psf = hdus[f"PSF_{name}"].data if f"PSF_{name}" in hdus else usual
             kind = fits.ImageHDU if rows else fits.PrimaryHDU
             # As GalSim takes them: their sums agree with MAG_AUTO to some 4 %. A sky from the
-            # few pixels of their borders would shift them by up to a fifth.
+            # few pixels of their borders would shift them by up to two fifths.
             images.append(kind(image))
             psfs.append(kind(np.asarray(psf, dtype=np.float32)))
             rows.append(row)

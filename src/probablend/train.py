@@ -534,11 +534,10 @@ def _start_from(model: Network, name: str, fresh: Sequence[str]) -> None:
     }  # fmt: skip
     wanted = {key: value.shape for key, value in own.items() if key.split(".")[0] not in fresh}
     for key, value in earlier.items():
-        more = wanted[key][1] - value.shape[1] if value.ndim > 1 and key in wanted else 0
-        if more > 0:
-            earlier[key] = torch.cat(
-                [value, value.new_zeros(len(value), more, *value.shape[2:])], 1
-            )
+        shape = wanted.get(key, value.shape)
+        if value.ndim > 1 and len(shape) == value.ndim and shape[1] > value.shape[1]:
+            more = value.new_zeros(len(value), shape[1] - value.shape[1], *value.shape[2:])
+            earlier[key] = torch.cat([value, more], dim=1)
     if {key: value.shape for key, value in earlier.items()} != wanted:
         raise ValueError(
             f"start_from: {name} is another network than the one configured; parts of another "
