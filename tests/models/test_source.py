@@ -165,6 +165,14 @@ def test_what_is_widened_is_wider_and_still_a_density(posterior):
     torch.testing.assert_close(ratio[:, :2].mean(dim=0), torch.ones(2), rtol=0.1, atol=0.1)
 
 
+def test_however_wide_a_posterior_becomes_its_draws_are_numbers(posterior):
+    lost = replace(posterior, spread=torch.full((3,), 1e3))
+    draws = lost.sample(500, generator=torch.Generator().manual_seed(3))
+    assert torch.isfinite(draws).all()
+    assert (draws[..., 0] > 0).all()
+
+
+
 def test_mean_and_interval_are_those_of_the_draws():
     torch.manual_seed(0)
     n = 4

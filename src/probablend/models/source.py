@@ -46,6 +46,7 @@ PARAMETERS = tuple(DESCRIPTIONS)
 _MEAN = (5.0, 0.9, 0.0, 0.0, 0.0, 0.0, 1.6, 0.0, 0.0, -4.5)
 _SPREAD = (1.5, 0.6, 0.6, 0.6, 0.5, 0.5, 0.5, 0.6, 0.6, 2.0)
 _FLOOR = 1e-3  # blendedness below this is as good as none
+_FAR = 60.0  # of logarithms: beyond, single precision soon ends
 _LOG_SCALE = (-6.0, 2.0)
 _N_DRAWS = 512  # behind means and intervals
 
@@ -79,7 +80,9 @@ def to_physical(free: Tensor) -> Tensor:
     g1, g2 = _shrink(g1, g2)
     e1, e2 = _shrink(e1, e2)
     blended = ((1 + 2 * _FLOOR) * torch.sigmoid(logit) - _FLOOR).clamp(0, 1)
-    return torch.stack([flux.exp(), hlr.exp(), g1, g2, y, x, radius.exp(), e1, e2, blended], dim=-1)
+    # A posterior that was widened many times may reach any number; none is infinite.
+    flux, hlr, radius = (v.clamp(-_FAR, _FAR).exp() for v in (flux, hlr, radius))
+    return torch.stack([flux, hlr, g1, g2, y, x, radius, e1, e2, blended], dim=-1)
 
 
 def _log_jacobian(values: Tensor) -> Tensor:
