@@ -33,7 +33,7 @@ PSF_PROFILES = ("gaussian", "moffat", "kolmogorov", "airy", "image")
 # Of surveys that might be: FWHM in pixels; arcseconds per pixel, so that scenes hold some galaxies
 # and not hundreds.
 PSF_RANGE = (1.3, 7.0)
-_SCALE_RANGE = (0.03, 0.3)
+_SCALE_RANGE = (0.03, 0.4)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,7 +260,7 @@ def draw_survey(generator: np.random.Generator, *, psf_files: Sequence[str] = ()
 
     pixels = between(*PSF_RANGE)
     low, high = (scale * pixels for scale in _SCALE_RANGE)
-    fwhm = between(max(low, 0.1), min(high, 1.2))
+    fwhm = between(max(low, 0.1), min(high, 1.4))
     profile = str(generator.choice([p for p in PSF_PROFILES if p != "image"]))
     # The magnitude of a point source of S/N 5, noise over the area of a Gaussian PSF.
     depth, zeropoint = generator.uniform(23.5, 28.0), 25.0

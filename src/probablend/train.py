@@ -482,7 +482,8 @@ def _bank(config: TrainConfig, directory: Path, split: Split, number: int) -> Ba
         "n_galaxies": config.bank.n_galaxies // share,
         "n_stars": config.bank.n_stars // share,
         "mag_range": list(config.scenes.mag_range),
-        "seed": config.seed + 1000 * number,
+        # Surveys that might be are other ones, too, on held-out scenes.
+        "seed": config.seed + 1000 * number + (0 if split == "train" else 500),
         "n_random_surveys": config.bank.n_random_surveys,
         "psf_images": list(config.bank.psf_images),
     }

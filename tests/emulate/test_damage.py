@@ -79,12 +79,16 @@ def test_a_saturated_star_is_flat_and_bleeds_along_its_column():
     assert np.median([one[1] for one in flat]) > 40  # a column, not a row
 
 
-def test_the_sky_is_tilted_by_little(batch):
+def test_what_is_left_of_the_sky_is_little_and_smooth(batch):
     tilted = tilt_sky(batch, fraction=1.0, generator=generator())
     rest = (tilted.image - batch.image)[:, 0]
     assert 0.05 < rest.std() < 0.3
-    # A plane: second differences vanish.
-    torch.testing.assert_close(rest.diff(n=2, dim=1), torch.zeros(80, 62, 64), atol=1e-3, rtol=0)
+    # A plane has no second differences, and waves hardly any from one pixel to the next.
+    assert rest.diff(n=2, dim=1).std() < 0.1 * rest.std()
+    # Hidden under the noise of a pixel, they count over the area of a galaxy.
+    middle = rest - rest.mean(dim=(1, 2), keepdim=True)
+    boxes = torch.nn.functional.avg_pool2d(middle[:, None], 8) * 8  # unit noise, were it white
+    assert 0.2 < boxes.std() < 2.0
     some = tilt_sky(batch, fraction=0.5, generator=generator())
     share = (some.image != batch.image).flatten(1).any(dim=1).float().mean()
     assert 0.25 < share < 0.75

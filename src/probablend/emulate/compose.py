@@ -94,7 +94,7 @@ class SceneConfig:
     damaged_fraction : float
         Share of scenes with cosmic rays, hot pixels, trails, saturation or masked patches.
     sky_fraction : float
-        Share of scenes with a rest of the sky, level and gradient.
+        Share of scenes with a rest of the sky: level, gradient and waves.
     mag_range : tuple of float
         Brightest and faintest AB magnitude.
     """

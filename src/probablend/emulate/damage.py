@@ -19,13 +19,16 @@ __all__ = ["IGNORED", "damage", "seam", "tilt_sky"]
 
 IGNORED = -100  # class of pixels without truth
 _SKY_LEVEL, _SKY_SLOPE = 0.1, 0.15  # σ: of the level, and of what it changes across a scene
+# What no background map follows: halos, scattered light, galaxies too faint to be seen. Noise of
+# deep images, smoothed over 3 pixels, is 1.3 to 1.5 times as strong as white noise would be.
+_WAVES, _WAVE_WIDTH = (0.02, 0.2), (3.0, 16.0)  # σ; pixels
 
 # Seams: σ of what level and ln noise jump by, level of a band beside it, its strongest noise.
 _SEAM_LEVEL, _SEAM_NOISE, _BAND_LEVEL, _BAND_NOISE = 0.25, 0.15, 0.8, 3.0
 
 
 def tilt_sky(batch: "SceneBatch", *, fraction: float, generator: torch.Generator) -> "SceneBatch":
-    """Leave a level and a gradient in the sky of some scenes.
+    """Leave a level, a gradient and waves in the sky of some scenes.
 
     Parameters
     ----------
@@ -44,8 +47,26 @@ def tilt_sky(batch: "SceneBatch", *, fraction: float, generator: torch.Generator
     x = torch.linspace(-0.5, 0.5, n_x, device=device)
     sky = _SKY_LEVEL * level[:, None, None]
     sky = sky + _SKY_SLOPE * (along_y[:, None, None] * y + along_x[:, None, None] * x)
+    sky = sky + _waves(n, n_y, n_x, generator, device)
     sky = torch.where(chosen[:, None, None], sky, 0.0)
     return replace(batch, image=batch.image + sky[:, None])
+
+
+def _waves(
+    n: int, n_y: int, n_x: int, generator: torch.Generator, device: torch.device
+) -> Tensor:
+    """White noise smoothed with a Gaussian, of another width and strength in every scene."""
+    strength, width = torch.rand(2, n, generator=generator, device=device)
+    width, strength = (
+        (low * (high / low) ** u)[:, None, None]
+        for u, (low, high) in ((width, _WAVE_WIDTH), (strength, _WAVES))
+    )
+    white = torch.randn(n, n_y, n_x, generator=generator, device=device)
+    k_y = torch.fft.fftfreq(n_y, device=device)[:, None]
+    k_x = torch.fft.rfftfreq(n_x, device=device)
+    kept = torch.exp(-2 * (math.pi * width) ** 2 * (k_y**2 + k_x**2))
+    smooth = torch.fft.irfft2(torch.fft.rfft2(white) * kept, s=(n_y, n_x))
+    return strength * smooth / smooth.std(dim=(1, 2), keepdim=True)
 
 
 def seam(batch: "SceneBatch", *, fraction: float, generator: torch.Generator) -> "SceneBatch":

@@ -62,7 +62,7 @@ _CERTAIN = 0.995  # cells this sure to be sky are not drawn
 # known; they would outvote the few that say whether there is a galaxy.
 _WEIGHT = {"cross_entropy": 0.4, "centres": 3.0, "photometry": 0.5}
 # A crowded scene has thirty times the sources of one with a lone galaxy, and would outvote it.
-_USUAL = 8  # sources in a scene; where there are n, each counts √(this / n)
+_USUAL = 8  # sources in a scene; where there are n, each counts ∛(this / n)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -865,7 +865,7 @@ class FieldNetwork(SegmentationNetwork):
 def _weights(kept: Sources, n_scenes: int) -> Tensor:
     """How much a source of each scene counts, (scene,)."""
     n = torch.bincount(kept.scene, minlength=n_scenes).clamp(min=1)
-    return (_USUAL / n).sqrt()
+    return (_USUAL / n) ** (1 / 3)
 
 
 def _distances(scene: Tensor, y: Tensor, x: Tensor, kept: Sources) -> Tensor:
