@@ -295,7 +295,7 @@ def aims() -> str:
                 purity["field"] >= purity["sep"],
             ),
             (
-                "… among as many detections as `sep` has, those of the highest S/N",
+                "… among as many detections as `sep` has, the brightest",
                 f"≥ `sep` ({purity['sep']:.0%})",
                 purity["field, as many as sep"],
                 ".0%",

@@ -99,7 +99,7 @@ def real(name: str) -> str:
         )
         equal = dc2["field, as many as sep"]
         yield (
-            "| … among as many detections as `sep` has, those of the highest S/N "
+            "| … among as many detections as `sep` has, the brightest "
             f"| {equal['found']} of {equal['detections']} |"
         )
         yield (
