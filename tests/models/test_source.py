@@ -172,7 +172,6 @@ def test_however_wide_a_posterior_becomes_its_draws_are_numbers(posterior):
     assert (draws[..., 0] > 0).all()
 
 
-
 def test_mean_and_interval_are_those_of_the_draws():
     torch.manual_seed(0)
     n = 4

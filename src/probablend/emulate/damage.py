@@ -52,9 +52,7 @@ def tilt_sky(batch: "SceneBatch", *, fraction: float, generator: torch.Generator
     return replace(batch, image=batch.image + sky[:, None])
 
 
-def _waves(
-    n: int, n_y: int, n_x: int, generator: torch.Generator, device: torch.device
-) -> Tensor:
+def _waves(n: int, n_y: int, n_x: int, generator: torch.Generator, device: torch.device) -> Tensor:
     """White noise smoothed with a Gaussian, of another width and strength in every scene."""
     strength, width = torch.rand(2, n, generator=generator, device=device)
     width, strength = (
