@@ -25,7 +25,7 @@ from probablend.emulate.compose import draw_batch
 from probablend.models import build_model
 
 # The parts of which `field` was made.
-CONFIGS = ("field-wide", "field-calm", "field-depth", "field")
+CONFIGS = ("field-wide", "field-calm", "field-depth", "field-cutouts", "field")
 
 
 def main() -> None:
