@@ -209,11 +209,15 @@ def plot_pit(counts: np.ndarray, ax: Axes) -> Axes:
     ax : Axes
         Where to draw. The band holds 95 % of the bars of a flat histogram.
     """
-    mean = max(counts.sum(), 1) / len(counts)
+    ax.set(xlabel="place of the truth", ylabel="density", xlim=(0, 1))
+    if not counts.sum():
+        ax.text(0.5, 0.5, "truth not known", ha="center", transform=ax.transAxes)
+        return ax
+    mean = counts.sum() / len(counts)
     spread = 1.96 * np.sqrt((1 - 1 / len(counts)) / mean)
     ax.axhspan(1 - spread, 1 + spread, color="0.85")
     ax.stairs(counts / mean, np.linspace(0, 1, len(counts) + 1), color=CLASS_COLORS[1], lw=1.5)
-    ax.set(xlabel="place of the truth", ylabel="density", xlim=(0, 1), ylim=(0, None))
+    ax.set_ylim(bottom=0)
     return ax
 
 

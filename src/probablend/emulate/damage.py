@@ -19,8 +19,8 @@ __all__ = ["IGNORED", "damage", "seam", "tilt_sky"]
 
 IGNORED = -100  # class of pixels without truth
 _SKY_LEVEL, _SKY_SLOPE = 0.1, 0.15  # σ: of the level, and of what it changes across a scene
-# What no background map follows: halos, scattered light, galaxies too faint to be seen. Noise of
-# deep images, smoothed over 3 pixels, is 1.3 to 1.5 times as strong as white noise would be.
+# What no background map follows: halos, scattered light, galaxies too faint to be seen. It hides
+# under the noise of a pixel, and adds to that of an aperture.
 _WAVES, _WAVE_WIDTH = (0.02, 0.2), (3.0, 16.0)  # σ; pixels
 
 # Seams: σ of what level and ln noise jump by, level of a band beside it, its strongest noise.
