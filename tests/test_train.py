@@ -10,8 +10,8 @@ import torch
 from probablend.checkpoint import load_model, load_tensors
 from probablend.config import BankConfig, OptimizerConfig, TrainConfig, read_train_config
 from probablend.emulate.compose import SceneConfig
-from probablend.models import MODELS
-from probablend.train import _Best, familiarise, train
+from probablend.models import MODELS, build_model
+from probablend.train import _Best, familiarise, take_over, train
 
 
 def small(kind="punet", n_steps=6):
@@ -242,6 +242,51 @@ def test_a_training_can_start_from_earlier_weights(tmp_path):
     with pytest.raises(ValueError, match="is another network"):
         train(replace(small("unet"), start_from=str(first)), tmp_path / "c", device="cpu")
     assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.slow
+def test_processes_that_draw_ahead_change_nothing(tmp_path):
+    bank = BankConfig(n_galaxies=20, n_stars=2, refresh_every=2, n_random_surveys=1)
+    config = replace(small("field", n_steps=5), bank=bank)
+    one = train(config, tmp_path / "alone", device="cpu")
+    other = train(config, tmp_path / "ahead", device="cpu", workers=2)
+    for name in ("bank-train-0", "bank-train-1", "bank-train-2"):
+        banks = [load_tensors(tmp_path / d / f"{name}.safetensors")[0] for d in ("alone", "ahead")]
+        assert all(torch.equal(banks[0][key], banks[1][key]) for key in banks[0])
+    first, second = (load_tensors(path)[0] for path in (one, other))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_a_wider_network_starts_with_what_the_narrower_one_said():
+    settings = {
+        "kind": "field", "channels": [4, 6, 8], "context": 6, "gather_hidden": [9, 7],
+        "photometry": True, "knows_noise": True, "n_sectors": 4, "flow_hidden": [16, 16],
+    }  # fmt: skip
+    wider = {"channels": [5, 6, 11], "context": 8, "gather_hidden": [10, 7], "latent_channels": 5}
+    torch.manual_seed(5)
+    narrow, wide = build_model(settings), build_model(settings | wider)
+    with torch.no_grad():
+        for network in (narrow, wide):
+            for parameter in network.parameters():
+                parameter.normal_(std=0.3)
+    narrow.eval()
+    take_over(wide, narrow, [])
+    image = 4 * torch.randn(2, 1, 48, 48, generator=torch.Generator().manual_seed(8))
+    at = torch.tensor([0, 1]), torch.tensor([20.3, 30.0]), torch.tensor([11.0, 40.8])
+    told = {"noise_factor": torch.tensor([1.0, 1.9]), "psf_fwhm": torch.tensor([2.0, 3.0])}
+    with torch.inference_mode():
+        one, other = narrow(image, **told), wide.eval()(image, **told)
+        torch.testing.assert_close(one.heat_logits, other.heat_logits)
+        probabilities = [said.class_probabilities(1, seed=0) for said in (one, other)]
+        # Its further fields count for nothing; the others are drawn with other numbers.
+        cells = [said.network.head(said.projected, None) for said in (one, other)]
+        torch.testing.assert_close(*cells)
+        assert probabilities[0].shape == probabilities[1].shape
+        densities = [
+            said.sources(*at, torch.ones(2), detected=True).log_prob(truth) for said in (one, other)
+            for truth in [torch.tensor([[80.0, 2, 0.1, 0, 20, 11, 5, 0.1, 0, 0.1]] * 2)]
+        ]  # fmt: skip
+        torch.testing.assert_close(*densities)
 
 
 def test_what_a_network_is_told_beyond_its_forerunner_counts_for_nothing_yet(tmp_path):

@@ -590,6 +590,9 @@ def train_command(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
     devices: Annotated[int, typer.Option(help="Processes on each machine.", min=1)] = 1,
     num_nodes: Annotated[int, typer.Option(help="Machines.", min=1)] = 1,
+    workers: Annotated[
+        int, typer.Option(help="Processes that draw the next galaxies meanwhile.", min=0)
+    ] = 0,
 ) -> None:
     """Train a network; the best weights are written as safetensors.
 
@@ -600,8 +603,9 @@ def train_command(
 
     settings = read_train_config(find_config(config))
     best = train(
-        settings, output, device=device, resume=resume, devices=devices, num_nodes=num_nodes
-    )
+        settings, output, device=device, resume=resume, devices=devices, num_nodes=num_nodes,
+        workers=workers,
+    )  # fmt: skip
     out.print(f"best weights: {best}")
 
 

@@ -8,9 +8,11 @@ weights as one that is not (to the bit on the CPU; some sums on a GPU have no fi
 import csv
 import logging
 import math
+import multiprocessing
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -40,7 +42,7 @@ from probablend.models.network import Network
 from probablend.models.pairs import MASKS, PairNetwork, true_masks
 from probablend.survey import PSF_RANGE, get_survey
 
-__all__ = ["familiarise", "train", "validate"]
+__all__ = ["familiarise", "take_over", "train", "validate"]
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +60,7 @@ def train(
     stop_after: int | None = None,
     devices: int = 1,
     num_nodes: int = 1,
+    workers: int = 0,
     after: Sequence[str] = (),
 ) -> Path:
     """Train a network and keep the best weights.
@@ -78,6 +81,9 @@ def train(
     devices, num_nodes : int
         Processes on each machine, and machines: they share the batches of a step, see
         :class:`~probablend.config.OptimizerConfig`. All need the same folder.
+    workers : int
+        Further processes, which draw the banks of stamps that come next; the training waits for
+        each bank if there are none. They change nothing else.
     after : sequence of str
         Names of the trainings that wait for this one.
 
@@ -115,18 +121,20 @@ def train(
                 f"start_from: train {earlier} first, and name its weights: several processes take "
                 "one training at a time"
             )
-        earlier = _trained_before(earlier, directory, device, (*after, config.name))
+        earlier = _trained_before(earlier, directory, device, workers, (*after, config.name))
         resume = False
     torch.manual_seed(config.seed)
     bare = build_model(config.model_settings)
     if earlier and not resume:
-        _start_from(bare, earlier, config.fresh)
+        take_over(bare, load_model(earlier)[0], config.fresh, name=earlier)
     tensors, state = load_tensors(last) if resume else ({}, {})
     if state.get("finished") and state["config"] == _plain(config):
         return best
     if resume and state["config"] != _plain(config):
         raise ValueError(f"{last} was made with another configuration; start a new directory")
     accelerator = resolve_device(device).type
+    if accelerator == "cuda":
+        torch.set_float32_matmul_precision("high")  # as its convolutions do: ten bits, faster
 
     directory.mkdir(parents=True, exist_ok=True)
     many = devices * num_nodes > 1
@@ -162,13 +170,15 @@ def train(
 
     began, done, enough = time.monotonic(), start, False
     n_pixels = config.scenes.size**2
-    with _ordered_sums(accelerator), _progress() as progress:
+    banks = _BanksAhead(config, directory, start, end, workers if first else 0)
+    with _ordered_sums(accelerator), banks, _progress() as progress:
         task = progress.add_task("train", total=config.optimizer.n_steps, completed=start, text="")
         scenes, number, n_batches = None, -1, config.optimizer.n_batches
         for step in range(start, end):
             if (wanted := config.bank.number_at(step)) != number:
                 number = wanted
                 with fabric.rank_zero_first():
+                    banks.wait_for(number)
                     bank = _bank(config, directory, "train", number).to(fabric.device)
                 scenes = SceneBatches(
                     bank, config.scenes, n_batches=config.optimizer.n_steps * n_batches,
@@ -274,7 +284,65 @@ class _Best:
         return keep
 
 
-def _trained_before(name: str, directory: Path, device: str, after: Sequence[str]) -> str:
+class _BanksAhead:
+    """Processes that draw the banks of stamps that a training needs next.
+
+    Parameters
+    ----------
+    config, directory
+        Of the training.
+    start, end : int
+        Its steps.
+    workers : int
+        How many processes.
+    """
+
+    _AHEAD = 2  # banks that may wait for the training, per process
+
+    def __init__(
+        self, config: TrainConfig, directory: Path, start: int, end: int, workers: int
+    ) -> None:
+        numbers = {config.bank.number_at(step) for step in range(start, end)}
+        self.config, self.directory = config, directory
+        self.numbers = sorted(numbers) if workers else []
+        self.n_ahead = self._AHEAD * workers
+        self.drawn: dict[int, Future[Any]] = {}
+        self.pool: Any = nullcontext()
+        if workers:  # a process of a GPU must not be forked
+            context = multiprocessing.get_context("spawn")
+            self.pool = ProcessPoolExecutor(workers, context, _work_alone)
+
+    def __enter__(self) -> "_BanksAhead":
+        self.pool.__enter__()
+        self._submit()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        for future in self.drawn.values():
+            future.cancel()
+        self.pool.__exit__(*error)
+
+    def _submit(self) -> None:
+        while self.numbers and len(self.drawn) < self.n_ahead:
+            number = self.numbers.pop(0)
+            self.drawn[number] = self.pool.submit(
+                _draw_missing, self.config, self.directory, "train", number
+            )
+
+    def wait_for(self, number: int) -> None:
+        """Until a bank lies in the folder, if it is drawn ahead."""
+        if number in self.drawn:
+            self.drawn.pop(number).result()
+            self._submit()
+
+
+def _work_alone() -> None:
+    torch.set_num_threads(1)  # as many processes work beside this one
+
+
+def _trained_before(
+    name: str, directory: Path, device: str, workers: int, after: Sequence[str]
+) -> str:
     """Weights of the training that comes first, in a folder of its own; it goes on if it can."""
     config = read_train_config(find_config(name))
     if config.name in after:
@@ -283,7 +351,9 @@ def _trained_before(name: str, directory: Path, device: str, after: Sequence[str
     last, best = folder / "last.safetensors", folder / f"{config.name}.safetensors"
     if best.exists() and not (folder / "log.csv").exists():  # put there by hand
         return str(best)
-    return str(train(config, folder, device=device, resume=last.exists(), after=after))
+    return str(train(
+        config, folder, device=device, resume=last.exists(), workers=workers, after=after
+    ))  # fmt: skip
 
 
 @contextmanager
@@ -473,6 +543,20 @@ def _flux_scores(model: FieldNetwork, batches: Sequence[SceneBatch]) -> dict[str
 
 def _bank(config: TrainConfig, directory: Path, split: Split, number: int) -> Bank:
     """Bank ``number`` of a split, drawn unless it lies in the folder already."""
+    path, origin = _draw_missing(config, directory, split, number)
+    bank = load_bank(path, origin=origin)
+    if config.model["kind"] == "field" and not torch.isfinite(bank.g1 + bank.hlr).any():
+        raise ValueError(
+            f"source {config.bank.source} knows no sizes and shapes, which the field model "
+            "learns: use parametric or cosmos"
+        )
+    return bank
+
+
+def _draw_missing(
+    config: TrainConfig, directory: Path, split: Split, number: int
+) -> tuple[Path, dict[str, Any]]:
+    """Where bank ``number`` of a split lies, drawn if it did not, and what it is."""
     path = directory / f"bank-{split}-{number}.safetensors"
     share = 1 if split == "train" else 4
     origin: dict[str, Any] = {
@@ -493,13 +577,7 @@ def _bank(config: TrainConfig, directory: Path, split: Split, number: int) -> Ba
         save_bank(path, bank, origin=origin)
         seconds = time.monotonic() - began
         log.info("drew a bank of %d MB in %.0f s", bank.n_bytes // 10**6, seconds)
-    bank = load_bank(path, origin=origin)
-    if config.model["kind"] == "field" and not torch.isfinite(bank.g1 + bank.hlr).any():
-        raise ValueError(
-            f"source {config.bank.source} knows no sizes and shapes, which the field model "
-            "learns: use parametric or cosmos"
-        )
-    return bank
+    return path, origin
 
 
 def _validation(config: TrainConfig, directory: Path, device: torch.device) -> list[SceneBatch]:
@@ -519,32 +597,76 @@ def _sky(config: TrainConfig, bank: Bank, n_batches: int) -> Iterator[SceneBatch
             yield draw_batch(bank, scenes, n=n, seed=config.seed + 2, index=k)
 
 
-def _start_from(model: Network, name: str, fresh: Sequence[str]) -> None:
-    """Take over the weights of an earlier network, but for the parts that start afresh.
+def take_over(model: Network, before: Network, fresh: Sequence[str], *, name: str = "it") -> None:
+    """Start from the weights of an earlier network.
 
-    What a layer is told beyond what it was told there comes last, and counts for nothing yet.
+    A wider network says what the narrower one said: what a layer is told beyond what it was told
+    there counts for nothing yet, and what it says beyond that starts at random.
+
+    Parameters
+    ----------
+    model, before : Network
+        The network that starts, and the earlier one.
+    fresh : sequence of str
+        Parts that start at random; familiarity always does, since that was another training.
+    name : str
+        Of the earlier one, for messages.
+
+    Raises
+    ------
+    ValueError
+        If the network has no such part, or is neither alike nor wider.
     """
     own = model.state_dict()
     parts = {key.split(".")[0] for key in own}
     if unknown := sorted(set(fresh) - parts):
         raise ValueError(f"fresh names {', '.join(unknown)}; the network has {sorted(parts)}")
-    fresh = [*fresh, "familiar"]  # that was another training
-    earlier = {
-        key: value for key, value in load_model(name)[0].state_dict().items()
-        if key.split(".")[0] not in fresh
-    }  # fmt: skip
-    wanted = {key: value.shape for key, value in own.items() if key.split(".")[0] not in fresh}
-    for key, value in earlier.items():
-        shape = wanted.get(key, value.shape)
-        if value.ndim > 1 and len(shape) == value.ndim and shape[1] > value.shape[1]:
-            more = value.new_zeros(len(value), shape[1] - value.shape[1], *value.shape[2:])
-            earlier[key] = torch.cat([value, more], dim=1)
-    if {key: value.shape for key, value in earlier.items()} != wanted:
+    fresh = [*fresh, "familiar"]
+    earlier, wanted = (
+        {key: value for key, value in state.items() if key.split(".")[0] not in fresh}
+        for state in (before.state_dict(), own)
+    )
+    joined = [network.joined_inputs() for network in (before, model)]
+    for key in set(earlier) & set(wanted):
+        if earlier[key].shape != wanted[key].shape:
+            inputs = [parts.get(key) for parts in joined]
+            earlier[key] = _widened(earlier[key], wanted[key], *inputs)
+    if {k: v.shape for k, v in earlier.items()} != {k: v.shape for k, v in wanted.items()}:
         raise ValueError(
             f"start_from: {name} is another network than the one configured; parts of another "
             "shape must be named as fresh"
         )
     model.load_state_dict(own | earlier)
+
+
+def _widened(
+    old: Tensor, new: Tensor, old_parts: Sequence[int] | None, new_parts: Sequence[int] | None
+) -> Tensor:
+    """Numbers of a layer in one with more channels, if that is what the new one is.
+
+    Parameters
+    ----------
+    old, new : Tensor, shape (out, in, ...) or (out,)
+        Of the two layers.
+    old_parts, new_parts : sequence of int, optional
+        How many channels come from where, if they are joined: each part becomes wider at its end.
+    """
+    larger = old.ndim == new.ndim and all(o <= n for o, n in zip(old.shape, new.shape, strict=True))
+    if not larger or old.shape[2:] != new.shape[2:]:
+        return old
+    wide = new.clone()
+    if old.ndim == 1:
+        wide[: len(old)] = old
+        return wide
+    if old.dtype == torch.bool:  # which inputs a unit of the flow may see
+        return wide
+    old_parts, new_parts = old_parts or old.shape[1:2], new_parts or new.shape[1:2]
+    wide[: len(old)] = 0
+    at = 0
+    for part, place in zip(old_parts, np.cumsum(new_parts) - new_parts, strict=True):
+        wide[: len(old), place : place + part] = old[:, at : at + part]
+        at += part
+    return wide
 
 
 def _schedule(optimizer: OptimizerConfig, step: int) -> tuple[float, float]:

@@ -75,7 +75,9 @@ def test_a_saturated_star_is_flat_and_bleeds_along_its_column():
             flat.append((len(rows), int(rows.max() - rows.min()), float(columns.median())))
     assert len(flat) > 5
     assert min(one[0] for one in flat) > 20
-    assert all(one[2] == 40 for one in flat)
+    # A trail across the star may hide one side of it.
+    assert all(abs(one[2] - 40) <= 1 for one in flat)
+    assert np.median([one[2] for one in flat]) == 40
     assert np.median([one[1] for one in flat]) > 40  # a column, not a row
 
 

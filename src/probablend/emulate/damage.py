@@ -5,7 +5,6 @@ truth at all.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -127,83 +126,108 @@ def damage(batch: "SceneBatch", *, fraction: float, generator: torch.Generator) 
         Masked pixels are 0 and of the class :data:`IGNORED`; a source whose centre is masked
         has no footprint left to be looked for.
     """
-    image, classes = batch.image.clone(), batch.classes.clone()
-    n_pixels = batch.sources.n_pixels.clone()
-    device = image.device
+    device, (_, n_bands, _, size) = batch.image.device, batch.image.shape
 
     def uniform(*shape: int) -> Tensor:
         return torch.rand(*shape, generator=generator, device=device)
 
-    def log_uniform(low: float, high: float) -> float:
-        return math.exp(math.log(low) + float(uniform(1)) * math.log(high / low))
+    def log_uniform(low: float, high: float, n: int) -> Tensor:
+        return low * (high / low) ** uniform(n)
 
-    size = image.shape[-1]
-    row = torch.arange(image.shape[-2], device=device)[:, None].float()
-    column = torch.arange(size, device=device).float()
+    def some(mean: float) -> Tensor:
+        """The scene of each of a few for every damaged one."""
+        counts = torch.poisson(torch.full((len(chosen),), mean, device=device), generator)
+        return chosen.repeat_interleave(counts.long())
 
-    def line(y: float, x: float, angle: float, half: float, width: float) -> Tensor:
-        """1 on a segment about a point, soft at the edge."""
-        dy, dx = row - y, column - x
-        along = dy * math.sin(angle) + dx * math.cos(angle)
-        across = dy * math.cos(angle) - dx * math.sin(angle)
-        beyond = torch.hypot((along.abs() - half).clamp(min=0), across)
-        return (width + 0.5 - beyond).clamp(0, 1)
+    def lines(half: Tensor, width: Tensor) -> Tensor:
+        """Anywhere, in any direction, (line, y, x)."""
+        place, turn = uniform(2, len(half)) * size, uniform(len(half)) * math.pi
+        return _lines(place, turn, half, width, batch.image.shape[-2:])
 
-    for k in torch.nonzero(uniform(len(image)) < fraction).ravel().tolist():
-        bands = image[k]
-        if uniform(1) < 0.4:
-            _saturate(batch, k, bands, log_uniform(100, 3000), line, float(uniform(1)))
-        for _ in range(int(torch.poisson(torch.full((1,), 2.0, device=device), generator))):
-            y, x, turn = (uniform(3) * torch.tensor([size, size, math.pi], device=device)).tolist()
-            ray = line(y, x, turn, log_uniform(0.3, 15), 0.5 * float(uniform(1)))
-            bands += log_uniform(5, 500) * ray
-        n_hot = int(torch.poisson(torch.full((1,), 2.0, device=device), generator))
-        at = (uniform(2, n_hot) * size).long()
-        bands[:, at[0], at[1]] += torch.exp(1.5 + 4 * uniform(n_hot))
-        if uniform(1) < 0.1:  # a bad column
-            bands[..., int(uniform(1) * size)] += (2 * float(uniform(1)) - 1) * 20
-        if uniform(1) < 0.08:  # a satellite
-            y, x, turn = (uniform(3) * torch.tensor([size, size, math.pi], device=device)).tolist()
-            bands += log_uniform(1, 20) * line(y, x, turn, 4 * size, 3 * float(uniform(1)))
-        if uniform(1) < 0.3:
-            y, x, turn = (uniform(3) * torch.tensor([size, size, math.pi], device=device)).tolist()
-            hidden = line(y, x, turn, log_uniform(0.5, 60), log_uniform(0.5, 12)) > 0.5
-            bands[:, hidden] = 0
-            classes[k][hidden] = IGNORED
-            own = batch.sources.scene == k
-            y_in = batch.sources.y.round().clamp(0, size - 1).long()
-            x_in = batch.sources.x.round().clamp(0, size - 1).long()
-            n_pixels[own & hidden[y_in, x_in]] = 0
+    chosen = (uniform(len(batch.image)) < fraction).nonzero().ravel()
+    image = _saturate(
+        batch, chosen[uniform(len(chosen)) < 0.4], log_uniform(100, 3000, len(batch.image)),
+        0.5 * math.pi * uniform(len(batch.image)),
+    )  # fmt: skip
+    rays, satellites = some(2.0), chosen[uniform(len(chosen)) < 0.08]
+    light = [
+        _flat(log_uniform(5, 500, len(rays)))
+        * lines(log_uniform(0.3, 15, len(rays)), 0.5 * uniform(len(rays))),
+        _flat(log_uniform(1, 20, len(satellites)))
+        * lines(satellites.new_full((len(satellites),), 4 * size), 3 * uniform(len(satellites))),
+    ]
+    hit = torch.cat([rays, satellites])
+    image.index_add_(0, hit, torch.cat(light)[:, None].expand(-1, n_bands, -1, -1))
+    hot, bands = some(2.0)[:, None], torch.arange(n_bands, device=device)
+    y, x = (uniform(2, len(hot), 1) * size).long()
+    image.index_put_((hot, bands, y, x), (1.5 + 4 * uniform(len(hot), 1)).exp(), accumulate=True)
+    bad = chosen[uniform(len(chosen)) < 0.1]  # a column each
+    column = (uniform(len(bad)) * size).long()
+    image[bad, :, :, column] += _flat((2 * uniform(len(bad)) - 1) * 20)
+
+    masked = chosen[uniform(len(chosen)) < 0.3]
+    patch = lines(log_uniform(0.5, 60, len(masked)), log_uniform(0.5, 12, len(masked))) > 0.5
+    hidden = torch.zeros_like(batch.classes, dtype=torch.bool).index_copy(0, masked, patch)
+    sources = batch.sources
+    row, column = (v.round().clamp(0, size - 1).long() for v in (sources.y, sources.x))
+    lost = hidden[sources.scene, row, column]
     return replace(
-        batch, image=image, classes=classes, sources=replace(batch.sources, n_pixels=n_pixels)
+        batch,
+        image=image.masked_fill(hidden[:, None], 0),
+        classes=batch.classes.masked_fill(hidden, IGNORED),
+        sources=replace(sources, n_pixels=sources.n_pixels.masked_fill(lost, 0)),
     )
 
 
-def _saturate(
-    batch: "SceneBatch",
-    k: int,
-    bands: Tensor,
-    level: float,
-    line: Callable[..., Tensor],
-    turn: float,
-) -> None:
-    """Clip scene ``k``; bright stars bleed along columns and have spikes. In place."""
-    stars = batch.sources.keep(batch.sources.is_star & (batch.sources.scene == k))
-    spikes = [0.5 * math.pi * (turn + j) for j in (0, 1)]  # one telescope, one orientation
-    for y, x, flux in zip(*(v.tolist() for v in (stars.y, stars.x, stars.flux)), strict=True):
-        # Of a spike, a hundredth of the light over a length that goes with its root.
-        half = min(60.0, 0.5 * math.sqrt(flux / 10))
-        if half > 4:
-            for angle in spikes:
-                away = line(y, x, angle, half, 0.3)
-                bands += 0.005 * flux / half * away * _fall(bands, y, x, half)
-        if flux > 30 * level:
-            bleed = min(60.0, flux / (30 * level))
-            bands.copy_(torch.maximum(bands, level * line(y, x, 0.5 * math.pi, bleed, 0.5)))
-    bands.clamp_(max=level)
+def _lines(
+    place: Tensor, turn: Tensor, half: Tensor, width: Tensor, shape_yx: tuple[int, ...]
+) -> Tensor:
+    """1 on segments about points (y, x), soft at the edge; (line, y, x)."""
+    dy, dx = _from(place, shape_yx)
+    sine, cosine = _flat(turn.sin()), _flat(turn.cos())
+    along, across = dy * sine + dx * cosine, dy * cosine - dx * sine
+    beyond = torch.hypot((along.abs() - _flat(half)).clamp(min=0), across)
+    return (_flat(width) + 0.5 - beyond).clamp(0, 1)
 
 
-def _fall(bands: Tensor, y: float, x: float, half: float) -> Tensor:
-    row = torch.arange(bands.shape[-2], device=bands.device)[:, None].float()
-    column = torch.arange(bands.shape[-1], device=bands.device).float()
-    return torch.exp(-torch.hypot(row - y, column - x) / (0.4 * half))
+def _from(place: Tensor, shape_yx: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Offsets of pixels from points (y, x): (point, y, 1) and (point, 1, x)."""
+    row, column = (torch.arange(n, device=place.device).float() for n in shape_yx)
+    return row[:, None] - _flat(place[0]), column - _flat(place[1])
+
+
+def _saturate(batch: "SceneBatch", scenes: Tensor, level: Tensor, turn: Tensor) -> Tensor:
+    """Images, clipped in some scenes; bright stars bleed along columns there and have spikes.
+
+    ``level`` and ``turn``, the orientation of the telescope, are given for every scene.
+    """
+    image = batch.image.clone()
+    clipped = torch.zeros_like(level, dtype=torch.bool)
+    clipped[scenes] = True
+    stars = batch.sources.keep(batch.sources.is_star & clipped[batch.sources.scene])
+    # Of a spike, a hundredth of the light over a length that goes with its root.
+    half = (0.5 * (stars.flux / 10).sqrt()).clamp(max=60)
+    for quarter in (0.0, 0.5 * math.pi):
+        own = stars.keep(half > 4)
+        place, reach = torch.stack([own.y, own.x]), half[half > 4]
+        thin = torch.full_like(reach, 0.3)
+        spike = _lines(place, turn[own.scene] + quarter, reach, thin, image.shape[-2:])
+        fall = torch.exp(-torch.hypot(*_from(place, image.shape[-2:])) / (0.4 * _flat(reach)))
+        spike = _flat(0.005 * own.flux / reach) * spike * fall
+        image.index_add_(0, own.scene, spike[:, None].expand(-1, image.shape[1], -1, -1))
+    bleeds = stars.keep(stars.flux > 30 * level[stars.scene])
+    top = level[bleeds.scene]
+    length = (bleeds.flux / (30 * top)).clamp(max=60)
+    upwards, thin = torch.full_like(length, 0.5 * math.pi), torch.full_like(length, 0.501)
+    place = torch.stack([bleeds.y, bleeds.x])
+    bled = _flat(top) * _lines(place, upwards, length, thin, image.shape[-2:])
+    bled = bled[:, None].expand(-1, image.shape[1], -1, -1)
+    where = bleeds.scene[:, None, None, None].expand_as(bled)
+    image.scatter_reduce_(0, where, bled, "amax")
+    limit = torch.where(clipped, level, torch.inf)
+    return torch.minimum(image, limit[:, None, None, None])
+
+
+def _flat(values: Tensor) -> Tensor:
+    """(n,) → (n, 1, 1)."""
+    return values[:, None, None]

@@ -53,6 +53,7 @@ MATCH_RADIUS = 3.0  # pixels
 _STEEP = 4.0  # how differences of logarithms of sums of light are stretched
 _AT_ONCE = 2048  # sources whose surroundings are held at once
 _PATCHES_AT_ONCE = 256  # the same, where all pixels of the surroundings are looked at
+_ON_GPU = 32  # times as many
 _SHARP = 0.05  # errors of ln flux below this count by their square
 _HEAT_WIDTH = 1.0  # σ of the target around a centre, pixels
 _HEAT_LEVEL = 0.05  # peaks below are no candidates
@@ -507,12 +508,13 @@ def _light_by_sector(
 ) -> Tensor:
     """What :func:`_light` sums, by sectors around the position, (source, width, sector)."""
     reach = math.ceil(3 * max(widths))
-    weights = torch.from_numpy(_sector_weights(widths, n_sectors)).to(image)
+    weights = _sector_weights(widths, n_sectors, image.device).to(image.dtype)
     n_y, n_x = image.shape[-2:]
     padded = F.pad(image, (reach, reach + 1, reach, reach + 1))
     span = torch.arange(2 * reach + 2, device=image.device)
     sums = [image.new_zeros(0, len(widths) * n_sectors)]
-    for part in torch.arange(len(y), device=y.device).split(_PATCHES_AT_ONCE):
+    at_once = _PATCHES_AT_ONCE * (1 if image.device.type == "cpu" else _ON_GPU)
+    for part in torch.arange(len(y), device=y.device).split(at_once):
         row, column = y[part].clamp(0, n_y - 1), x[part].clamp(0, n_x - 1)
         first_row, first_column = row.floor(), column.floor()
         patch = padded[
@@ -526,7 +528,7 @@ def _light_by_sector(
 
 
 @cache
-def _sector_weights(widths: tuple[float, ...], n_sectors: int) -> np.ndarray:
+def _sector_weights(widths: tuple[float, ...], n_sectors: int, device: torch.device) -> Tensor:
     """Weights of pixels around a position, (pixel, width · sector); their sum is _light's."""
     reach = math.ceil(3 * max(widths))
     t = np.arange(-reach, reach + 1)
@@ -543,7 +545,7 @@ def _sector_weights(widths: tuple[float, ...], n_sectors: int) -> np.ndarray:
         line = np.exp(-0.5 * (t / width) ** 2) * (np.abs(t) <= math.ceil(3 * width))
         line = line / np.sqrt((line**2).sum()) * math.sqrt(2 * math.sqrt(math.pi) * width)
         columns.append(np.outer(line, line).reshape(-1, 1) * member)
-    return np.concatenate(columns, axis=1).astype(np.float32)
+    return torch.from_numpy(np.concatenate(columns, axis=1).astype(np.float32)).to(device)
 
 
 def _symmetric(by_sector: Tensor, widths: tuple[float, ...]) -> Tensor:
@@ -612,6 +614,21 @@ class FieldNetwork(SegmentationNetwork):
     def kinds(self, context: Tensor) -> Tensor:
         """Logits that there is a source, and that it is a star, (source, 2)."""
         return self.kind(context[:, : self.config.context])
+
+    def joined_inputs(self) -> dict[str, list[int]]:
+        """See :class:`Network`."""
+        config = self.config
+        fine, *coarser = config.channels
+        levels = list(pairwise(config.channels))[::-1]
+        n = len(config.apertures)
+        gathered = [fine] * 9 + [*coarser, n, 2, _n_told(config)]
+        return {
+            f"decoder.blocks.{k}.0.weight": [low, high] for k, (high, low) in enumerate(levels)
+        } | {
+            "head.from_latent.weight": [config.latent_channels] * len(config.latent_spacings),
+            "gather.0.weight": gathered,
+            "photometry.inner.0.weight": [2 * n, config.context, _n_told(config)],
+        }
 
     @property
     def halo(self) -> int:
@@ -690,6 +707,7 @@ class FieldNetwork(SegmentationNetwork):
     ) -> dict[str, Tensor]:
         """Weighted sum of negative log likelihoods, nats per image; ``beta`` weighs nothing."""
         n = len(batch.image)
+        generator = _generator_on(batch.image.device, generator)
         said = self(batch.image, psf_fwhm=batch.psf_fwhm, noise_factor=batch.noise_factor)
         kept = batch.sources.keep(batch.sources.n_pixels >= MIN_TRUE_PIXELS)
         size = batch.image.shape[-1]
@@ -761,7 +779,8 @@ class FieldNetwork(SegmentationNetwork):
             [nats(self.head(projected, field[b, :, y, x]), wanted) for field in fields]
         )  # (draw, cell, pixel)
         # Windows start anywhere, so that no border between them stays.
-        shift_y, shift_x = torch.randint(config.window, (2,), generator=generator).tolist()
+        shift = torch.randint(config.window, (2,), generator=generator, device=generator.device)
+        shift_y, shift_x = shift.tolist()
         rows, columns = 1 + -(-n_y // config.window), 1 + -(-n_x // config.window)
         window = (b * rows + (y + shift_y) // config.window) * columns
         window = window + (x + shift_x) // config.window
@@ -780,9 +799,9 @@ class FieldNetwork(SegmentationNetwork):
             along_y, along_x = (spline_matrix(m, spacing).to(device) for m in (n_y, n_x))
             noise = torch.randn(
                 config.n_draws, n, config.latent_channels, along_y.shape[1], along_x.shape[1],
-                generator=generator,
+                generator=generator, device=device,
             )  # fmt: skip
-            levels.append(along_y @ noise.to(device) @ along_x.T)
+            levels.append(along_y @ noise @ along_x.T)
         return torch.cat(levels, dim=2)
 
     def _peak_loss(
@@ -810,7 +829,7 @@ class FieldNetwork(SegmentationNetwork):
             return {"existence": existence, "flow_peaks": zero}
         real = real & kept.has_shape[partner.clamp(min=0)]
         own = kept.keep(partner[real])
-        noise = torch.randn(len(own), 5, generator=generator).to(context)
+        noise = torch.randn(len(own), 5, generator=generator, device=generator.device)
         fwhm = said.log_fwhm_at(own.scene, y[real], x[real]).exp()
         wanted = truth(own, y[real], x[real], fwhm, noise)
         nats = -self.flow(context[real]).log_prob(wanted)
@@ -827,8 +846,8 @@ class FieldNetwork(SegmentationNetwork):
         if n == 0:
             terms = dict.fromkeys(("flow", "star", "existence_given"), zero)
             return terms if self.photometry is None else terms | {"photometry": zero}
-        noise = torch.randn(n, 7, generator=generator).to(said.heat_logits)
-        spread = 0.7 * torch.rand(n, generator=generator).to(noise)
+        noise = torch.randn(n, 7, generator=generator, device=generator.device)
+        spread = 0.7 * torch.rand(n, generator=generator, device=generator.device)
         y = sources.y + spread * noise[:, 5]
         x = sources.x + spread * noise[:, 6]
         context = said.context(sources.scene, y, x, detected=False)
@@ -843,7 +862,7 @@ class FieldNetwork(SegmentationNetwork):
             kind[:, 1], sources.is_star.to(nats), weight=weight, reduction="sum"
         )
         # As many positions at random, of which those near no source are blank.
-        at = torch.rand(n, 2, generator=generator).to(noise)
+        at = torch.rand(n, 2, generator=generator, device=generator.device)
         at = at * torch.tensor(said.shape_yx, device=at.device) - 0.5
         blank = _distances(sources.scene, at[:, 0], at[:, 1], kept).amin(dim=1) > MATCH_RADIUS
         empty = said.context(sources.scene[blank], at[blank, 0], at[blank, 1], detected=False)
@@ -860,6 +879,14 @@ class FieldNetwork(SegmentationNetwork):
             off = F.smooth_l1_loss(error, torch.zeros_like(error), beta=_SHARP, reduction="none")
             terms["photometry"] = (off * weight).sum() / _SHARP
         return terms
+
+
+def _generator_on(device: torch.device, generator: torch.Generator) -> torch.Generator:
+    """A generator on the device, whose numbers follow from those of another one."""
+    if generator.device.type == device.type:
+        return generator
+    seed = torch.randint(2**62, (1,), generator=generator, device=generator.device)
+    return torch.Generator(device).manual_seed(int(seed))
 
 
 def _weights(kept: Sources, n_scenes: int) -> Tensor:

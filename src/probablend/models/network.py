@@ -23,3 +23,7 @@ class Network(nn.Module, ABC):
         self, batch: "SceneBatch", *, generator: torch.Generator, beta: float
     ) -> dict[str, Tensor]:
         """Loss and its terms, nats per image, for scenes with their truth."""
+
+    def joined_inputs(self) -> dict[str, list[int]]:
+        """Of layers that see several things side by side: how many channels each has."""
+        return {}
