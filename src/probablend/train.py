@@ -135,6 +135,7 @@ def train(
     accelerator = resolve_device(device).type
     if accelerator == "cuda":
         torch.set_float32_matmul_precision("high")  # as its convolutions do: ten bits, faster
+        torch.backends.cudnn.benchmark = True  # scenes are all of one size
 
     directory.mkdir(parents=True, exist_ok=True)
     many = devices * num_nodes > 1
@@ -583,7 +584,7 @@ def _draw_missing(
 def _validation(config: TrainConfig, directory: Path, device: torch.device) -> list[SceneBatch]:
     """Held-out scenes at survey density."""
     bank = _bank(config, directory, "validation", 0).to(device)
-    size = config.optimizer.batch_size
+    size = min(config.optimizer.batch_size, config.n_validation)
     numbers = range(-(-config.n_validation // size))
     return [draw_batch(bank, config.scenes, n=size, seed=config.seed + 1, index=k) for k in numbers]
 
