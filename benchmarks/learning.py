@@ -25,6 +25,7 @@ from probablend.emulate.bank import draw_bank
 from probablend.emulate.compose import draw_batch
 from probablend.models import build_model
 
+_AT_ONCE = 16  # scenes whose operations are counted
 SHOWN = ("cross_entropy", "centres", "existence", "flow_peaks", "photometry")
 
 
@@ -34,12 +35,12 @@ def operations(config: TrainConfig) -> float:
         "parametric", config.surveys[:1], "train", n_galaxies=60, n_stars=4,
         mag_range=config.scenes.mag_range, seed=1,
     )  # fmt: skip
-    batch = draw_batch(bank, config.scenes, n=config.optimizer.batch_size, seed=1, index=0)
+    batch = draw_batch(bank, config.scenes, n=_AT_ONCE, seed=1, index=0)
     model = build_model(config.model_settings).train()
     with FlopCounterMode(display=False) as counted:
         terms = model.training_loss(batch, generator=torch.Generator().manual_seed(0), beta=1.0)
         terms["loss"].backward()
-    return counted.get_total_flops() / config.optimizer.batch_size
+    return counted.get_total_flops() / _AT_ONCE
 
 
 def power_law(scenes: np.ndarray, loss: np.ndarray) -> dict[str, float] | None:
