@@ -254,6 +254,8 @@ def test_correlated_noise_is_counted_as_what_it_is_over_a_psf(width):
 
 def test_white_noise_is_left_alone_however_crowded_the_image(scene):
     assert correlation_factor(scene.image / scene.rms, np.zeros(scene.image.shape, bool)) < 1.02
+    # Nor are holes correlated noise, as in a difference of images or a negative.
+    assert correlation_factor(-scene.image / scene.rms, np.zeros(scene.image.shape, bool)) < 1.05
     estimated = prepare_image(scene.image).rms
     assert estimated == pytest.approx(scene.rms, rel=0.1)
 

@@ -9,6 +9,7 @@ import torch
 
 from probablend.checkpoint import load_model, load_tensors
 from probablend.config import BankConfig, OptimizerConfig, TrainConfig, read_train_config
+from probablend.emulate.bank import load_bank
 from probablend.emulate.compose import SceneConfig
 from probablend.models import MODELS, build_model
 from probablend.train import _Best, familiarise, take_over, train
@@ -242,6 +243,15 @@ def test_a_training_can_start_from_earlier_weights(tmp_path):
     with pytest.raises(ValueError, match="is another network"):
         train(replace(small("unet"), start_from=str(first)), tmp_path / "c", device="cpu")
     assert not (tmp_path / "c").exists()
+
+
+def test_held_out_scenes_are_of_other_surveys_that_might_be(tmp_path):
+    bank = BankConfig(n_galaxies=20, n_stars=2, refresh_every=1, n_random_surveys=2)
+    train(replace(small("field", n_steps=2), bank=bank), tmp_path, device="cpu")
+    names = ("train-0", "train-1", "validation-0")
+    widths = [load_bank(tmp_path / f"bank-{name}.safetensors").psf_fwhm for name in names]
+    assert len({float(w[0]) for w in widths}) == 1  # the one with a name
+    assert len({float(v) for w in widths for v in w[1:]}) == 6
 
 
 @pytest.mark.slow

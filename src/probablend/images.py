@@ -577,8 +577,10 @@ def correlation_factor(signal: np.ndarray, mask: np.ndarray) -> float:
     smooth = ndimage.gaussian_filter(signal, 1.0) * np.sqrt(4 * np.pi)  # unit noise if white
     factor = 1.0
     for _ in range(_CORRELATION_ROUNDS):
-        # What stands out is no sky; how far noise stands out depends on the factor.
-        sky = ~ndimage.binary_dilation((smooth > 2.5 * factor) | mask, iterations=4)
+        # What stands out is no sky, nor is a hole that noise would not make; how far noise stands
+        # out depends on the factor.
+        odd = (smooth > 2.5 * factor) | (smooth < -4 * factor) | mask
+        sky = ~ndimage.binary_dilation(odd, iterations=4)
         if sky.sum() < _MIN_SKY:
             break
         noise = np.where(sky, signal - signal[sky].mean(), 0.0)

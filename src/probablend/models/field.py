@@ -58,6 +58,7 @@ _SHARP = 0.05  # errors of ln flux below this count by their square
 _HEAT_WIDTH = 1.0  # σ of the target around a centre, pixels
 _HEAT_LEVEL = 0.05  # peaks below are no candidates
 _WORST = 200.0  # nats: one source that nothing explains must not spoil a step
+_MOST_CORRELATED = 2.5  # noise factor; no training scene has more
 _CERTAIN = 0.995  # cells this sure to be sky are not drawn
 # Most of the nats of the classes are pixels on the rim of a footprint, of which nothing can be
 # known; they would outvote the few that say whether there is a galaxy.
@@ -672,7 +673,7 @@ class FieldNetwork(SegmentationNetwork):
         config = self.config
         log_noise = image.new_zeros(len(image), int(config.knows_noise))
         if noise_factor is not None and config.knows_noise:
-            log_noise = noise_factor.to(image).log()[:, None]
+            log_noise = noise_factor.to(image).clamp(max=_MOST_CORRELATED).log()[:, None]
         if psf_fwhm is None:
             psf_fwhm = torch.full((len(image),), 2.0)
         log_fwhm = psf_fwhm.to(image).log()
