@@ -576,10 +576,11 @@ def correlation_factor(signal: np.ndarray, mask: np.ndarray) -> float:
     """
     smooth = ndimage.gaussian_filter(signal, 1.0) * np.sqrt(4 * np.pi)  # unit noise if white
     factor = 1.0
+    # Noise alone hardly ever makes one so deep.
+    hole = -5 * max(1.0, 1.4826 * float(np.median(np.abs(smooth[~mask])))) if (~mask).any() else 0.0
     for _ in range(_CORRELATION_ROUNDS):
-        # What stands out is no sky, nor is a hole that noise would not make; how far noise stands
-        # out depends on the factor.
-        odd = (smooth > 2.5 * factor) | (smooth < -4 * factor) | mask
+        # What stands out is no sky, nor is a hole; how far noise stands out depends on the factor.
+        odd = (smooth > 2.5 * factor) | (smooth < hole) | mask
         sky = ~ndimage.binary_dilation(odd, iterations=4)
         if sky.sum() < _MIN_SKY:
             break
