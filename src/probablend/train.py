@@ -9,12 +9,15 @@ import csv
 import logging
 import math
 import multiprocessing
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from threading import Thread
 from typing import Any, cast
 
 import numpy as np
@@ -83,7 +86,8 @@ def train(
         :class:`~probablend.config.OptimizerConfig`. All need the same folder.
     workers : int
         Further processes, which draw the banks of stamps that come next; the training waits for
-        each bank if there are none. They change nothing else.
+        each bank if there are none. They change nothing else. Each takes a core and half a
+        gigabyte; a script that asks for some needs ``if __name__ == "__main__":``.
     after : sequence of str
         Names of the trainings that wait for this one.
 
@@ -133,9 +137,6 @@ def train(
     if resume and state["config"] != _plain(config):
         raise ValueError(f"{last} was made with another configuration; start a new directory")
     accelerator = resolve_device(device).type
-    if accelerator == "cuda":
-        torch.set_float32_matmul_precision("high")  # as its convolutions do: ten bits, faster
-        torch.backends.cudnn.benchmark = True  # scenes are all of one size
 
     directory.mkdir(parents=True, exist_ok=True)
     many = devices * num_nodes > 1
@@ -168,11 +169,15 @@ def train(
         _restore(bare, averaged, optimizer, tensors)
         start, seconds, best_so_far = state["step"], state["seconds"], _Best(**state["best"])
     end = min(config.optimizer.n_steps, stop_after or config.optimizer.n_steps)
+    enough = state.get("enough", False)
+    if enough:  # it was stopped while it learnt what its training looked like
+        end = start
+    reach = state.get("reach", {})
 
-    began, done, enough = time.monotonic(), start, False
+    began, done = time.monotonic(), start
     n_pixels = config.scenes.size**2
     banks = _BanksAhead(config, directory, start, end, workers if first else 0)
-    with _ordered_sums(accelerator), banks, _progress() as progress:
+    with _settings_for(accelerator), banks, _progress() as progress:
         task = progress.add_task("train", total=config.optimizer.n_steps, completed=start, text="")
         scenes, number, n_batches = None, -1, config.optimizer.n_batches
         for step in range(start, end):
@@ -181,6 +186,7 @@ def train(
                 with fabric.rank_zero_first():
                     banks.wait_for(number)
                     bank = _bank(config, directory, "train", number).to(fabric.device)
+                reach = _reach(reach, bank, config)
                 scenes = SceneBatches(
                     bank, config.scenes, n_batches=config.optimizer.n_steps * n_batches,
                     batch_size=config.optimizer.batch_size, seed=config.seed,
@@ -228,15 +234,17 @@ def train(
                 fabric.log_dict({k: v for k, v in row.items() if k != "step"}, step=done)
                 log.info("%s", " ".join(f"{key}={value:.4g}" for key, value in row.items()))
                 if best_so_far.add(scores):
-                    save_weights(best, kept, _meta(config, row, bank), half=True)
+                    save_weights(best, kept, _meta(config, row, reach), half=True)
             enough = judged and 0 < config.optimizer.patience <= best_so_far.stale
             if many and judged and config.optimizer.patience:
                 enough = fabric.broadcast(enough)  # only the first process has judged
             if first and (done % config.checkpoint_every == 0 or done == end or enough):
                 spent = seconds + time.monotonic() - began
                 state = {"config": _plain(config), "step": done, "best": asdict(best_so_far)}
-                state |= {"seconds": spent}
+                state |= {"seconds": spent, "enough": enough, "reach": reach}
                 save_tensors(last, _state(bare, averaged, optimizer), state)
+                for old in range(config.bank.number_at(done - 1)):  # seeds would bring them back
+                    _bank_path(directory, "train", old).unlink(missing_ok=True)
             if enough:
                 log.info("stopped at step %d: nothing has become better", done)
                 break
@@ -332,13 +340,27 @@ class _BanksAhead:
 
     def wait_for(self, number: int) -> None:
         """Until a bank lies in the folder, if it is drawn ahead."""
-        if number in self.drawn:
+        if number not in self.drawn:
+            return
+        try:
             self.drawn.pop(number).result()
             self._submit()
+        except BrokenProcessPool:
+            log.warning("a process that draws galaxies has died: going on without, see workers")
+            self.drawn, self.numbers = {}, []
 
 
 def _work_alone() -> None:
     torch.set_num_threads(1)  # as many processes work beside this one
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A training that is killed leaves no processes behind."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _trained_before(
@@ -358,14 +380,24 @@ def _trained_before(
 
 
 @contextmanager
-def _ordered_sums(accelerator: str) -> Iterator[None]:
-    """On the CPU, gradients gathered at many places are added in one order by any threads."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(before or accelerator == "cpu")
+def _settings_for(accelerator: str) -> Iterator[None]:
+    """How torch is to compute while a training lasts.
+
+    On the CPU gradients gathered at many places are added in one order by any threads; on a GPU
+    layers round like its convolutions, to ten bits, and scenes are all of one size.
+    """
+    ordered = torch.are_deterministic_algorithms_enabled()
+    precision, benchmark = torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(ordered or accelerator == "cpu")
+    if accelerator == "cuda":
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = True
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(ordered)
+        torch.set_float32_matmul_precision(precision)
+        torch.backends.cudnn.benchmark = benchmark
 
 
 def familiarise(
@@ -409,7 +441,7 @@ def familiarise(
     if not isinstance(model, FieldNetwork):
         raise ValueError(f"{weights} is no field model: it gathers nothing at sources")
     place = resolve_device(device)
-    n = -(-config.n_validation // config.optimizer.batch_size)
+    n = -(-config.n_validation // _at_once(config))
     last = config.bank.number_at((n_steps or config.optimizer.n_steps) - 1)
     training = _bank(config, directory, "train", last).to(place)
     validation = _bank(config, directory, "validation", 0).to(place)
@@ -554,11 +586,15 @@ def _bank(config: TrainConfig, directory: Path, split: Split, number: int) -> Ba
     return bank
 
 
+def _bank_path(directory: Path, split: Split, number: int) -> Path:
+    return directory / f"bank-{split}-{number}.safetensors"
+
+
 def _draw_missing(
     config: TrainConfig, directory: Path, split: Split, number: int
 ) -> tuple[Path, dict[str, Any]]:
     """Where bank ``number`` of a split lies, drawn if it did not, and what it is."""
-    path = directory / f"bank-{split}-{number}.safetensors"
+    path = _bank_path(directory, split, number)
     share = 1 if split == "train" else 4
     origin: dict[str, Any] = {
         "source": "+".join(split_sources(config.bank.source)),
@@ -584,16 +620,21 @@ def _draw_missing(
 def _validation(config: TrainConfig, directory: Path, device: torch.device) -> list[SceneBatch]:
     """Held-out scenes at survey density."""
     bank = _bank(config, directory, "validation", 0).to(device)
-    size = min(config.optimizer.batch_size, config.n_validation)
+    size = _at_once(config)
     numbers = range(-(-config.n_validation // size))
     return [draw_batch(bank, config.scenes, n=size, seed=config.seed + 1, index=k) for k in numbers]
+
+
+def _at_once(config: TrainConfig) -> int:
+    """Scenes that are looked at together where none is learnt from."""
+    return min(config.optimizer.batch_size, config.n_validation)
 
 
 def _sky(config: TrainConfig, bank: Bank, n_batches: int) -> Iterator[SceneBatch]:
     """Scenes as they were learnt from, and larger ones: most of an image is far from its border."""
     for factor in (1, 3):
         scenes = replace(config.scenes, size=factor * config.scenes.size)
-        n = max(1, config.optimizer.batch_size // factor**2)
+        n = max(1, _at_once(config) // factor**2)
         for k in range(n_batches):
             yield draw_batch(bank, scenes, n=n, seed=config.seed + 2, index=k)
 
@@ -616,7 +657,7 @@ def take_over(model: Network, before: Network, fresh: Sequence[str], *, name: st
     Raises
     ------
     ValueError
-        If the network has no such part, or is neither alike nor wider.
+        If the network has no such part, or is neither alike nor wider (field models can be wider).
     """
     own = model.state_dict()
     parts = {key.split(".")[0] for key in own}
@@ -627,11 +668,12 @@ def take_over(model: Network, before: Network, fresh: Sequence[str], *, name: st
         {key: value for key, value in state.items() if key.split(".")[0] not in fresh}
         for state in (before.state_dict(), own)
     )
-    joined = [network.joined_inputs() for network in (before, model)]
-    for key in set(earlier) & set(wanted):
-        if earlier[key].shape != wanted[key].shape:
-            inputs = [parts.get(key) for parts in joined]
-            earlier[key] = _widened(earlier[key], wanted[key], *inputs)
+    if before.frame is not None and before.frame == model.frame:
+        joined = [network.joined_inputs() for network in (before, model)]
+        for key in set(earlier) & set(wanted):
+            if earlier[key].shape != wanted[key].shape:
+                inputs = [parts.get(key) for parts in joined]
+                earlier[key] = _widened(earlier[key], wanted[key], *inputs)
     if {k: v.shape for k, v in earlier.items()} != {k: v.shape for k, v in wanted.items()}:
         raise ValueError(
             f"start_from: {name} is another network than the one configured; parts of another "
@@ -662,6 +704,8 @@ def _widened(
     if old.dtype == torch.bool:  # which inputs a unit of the flow may see
         return wide
     old_parts, new_parts = old_parts or old.shape[1:2], new_parts or new.shape[1:2]
+    if any(o > n for o, n in zip(old_parts, new_parts, strict=True)):
+        return old
     wide[: len(old)] = 0
     at = 0
     for part, place in zip(old_parts, np.cumsum(new_parts) - new_parts, strict=True):
@@ -690,7 +734,19 @@ def _plain(config: TrainConfig) -> dict[str, Any]:
     return plain(asdict(config))
 
 
-def _meta(config: TrainConfig, row: dict[str, float], bank: Bank) -> dict[str, Any]:
+def _reach(before: Mapping[str, float], bank: Bank, config: TrainConfig) -> dict[str, float]:
+    """Sharpest and widest PSF, largest flux and galaxy of the banks so far."""
+    brightest = 10 ** (0.4 * (bank.mag_of_sigma.max() - config.scenes.mag_range[0]))
+    widest = {
+        "fwhm": float(bank.psf_fwhm.max()),
+        "flux": float(brightest),
+        "hlr": float(bank.hlr.nan_to_num().max()),
+    }
+    least = min(before.get("least_fwhm", math.inf), float(bank.psf_fwhm.min()))
+    return {k: max(before.get(k, 0.0), v) for k, v in widest.items()} | {"least_fwhm": least}
+
+
+def _meta(config: TrainConfig, row: dict[str, float], reach: Mapping[str, float]) -> dict[str, Any]:
     surveys = [get_survey(name) for name in config.surveys]
     settings = {
         "kind": config.model["kind"],
@@ -708,16 +764,12 @@ def _meta(config: TrainConfig, row: dict[str, float], bank: Bank) -> dict[str, A
         "trained_range": {
             "psf_fwhm": list(PSF_RANGE)
             if config.bank.n_random_surveys
-            else [float(bank.psf_fwhm.min()), float(bank.psf_fwhm.max())],
-            "flux": [0.0, float(_brightest(bank, config))],  # in units of the noise
-            "hlr": [0.0, float(bank.hlr.nan_to_num().max())],  # pixels
+            else [reach["least_fwhm"], reach["fwhm"]],
+            "flux": [0.0, reach["flux"]],  # in units of the noise
+            "hlr": [0.0, reach["hlr"]],  # pixels
         },
         "metrics": row,
     }
-
-
-def _brightest(bank: Bank, config: TrainConfig) -> Tensor:
-    return 10 ** (0.4 * (bank.mag_of_sigma.max() - config.scenes.mag_range[0]))
 
 
 def _state(

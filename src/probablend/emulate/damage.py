@@ -218,6 +218,7 @@ def _saturate(batch: "SceneBatch", scenes: Tensor, level: Tensor, turn: Tensor) 
     bleeds = stars.keep(stars.flux > 30 * level[stars.scene])
     top = level[bleeds.scene]
     length = (bleeds.flux / (30 * top)).clamp(max=60)
+    # A little over half a pixel: rounding must not keep the column from the level.
     upwards, thin = torch.full_like(length, 0.5 * math.pi), torch.full_like(length, 0.501)
     place = torch.stack([bleeds.y, bleeds.x])
     bled = _flat(top) * _lines(place, upwards, length, thin, image.shape[-2:])

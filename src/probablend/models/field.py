@@ -156,9 +156,9 @@ class PointwiseHead(nn.Module):
         return self.outer(F.silu(self.inner(F.silu(moved))))
 
 
-def _n_told(config: FieldNetworkConfig) -> int:
+def _told(config: FieldNetworkConfig) -> list[int]:
     """Numbers per source that a first version of this network was not told; they come last."""
-    return config.knows_noise + 2 * len(config.apertures) * (config.n_sectors > 0)
+    return [int(config.knows_noise), *[len(config.apertures) * (config.n_sectors > 0)] * 2]
 
 
 class Photometry(nn.Module):
@@ -175,7 +175,7 @@ class Photometry(nn.Module):
         super().__init__()
         n = len(config.apertures)
         self.inner = nn.Sequential(
-            nn.Linear(2 * n + config.context + _n_told(config), self._WIDTH), nn.SiLU(),
+            nn.Linear(2 * n + config.context + sum(_told(config)), self._WIDTH), nn.SiLU(),
             nn.Linear(self._WIDTH, self._WIDTH), nn.SiLU(),
         )  # fmt: skip
         self.outer = nn.Linear(self._WIDTH, n + 1)
@@ -546,7 +546,8 @@ def _sector_weights(widths: tuple[float, ...], n_sectors: int, device: torch.dev
         line = np.exp(-0.5 * (t / width) ** 2) * (np.abs(t) <= math.ceil(3 * width))
         line = line / np.sqrt((line**2).sum()) * math.sqrt(2 * math.sqrt(math.pi) * width)
         columns.append(np.outer(line, line).reshape(-1, 1) * member)
-    return torch.from_numpy(np.concatenate(columns, axis=1).astype(np.float32)).to(device)
+    with torch.inference_mode(False):  # it outlives whoever asks first
+        return torch.from_numpy(np.concatenate(columns, axis=1).astype(np.float32)).to(device)
 
 
 def _symmetric(by_sector: Tensor, widths: tuple[float, ...]) -> Tensor:
@@ -589,7 +590,7 @@ class FieldNetwork(SegmentationNetwork):
         assert isinstance(self.heat[-1].bias, Tensor)
         nn.init.constant_(self.heat[-1].bias, -4.0)
         n_gathered = 9 * channels[0] + sum(channels[1:]) + len(config.apertures) + 2
-        n_gathered += _n_told(config)
+        n_gathered += sum(_told(config))
         widths = [n_gathered, *config.gather_hidden]
         layers: list[nn.Module] = []
         for n_in, n_out in pairwise(widths):
@@ -616,19 +617,26 @@ class FieldNetwork(SegmentationNetwork):
         """Logits that there is a source, and that it is a star, (source, 2)."""
         return self.kind(context[:, : self.config.context])
 
+    @property
+    def frame(self) -> tuple[object, ...]:
+        """See :class:`Network`: all but widths, and what it is told."""
+        c = self.config
+        return (c.n_bands, c.n_classes, c.n_convs, c.stem, len(c.channels), c.latent_spacings,
+                c.apertures, len(c.gather_hidden))  # fmt: skip
+
     def joined_inputs(self) -> dict[str, list[int]]:
         """See :class:`Network`."""
         config = self.config
         fine, *coarser = config.channels
         levels = list(pairwise(config.channels))[::-1]
         n = len(config.apertures)
-        gathered = [fine] * 9 + [*coarser, n, 2, _n_told(config)]
+        gathered = [fine] * 9 + [*coarser, n, 2, *_told(config)]
         return {
             f"decoder.blocks.{k}.0.weight": [low, high] for k, (high, low) in enumerate(levels)
         } | {
             "head.from_latent.weight": [config.latent_channels] * len(config.latent_spacings),
             "gather.0.weight": gathered,
-            "photometry.inner.0.weight": [2 * n, config.context, _n_told(config)],
+            "photometry.inner.0.weight": [2 * n, config.context, *_told(config)],
         }
 
     @property

@@ -1,7 +1,7 @@
 """What every network can do: be trained on scenes with their truth."""
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,11 @@ class Network(nn.Module, ABC):
         self, batch: "SceneBatch", *, generator: torch.Generator, beta: float
     ) -> dict[str, Tensor]:
         """Loss and its terms, nats per image, for scenes with their truth."""
+
+    @property
+    def frame(self) -> Any:
+        """What a network that starts from this one must share; None if it must be the same."""
+        return None
 
     def joined_inputs(self) -> dict[str, list[int]]:
         """Of layers that see several things side by side: how many channels each has."""
