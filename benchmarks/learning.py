@@ -68,7 +68,7 @@ def table(report: dict[str, Any]) -> str:
         "| | |",
         "|---|---|",
         f"| scenes of {report['size']}² pixels | {report['scenes']:,} |",
-        f"| hours | {report['hours']:.2f} |",
+        f"| hours, on the machine that made the log | {report['hours']:.2f} |",
         f"| operations per scene, forward and backward | {report['gflop_per_scene']:.1f} GFLOP |",
         f"| of the whole training | {report['pflop']:.2f} PFLOP |",
         f"| held-out loss, first and last validation | {report['loss'][0]:.1f}, "

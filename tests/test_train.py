@@ -272,7 +272,10 @@ def test_processes_that_draw_ahead_change_nothing(tmp_path):
 @pytest.mark.slow
 def test_what_happens_to_processes_that_draw_ahead_is_said(tmp_path, caplog):
     bad = replace(small("field"), bank=BankConfig(source="cosmos:nowhere.fits"))
-    with _BanksAhead(bad, tmp_path, 0, 6, 1) as banks, pytest.raises(FileNotFoundError):
+    with (
+        _BanksAhead(bad, tmp_path, 0, 6, 1) as banks,
+        pytest.raises(ValueError, match=r"nowhere\.fits not found"),
+    ):
         banks.wait_for(0)
     with _BanksAhead(small("field"), tmp_path, 0, 6, 1) as banks:
         for process in banks.pool._processes.values():
