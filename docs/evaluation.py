@@ -180,7 +180,7 @@ def tile() -> str:
     return (
         f"An image of {run['size']}² pixels, a tile of Euclid's mosaic "
         f"(`{report['command']}`, [output](../benchmarks/tile.json)): {run['sources']:,} sources, "
-        f"{run['seconds'] / 60:.0f} minutes beside the test suite, "
+        f"{run['seconds'] / 60:.0f} minutes, "
         f"{run['peak_gigabytes']:.2f} GB at most."
     )
 
