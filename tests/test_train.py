@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 
+from probablend.banks import BanksAhead
 from probablend.checkpoint import load_model, load_tensors
 from probablend.config import BankConfig, OptimizerConfig, TrainConfig, read_train_config
 from probablend.emulate.bank import load_bank
 from probablend.emulate.compose import SceneConfig
 from probablend.models import MODELS, build_model
-from probablend.train import _BanksAhead, _Best, familiarise, take_over, train
+from probablend.models.start import take_over
+from probablend.train import _Best, familiarise, train
 
 
 def small(kind="punet", n_steps=6):
@@ -273,11 +275,11 @@ def test_processes_that_draw_ahead_change_nothing(tmp_path):
 def test_what_happens_to_processes_that_draw_ahead_is_said(tmp_path, caplog):
     bad = replace(small("field"), bank=BankConfig(source="cosmos:nowhere.fits"))
     with (
-        _BanksAhead(bad, tmp_path, 0, 6, 1) as banks,
+        BanksAhead(bad, tmp_path, 0, 6, 1) as banks,
         pytest.raises(ValueError, match=r"nowhere\.fits not found"),
     ):
         banks.wait_for(0)
-    with _BanksAhead(small("field"), tmp_path, 0, 6, 1) as banks:
+    with BanksAhead(small("field"), tmp_path, 0, 6, 1) as banks:
         for process in banks.pool._processes.values():
             process.kill()
         banks.wait_for(0)

@@ -8,16 +8,11 @@ weights as one that is not (to the bit on the CPU; some sums on a GPU have no fi
 import csv
 import logging
 import math
-import multiprocessing
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from threading import Thread
 from typing import Any, cast
 
 import numpy as np
@@ -31,21 +26,22 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from probablend._version import __version__
+from probablend.banks import BanksAhead, forget_banks, reach_of, training_bank
 from probablend.checkpoint import load_model, load_tensors, save_tensors, save_weights
 from probablend.config import OptimizerConfig, TrainConfig, find_config, read_train_config
 from probablend.device import resolve_device
-from probablend.emulate.bank import Bank, draw_bank, load_bank, save_bank
+from probablend.emulate.bank import Bank
 from probablend.emulate.compose import SceneBatch, SceneBatches, draw_batch
 from probablend.emulate.sources import split_sources
-from probablend.emulate.stamps import Split
 from probablend.models import build_model
 from probablend.models.distribution import SegmentationNetwork
 from probablend.models.field import FieldNetwork
 from probablend.models.network import Network
 from probablend.models.pairs import MASKS, PairNetwork, true_masks
+from probablend.models.start import take_over
 from probablend.survey import PSF_RANGE, get_survey
 
-__all__ = ["familiarise", "take_over", "train", "validate"]
+__all__ = ["familiarise", "train", "validate"]
 
 log = logging.getLogger(__name__)
 
@@ -176,7 +172,7 @@ def train(
 
     began, done = time.monotonic(), start
     n_pixels = config.scenes.size**2
-    banks = _BanksAhead(config, directory, start, end, workers if first else 0)
+    banks = BanksAhead(config, directory, start, end, workers if first else 0)
     with _settings_for(accelerator), banks, _progress() as progress:
         task = progress.add_task("train", total=config.optimizer.n_steps, completed=start, text="")
         scenes, number, n_batches = None, -1, config.optimizer.n_batches
@@ -185,8 +181,8 @@ def train(
                 number = wanted
                 with fabric.rank_zero_first():
                     banks.wait_for(number)
-                    bank = _bank(config, directory, "train", number).to(fabric.device)
-                reach = _reach(reach, bank, config)
+                    bank = training_bank(config, directory, "train", number).to(fabric.device)
+                reach = reach_of(reach, bank, config)
                 scenes = SceneBatches(
                     bank, config.scenes, n_batches=config.optimizer.n_steps * n_batches,
                     batch_size=config.optimizer.batch_size, seed=config.seed,
@@ -243,8 +239,7 @@ def train(
                 state = {"config": _plain(config), "step": done, "best": asdict(best_so_far)}
                 state |= {"seconds": spent, "enough": enough, "reach": reach}
                 save_tensors(last, _state(bare, averaged, optimizer), state)
-                for old in range(config.bank.number_at(done - 1)):  # seeds would bring them back
-                    _bank_path(directory, "train", old).unlink(missing_ok=True)
+                forget_banks(config, directory, done)
             if enough:
                 log.info("stopped at step %d: nothing has become better", done)
                 break
@@ -291,76 +286,6 @@ class _Best:
         if keep:
             self.kept_loss, self.kept_error = loss, error
         return keep
-
-
-class _BanksAhead:
-    """Processes that draw the banks of stamps that a training needs next.
-
-    Parameters
-    ----------
-    config, directory
-        Of the training.
-    start, end : int
-        Its steps.
-    workers : int
-        How many processes.
-    """
-
-    _AHEAD = 2  # banks that may wait for the training, per process
-
-    def __init__(
-        self, config: TrainConfig, directory: Path, start: int, end: int, workers: int
-    ) -> None:
-        numbers = {config.bank.number_at(step) for step in range(start, end)}
-        self.config, self.directory = config, directory
-        self.numbers = sorted(numbers) if workers else []
-        self.n_ahead = self._AHEAD * workers
-        self.drawn: dict[int, Future[Any]] = {}
-        self.pool: Any = nullcontext()
-        if workers:  # a process of a GPU must not be forked
-            context = multiprocessing.get_context("spawn")
-            self.pool = ProcessPoolExecutor(workers, context, _work_alone)
-
-    def __enter__(self) -> "_BanksAhead":
-        self.pool.__enter__()
-        self._submit()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        for future in self.drawn.values():
-            future.cancel()
-        self.pool.__exit__(*error)
-
-    def _submit(self) -> None:
-        while self.numbers and len(self.drawn) < self.n_ahead:
-            number = self.numbers.pop(0)
-            self.drawn[number] = self.pool.submit(
-                _draw_missing, self.config, self.directory, "train", number
-            )
-
-    def wait_for(self, number: int) -> None:
-        """Until a bank lies in the folder, if it is drawn ahead."""
-        if number not in self.drawn:
-            return
-        try:
-            self.drawn.pop(number).result()
-            self._submit()
-        except BrokenProcessPool:
-            log.warning("a process that draws galaxies has died: going on without, see workers")
-            self.drawn, self.numbers = {}, []
-
-
-def _work_alone() -> None:
-    torch.set_num_threads(1)  # as many processes work beside this one
-    Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A training that is killed leaves no processes behind."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _trained_before(
@@ -443,8 +368,8 @@ def familiarise(
     place = resolve_device(device)
     n = -(-config.n_validation // _at_once(config))
     last = config.bank.number_at((n_steps or config.optimizer.n_steps) - 1)
-    training = _bank(config, directory, "train", last).to(place)
-    validation = _bank(config, directory, "validation", 0).to(place)
+    training = training_bank(config, directory, "train", last).to(place)
+    validation = training_bank(config, directory, "validation", 0).to(place)
     seen, held_out = _sky(config, training, _FAMILIAR * n), _sky(config, validation, n)
     model.to(place).learn_familiar(seen, held_out)
     output = output or weights
@@ -574,52 +499,9 @@ def _flux_scores(model: FieldNetwork, batches: Sequence[SceneBatch]) -> dict[str
     }
 
 
-def _bank(config: TrainConfig, directory: Path, split: Split, number: int) -> Bank:
-    """Bank ``number`` of a split, drawn unless it lies in the folder already."""
-    path, origin = _draw_missing(config, directory, split, number)
-    bank = load_bank(path, origin=origin)
-    if config.model["kind"] == "field" and not torch.isfinite(bank.g1 + bank.hlr).any():
-        raise ValueError(
-            f"source {config.bank.source} knows no sizes and shapes, which the field model "
-            "learns: use parametric or cosmos"
-        )
-    return bank
-
-
-def _bank_path(directory: Path, split: Split, number: int) -> Path:
-    return directory / f"bank-{split}-{number}.safetensors"
-
-
-def _draw_missing(
-    config: TrainConfig, directory: Path, split: Split, number: int
-) -> tuple[Path, dict[str, Any]]:
-    """Where bank ``number`` of a split lies, drawn if it did not, and what it is."""
-    path = _bank_path(directory, split, number)
-    share = 1 if split == "train" else 4
-    origin: dict[str, Any] = {
-        "source": "+".join(split_sources(config.bank.source)),
-        "surveys": list(config.surveys),
-        "split": split,
-        "n_galaxies": config.bank.n_galaxies // share,
-        "n_stars": config.bank.n_stars // share,
-        "mag_range": list(config.scenes.mag_range),
-        # Surveys that might be are other ones, too, on held-out scenes.
-        "seed": config.seed + 1000 * number + (0 if split == "train" else 500),
-        "n_random_surveys": config.bank.n_random_surveys,
-        "psf_images": list(config.bank.psf_images),
-    }
-    if not path.exists():
-        began = time.monotonic()
-        bank = draw_bank(**origin)
-        save_bank(path, bank, origin=origin)
-        seconds = time.monotonic() - began
-        log.info("drew a bank of %d MB in %.0f s", bank.n_bytes // 10**6, seconds)
-    return path, origin
-
-
 def _validation(config: TrainConfig, directory: Path, device: torch.device) -> list[SceneBatch]:
     """Held-out scenes at survey density."""
-    bank = _bank(config, directory, "validation", 0).to(device)
+    bank = training_bank(config, directory, "validation", 0).to(device)
     size = _at_once(config)
     numbers = range(-(-config.n_validation // size))
     return [draw_batch(bank, config.scenes, n=size, seed=config.seed + 1, index=k) for k in numbers]
@@ -637,81 +519,6 @@ def _sky(config: TrainConfig, bank: Bank, n_batches: int) -> Iterator[SceneBatch
         n = max(1, _at_once(config) // factor**2)
         for k in range(n_batches):
             yield draw_batch(bank, scenes, n=n, seed=config.seed + 2, index=k)
-
-
-def take_over(model: Network, before: Network, fresh: Sequence[str], *, name: str = "it") -> None:
-    """Start from the weights of an earlier network.
-
-    A wider network says what the narrower one said: what a layer is told beyond what it was told
-    there counts for nothing yet, and what it says beyond that starts at random.
-
-    Parameters
-    ----------
-    model, before : Network
-        The network that starts, and the earlier one.
-    fresh : sequence of str
-        Parts that start at random; familiarity always does, since that was another training.
-    name : str
-        Of the earlier one, for messages.
-
-    Raises
-    ------
-    ValueError
-        If the network has no such part, or is neither alike nor wider (field models can be wider).
-    """
-    own = model.state_dict()
-    parts = {key.split(".")[0] for key in own}
-    if unknown := sorted(set(fresh) - parts):
-        raise ValueError(f"fresh names {', '.join(unknown)}; the network has {sorted(parts)}")
-    fresh = [*fresh, "familiar"]
-    earlier, wanted = (
-        {key: value for key, value in state.items() if key.split(".")[0] not in fresh}
-        for state in (before.state_dict(), own)
-    )
-    if before.frame is not None and before.frame == model.frame:
-        joined = [network.joined_inputs() for network in (before, model)]
-        for key in set(earlier) & set(wanted):
-            if earlier[key].shape != wanted[key].shape:
-                inputs = [parts.get(key) for parts in joined]
-                earlier[key] = _widened(earlier[key], wanted[key], *inputs)
-    if {k: v.shape for k, v in earlier.items()} != {k: v.shape for k, v in wanted.items()}:
-        raise ValueError(
-            f"start_from: {name} is another network than the one configured; parts of another "
-            "shape must be named as fresh"
-        )
-    model.load_state_dict(own | earlier)
-
-
-def _widened(
-    old: Tensor, new: Tensor, old_parts: Sequence[int] | None, new_parts: Sequence[int] | None
-) -> Tensor:
-    """Numbers of a layer in one with more channels, if that is what the new one is.
-
-    Parameters
-    ----------
-    old, new : Tensor, shape (out, in, ...) or (out,)
-        Of the two layers.
-    old_parts, new_parts : sequence of int, optional
-        How many channels come from where, if they are joined: each part becomes wider at its end.
-    """
-    larger = old.ndim == new.ndim and all(o <= n for o, n in zip(old.shape, new.shape, strict=True))
-    if not larger or old.shape[2:] != new.shape[2:]:
-        return old
-    wide = new.clone()
-    if old.ndim == 1:
-        wide[: len(old)] = old
-        return wide
-    if old.dtype == torch.bool:  # which inputs a unit of the flow may see
-        return wide
-    old_parts, new_parts = old_parts or old.shape[1:2], new_parts or new.shape[1:2]
-    if any(o > n for o, n in zip(old_parts, new_parts, strict=True)):
-        return old
-    wide[: len(old)] = 0
-    at = 0
-    for part, place in zip(old_parts, np.cumsum(new_parts) - new_parts, strict=True):
-        wide[: len(old), place : place + part] = old[:, at : at + part]
-        at += part
-    return wide
 
 
 def _schedule(optimizer: OptimizerConfig, step: int) -> tuple[float, float]:
@@ -732,18 +539,6 @@ def _plain(config: TrainConfig) -> dict[str, Any]:
         return [plain(v) for v in value] if isinstance(value, list | tuple) else value
 
     return plain(asdict(config))
-
-
-def _reach(before: Mapping[str, float], bank: Bank, config: TrainConfig) -> dict[str, float]:
-    """Sharpest and widest PSF, largest flux and galaxy of the banks so far."""
-    brightest = 10 ** (0.4 * (bank.mag_of_sigma.max() - config.scenes.mag_range[0]))
-    widest = {
-        "fwhm": float(bank.psf_fwhm.max()),
-        "flux": float(brightest),
-        "hlr": float(bank.hlr.nan_to_num().max()),
-    }
-    least = min(before.get("least_fwhm", math.inf), float(bank.psf_fwhm.min()))
-    return {k: max(before.get(k, 0.0), v) for k, v in widest.items()} | {"least_fwhm": least}
 
 
 def _meta(config: TrainConfig, row: dict[str, float], reach: Mapping[str, float]) -> dict[str, Any]:
