@@ -27,7 +27,9 @@ from probablend.models import build_model
 
 _AT_ONCE = 64  # scenes: batches for a GPU are too large here
 # The parts of which `field` was made.
-CONFIGS = ("field-wide", "field-calm", "field-depth", "field-cutouts", "field-sky", "field")
+CONFIGS = (
+    "field-wide", "field-calm", "field-depth", "field-cutouts", "field-sky", "field-large", "field",
+)  # fmt: skip
 
 
 def main() -> None:

@@ -6,7 +6,8 @@ from astropy.io import fits
 from PIL import Image
 from scipy import ndimage
 
-from probablend.images import correlation_factor, number_or_map, prepare_image, read_image
+from probablend.correlation import correlation_factor, roughness_factor
+from probablend.images import number_or_map, prepare_image, read_image
 
 
 @pytest.fixture
@@ -258,6 +259,35 @@ def test_white_noise_is_left_alone_however_crowded_the_image(scene):
     assert correlation_factor(-scene.image / scene.rms, np.zeros(scene.image.shape, bool)) < 1.05
     estimated = prepare_image(scene.image).rms
     assert estimated == pytest.approx(scene.rms, rel=0.1)
+
+
+def test_a_rough_sky_is_told_from_a_smooth_one_however_crowded_the_image(scene):
+    """Under noise of 1, waves of width w and variance a² have ρ(l) = a²/(1 + a²) exp(−l²/4w²)."""
+    signal, blank = scene.image / scene.rms, np.zeros(scene.image.shape, bool)
+    assert roughness_factor(signal, blank) < 1.05
+    generator = np.random.default_rng(5)
+    width, strength = 6.0, 0.15
+    waves = ndimage.gaussian_filter(generator.standard_normal(signal.shape), width, mode="wrap")
+    waves *= strength / waves.std()
+    assert 1.2 < roughness_factor(signal + waves, blank) < 2.0
+    # Of noise alone: what is left of both by the difference of two Gaussians.
+    noise = generator.standard_normal((1500, 1500))
+    waves = ndimage.gaussian_filter(generator.standard_normal(noise.shape), width, mode="wrap")
+    noise = (noise + strength * waves / waves.std()) / np.hypot(1, strength)
+    left = [
+        (ndimage.gaussian_filter(each, 4) - ndimage.gaussian_filter(each, 16)).std()
+        for each in (noise, generator.standard_normal(noise.shape))
+    ]
+    found = roughness_factor(noise.astype(np.float32), np.zeros(noise.shape, bool))
+    # What stands out is taken for sources and left out: a fifth at most, as in the training.
+    assert 0.8 * left[0] / left[1] < found < 1.03 * left[0] / left[1]
+
+
+def test_the_wings_of_a_large_galaxy_are_no_rough_sky():
+    y, x = np.mgrid[:200, :200]
+    galaxy = 200 * np.exp(-np.hypot(y - 100, x - 100) / 12)
+    image = (galaxy + np.random.default_rng(2).standard_normal(galaxy.shape)).astype(np.float32)
+    assert roughness_factor(image, np.zeros(image.shape, bool)) < 1.3
 
 
 def test_only_an_estimated_noise_is_raised():

@@ -292,8 +292,10 @@ def test_a_wider_network_starts_with_what_the_narrower_one_said():
         "kind": "field", "channels": [4, 6, 8], "context": 6, "gather_hidden": [9, 7],
         "photometry": True, "knows_noise": True, "n_sectors": 4, "flow_hidden": [16, 16],
     }  # fmt: skip
-    wider = {"channels": [5, 6, 11], "context": 8, "gather_hidden": [10, 7], "latent_channels": 5,
-             "flow_hidden": [20, 16]}  # fmt: skip
+    wider = {
+        "channels": [5, 6, 11], "knows_sky": True, "context": 8, "gather_hidden": [10, 7],
+        "latent_channels": 5, "flow_hidden": [20, 16],
+    }  # fmt: skip
     torch.manual_seed(5)
     narrow, wide = build_model(settings), build_model(settings | wider)
     with torch.no_grad():
@@ -304,7 +306,10 @@ def test_a_wider_network_starts_with_what_the_narrower_one_said():
     take_over(wide, narrow, [])
     image = 4 * torch.randn(2, 1, 48, 48, generator=torch.Generator().manual_seed(8))
     at = torch.tensor([0, 1]), torch.tensor([20.3, 30.0]), torch.tensor([11.0, 40.8])
-    told = {"noise_factor": torch.tensor([1.0, 1.9]), "psf_fwhm": torch.tensor([2.0, 3.0])}
+    told = {
+        "noise_factors": torch.tensor([[1.0, 1.1], [1.9, 2.4]]),
+        "psf_fwhm": torch.tensor([2.0, 3.0]),
+    }
     with torch.inference_mode():
         one, other = narrow(image, **told), wide.eval()(image, **told)
         torch.testing.assert_close(one.heat_logits, other.heat_logits)
@@ -337,7 +342,10 @@ def test_what_a_network_is_told_beyond_its_forerunner_counts_for_nothing_yet(tmp
     image = 4 * torch.randn(2, 1, 48, 48, generator=torch.Generator().manual_seed(8))
     at = torch.tensor([0, 1]), torch.tensor([20.3, 30.0]), torch.tensor([11.0, 40.8])
     with torch.inference_mode():
-        one, other = earlier(image), told.eval()(image, noise_factor=torch.tensor([1.0, 1.9]))
+        one, other = (
+            earlier(image),
+            told.eval()(image, noise_factors=torch.tensor([[1.0, 1.1], [1.9, 2.4]])),
+        )
         torch.testing.assert_close(one.heat_logits, other.heat_logits, rtol=0, atol=1e-4)
         contexts = (said.context(*at, detected=True) for said in (one, other))
         torch.testing.assert_close(*contexts, rtol=0, atol=1e-4)

@@ -126,6 +126,7 @@ PROVENANCE = {
     "weights_hash": ("PBHASH", "SHA-256 of the weight file, 16 digits"),
     "psf_fwhm": ("PBFWHM", "FWHM of the PSF, pixels"),
     "noise_factor": ("PBNFACT", "how correlated the noise is; 1 if white"),
+    "roughness_factor": ("PBROUGH", "how rough the sky is; 1 if it is not"),
     "seed": ("PBSEED", "seed of the samples"),
     "n_samples": ("PBNSAMP", "posterior samples"),
     "precision": ("PBPREC", "of the convolutions"),

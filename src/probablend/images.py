@@ -23,6 +23,7 @@ from astropy.utils.exceptions import AstropyWarning
 from astropy.wcs import WCS, FITSFixedWarning
 from scipy import ndimage
 
+from probablend.correlation import correlation_factor, noise_factors
 from probablend.zarrs import open_zarr
 
 __all__ = [
@@ -32,7 +33,6 @@ __all__ = [
     "PreparedImage",
     "as_plane",
     "celestial_wcs",
-    "correlation_factor",
     "header_numbers",
     "masked_pixels",
     "number_or_map",
@@ -48,10 +48,8 @@ _PICTURES = (".png", ".jpg", ".jpeg")
 # Boxes of the background mesh; smaller images get one constant.
 _BOX = 128
 _REGION = 1024  # pixels in the middle that tell how correlated the noise is
-_CORRELATION_REACH, _CORRELATION_ROUNDS = 4, 3  # pixels, iterations
 # Noise that is given, over the scatter of the pixels: crowds make that larger, drizzling smaller.
 _LEAST_NOISE, _MOST_NOISE = 0.3, 4.0
-_MIN_SKY = 500  # pixels from which correlations can be told
 # A background is taken out when it is larger than this many times the noise: crowded fields
 # with a subtracted sky come out a tenth too high from any estimator.
 _BACKGROUND_TOLERANCE = 0.3
@@ -122,18 +120,21 @@ class PreparedImage:
     background: float = 0.0
 
     @cached_property
-    def noise_factor(self) -> float:
-        """How correlated the noise is, in the middle: see :func:`correlation_factor`."""
+    def noise_factors(self) -> tuple[float, float]:
+        """How correlated the noise is, in the middle.
+
+        See :func:`~probablend.correlation.noise_factors`.
+        """
         box = tuple(
             slice(max(0, (n - _REGION) // 2), (n + _REGION) // 2) for n in self.signal.shape
         )
         signal, mask = self.signal[box], self.mask[box]
         if mask.all():
-            return 1.0
+            return 1.0, 1.0
         _, level, spread = sigma_clipped_stats(signal, mask=mask, sigma=3, maxiters=10)
         if not spread > 0:
-            return 1.0
-        return correlation_factor(((signal - level) / spread).astype(np.float32), mask)
+            return 1.0, 1.0
+        return noise_factors(((signal - level) / spread).astype(np.float32), mask)
 
 
 def read_image(path: Path | str, *, ext: int | str | None = None) -> ImageData:
@@ -462,7 +463,8 @@ def prepare_image(
         Pixels, any unit.
     rms : float or ndarray, optional
         Noise per pixel of the sky (without the photons of the sources), same unit; estimated
-        if not given, and then raised if it is correlated, see :func:`correlation_factor`.
+        if not given, and then raised if it is correlated, see
+        :func:`~probablend.correlation.correlation_factor`.
         Pixels of a map that are not positive and finite are masked: zero means missing.
     mask : ndarray of bool, optional
         True = do not use. Pixels that are not finite, and patches of exact zeros in an image
@@ -552,54 +554,6 @@ def _compare_noise(noise: float | np.ndarray, spread: float, bad: np.ndarray) ->
             "rms is a standard deviation, variance its square, weight one over that",
             given, given / spread if spread > 0 else np.inf,
         )  # fmt: skip
-
-
-def correlation_factor(signal: np.ndarray, mask: np.ndarray) -> float:
-    r"""How much stronger correlated noise is, over an area like a PSF, than white noise.
-
-    Drizzled and resampled images have noise that looks smaller from pixel to pixel than it is
-    on the scale of a source. With ρ the correlation of sky pixels at distance l, noise smoothed
-    with a Gaussian of σ = 1 pixel is :math:`\sqrt{\sum_l ρ(l) e^{-l^2/4}}` times as strong as
-    if it were white (compare Casertano et al. 2000, AJ 120, 2747, appendix A).
-
-    Parameters
-    ----------
-    signal : ndarray, shape (y, x)
-        In units of the noise from pixel to pixel, background subtracted.
-    mask : ndarray of bool, shape (y, x)
-        True = not used.
-
-    Returns
-    -------
-    float
-        At least 1.
-    """
-    smooth = ndimage.gaussian_filter(signal, 1.0) * np.sqrt(4 * np.pi)  # unit noise if white
-    factor = 1.0
-    # Noise alone hardly ever makes one so deep.
-    hole = -5 * max(1.0, 1.4826 * float(np.median(np.abs(smooth[~mask])))) if (~mask).any() else 0.0
-    for _ in range(_CORRELATION_ROUNDS):
-        # What stands out is no sky, nor is a hole; how far noise stands out depends on the factor.
-        odd = (smooth > 2.5 * factor) | (smooth < hole) | mask
-        sky = ~ndimage.binary_dilation(odd, iterations=4)
-        if sky.sum() < _MIN_SKY:
-            break
-        noise = np.where(sky, signal - signal[sky].mean(), 0.0)
-        total = 0.0
-        for dy in range(-_CORRELATION_REACH, _CORRELATION_REACH + 1):
-            for dx in range(-_CORRELATION_REACH, _CORRELATION_REACH + 1):
-                first = (_part(dy), _part(dx))
-                second = (_part(-dy), _part(-dx))
-                n = np.count_nonzero(sky[first] & sky[second])
-                covariance = (noise[first] * noise[second]).sum() / max(n, 1)
-                total += covariance * np.exp(-(dy**2 + dx**2) / 4)
-        factor = max(1.0, float(np.sqrt(max(total, 0.0))))
-    return factor
-
-
-def _part(shift: int) -> slice:
-    """Rows (or columns) that have a partner at a distance."""
-    return slice(max(shift, 0), min(shift, 0) or None)
 
 
 def _holes(image: np.ndarray) -> np.ndarray:

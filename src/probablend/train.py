@@ -427,7 +427,7 @@ def _class_scores(
     for batch in batches:
         classes = batch.classes
         # (sample, batch, class, y, x)
-        said = model(batch.image, psf_fwhm=batch.psf_fwhm, noise_factor=batch.noise_factor)
+        said = model(batch.image, psf_fwhm=batch.psf_fwhm, noise_factors=batch.noise_factors)
         draws = said.class_probabilities(_N_VALIDATION_SAMPLES, seed=seed)
         mean = draws.mean(dim=0)
         known = classes >= 0  # where there is a truth
@@ -472,7 +472,7 @@ def _flux_scores(model: FieldNetwork, batches: Sequence[SceneBatch]) -> dict[str
     """Fluxes at true positions of blended galaxies above S/N 10."""
     errors, inside, off = [], [], []
     for batch in batches:
-        said = model(batch.image, psf_fwhm=batch.psf_fwhm, noise_factor=batch.noise_factor)
+        said = model(batch.image, psf_fwhm=batch.psf_fwhm, noise_factors=batch.noise_factors)
         s, size = batch.sources, batch.image.shape[-1]
         centred = (s.y > 0) & (s.y < size - 1) & (s.x > 0) & (s.x < size - 1)
         s = s.keep(centred & s.blended & ~s.is_star & (s.snr > 10))

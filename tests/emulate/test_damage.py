@@ -1,6 +1,9 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
 from probablend.emulate.bank import draw_bank
 from probablend.emulate.compose import SceneBatch, SceneConfig, Sources, draw_batch
@@ -91,6 +94,19 @@ def test_what_is_left_of_the_sky_is_little_and_smooth(batch):
     middle = rest - rest.mean(dim=(1, 2), keepdim=True)
     boxes = torch.nn.functional.avg_pool2d(middle[:, None], 8) * 8  # unit noise, were it white
     assert 0.2 < boxes.std() < 2.0
+    # What is told of them is what they add to white noise on either scale.
+    told = tilt_sky(
+        replace(batch, noise_factors=torch.ones(len(batch.image), 2)), fraction=1.0,
+        generator=generator(),
+    ).noise_factors  # fmt: skip
+    noise = torch.randn(rest.shape, generator=generator())
+    narrow, wide = (
+        np.array([[gaussian_filter(one.numpy(), width, mode="wrap") for one in many]
+                  for many in (noise + rest, noise)])
+        for width in (4, 16)
+    )  # fmt: skip
+    with_waves, without = (narrow - wide).var(axis=(1, 2, 3))
+    assert float((told[:, 1] ** 2).mean()) == pytest.approx(with_waves / without, rel=0.25)
     some = tilt_sky(batch, fraction=0.5, generator=generator())
     share = (some.image != batch.image).flatten(1).any(dim=1).float().mean()
     assert 0.25 < share < 0.75

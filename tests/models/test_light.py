@@ -88,12 +88,19 @@ def test_sectors_come_in_pairs():
 def test_only_a_network_that_knows_noise_listens_to_it():
     torch.manual_seed(1)
     image = 2 * torch.randn(1, 1, 48, 48)
-    factor = torch.tensor([1.8])
-    for knows in (False, True):
-        network = build_model(SMALL | {"knows_noise": knows}).eval()
-        white, unsaid, correlated = (
+    factors = [torch.tensor([pair]) for pair in ([1.0, 1.0], [1.8, 1.0], [1.0, 1.8])]
+    for knows in ({}, {"knows_noise": True}, {"knows_noise": True, "knows_sky": True}):
+        network = build_model(SMALL | knows).eval()
+        white, unsaid, correlated, rough = (
             network(image, **told).heat_logits
-            for told in ({"noise_factor": torch.ones(1)}, {}, {"noise_factor": factor})
+            for told in (
+                {"noise_factors": factors[0]},
+                {},
+                *({"noise_factors": f} for f in factors[1:]),
+            )
         )
         assert torch.equal(white, unsaid)
-        assert torch.equal(white, correlated) != knows
+        assert torch.equal(white, correlated) != ("knows_noise" in knows)
+        assert torch.equal(white, rough) != ("knows_sky" in knows)
+    with pytest.raises(ValueError, match="set both"):
+        build_model(SMALL | {"knows_sky": True})

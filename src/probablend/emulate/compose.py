@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from probablend.emulate.blend import COUNTS_SLOPE, FIELD_MARGIN, STAR_COUNTS_SLOPE
 from probablend.emulate.classes import FOOTPRINT_THRESHOLD
 from probablend.emulate.damage import damage, seam, tilt_sky
-from probablend.emulate.noise import correlate, draw_kernels, noise_factor
+from probablend.emulate.noise import correlate, draw_kernels, noise_factors
 
 if TYPE_CHECKING:
     from probablend.emulate.bank import Bank
@@ -37,9 +37,10 @@ _CROWDED_COMPANIONS = (0.4, 0.8)
 _CROWDED_SLOPE = 0.15
 # Noise of the parts of a scene whose depth changes, in units of the deepest one.
 _SHALLOWEST = 2.5
-# Of what correlation adds to the noise, an estimate from an image finds this part: faint sources
-# hide the rest.
-_ESTIMATED = (0.75, 1.0)
+# What an estimate from an image finds of how correlated noise is: noise that stands out is taken
+# for a source, and sources hide some. On a small image the larger scale is uncertain, by so much
+# in its logarithm.
+_ESTIMATED, _UNSURE = (0.8, 0.97), 0.15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +85,7 @@ class SceneConfig:
         Stars per arcmin².
     correlated_fraction : float
         Share of scenes whose noise is correlated, as in drizzled and resampled images. Its
-        unit is that of :func:`~probablend.images.correlation_factor`: as strong as white
+        unit is that of :func:`~probablend.correlation.correlation_factor`: as strong as white
         noise over a source, smaller from pixel to pixel.
     depth_fraction : float
         Share of scenes in which the depth changes from pixel to pixel, as where exposures
@@ -234,9 +235,9 @@ class SceneBatch:
         Every one that throws light into a scene.
     footprints : Tensor of int64, shape (2, pixel)
         Every pixel of every footprint: the source, and the flat index into ``classes``.
-    noise_factor : Tensor, shape (scene,), optional
+    noise_factors : Tensor, shape (scene, 2), optional
         How correlated the noise is, as an image would tell: see
-        :func:`~probablend.images.correlation_factor`. White if not given.
+        :func:`~probablend.correlation.noise_factors`. White if not given.
     """
 
     image: Tensor
@@ -245,7 +246,7 @@ class SceneBatch:
     psf_fwhm: Tensor
     sources: Sources
     footprints: Tensor = field(default_factory=lambda: torch.empty(2, 0, dtype=torch.int64))
-    noise_factor: Tensor | None = None
+    noise_factors: Tensor | None = None
 
 
 class SceneBatches(Dataset[SceneBatch]):
@@ -388,16 +389,21 @@ def draw_batch(
     if config.depth_fraction:
         depth = draw_depth(n, config.size, fraction=config.depth_fraction, generator=generator)
     batch = compose(bank, survey, scene, which, centre, mag, turns, noise, depth)
+    if config.correlated_fraction:
+        factors = torch.where(correlated[:, None], noise_factors(kernels), 1.0)
+        batch = replace(batch, noise_factors=factors)
     if config.sky_fraction:
         batch = tilt_sky(batch, fraction=config.sky_fraction, generator=generator)
     if config.seam_fraction:
         batch = seam(batch, fraction=config.seam_fraction, generator=generator)
     if config.damaged_fraction:
         batch = damage(batch, fraction=config.damaged_fraction, generator=generator)
-    if config.correlated_fraction:
+    if batch.noise_factors is not None:
         least, most = _ESTIMATED
-        excess = (noise_factor(kernels) - 1) * (least + (most - least) * uniform(n))
-        batch = replace(batch, noise_factor=torch.where(correlated, 1 + excess, 1.0))
+        seen = batch.noise_factors * (least + (most - least) * uniform(n, 1))
+        unsure = torch.randn(n, generator=generator, device=device) * uniform(n)
+        seen[:, 1] *= (_UNSURE * unsure).exp()
+        batch = replace(batch, noise_factors=seen.clamp(min=1))
     return batch
 
 

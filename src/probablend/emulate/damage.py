@@ -11,16 +11,21 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from probablend.emulate.noise import wave_strengths
+
 if TYPE_CHECKING:
     from probablend.emulate.compose import SceneBatch
 
 __all__ = ["IGNORED", "damage", "seam", "tilt_sky"]
 
 IGNORED = -100  # class of pixels without truth
-_SKY_LEVEL, _SKY_SLOPE = 0.1, 0.15  # σ: of the level, and of what it changes across a scene
+_SKY_LEVEL = 0.05  # σ of a level
 # What no background map follows: halos, scattered light, galaxies too faint to be seen. It hides
 # under the noise of a pixel, and adds to that of an aperture.
 _WAVES, _WAVE_WIDTH = (0.02, 0.2), (3.0, 16.0)  # σ; pixels
+# Where waves are strong, so are what is longer than they: σ of the level, and of what it changes
+# across a scene, in units of theirs.
+_WAVE_LEVEL, _WAVE_SLOPE = 0.5, 0.75
 
 # Seams: σ of what level and ln noise jump by, level of a band beside it, its strongest noise.
 _SEAM_LEVEL, _SEAM_NOISE, _BAND_LEVEL, _BAND_NOISE = 0.25, 0.15, 0.8, 3.0
@@ -37,33 +42,45 @@ def tilt_sky(batch: "SceneBatch", *, fraction: float, generator: torch.Generator
         Share of them.
     generator : torch.Generator
         On their device.
+
+    Returns
+    -------
+    SceneBatch
+        Its noise factors, if it has any, count the waves.
     """
     n, _, n_y, n_x = batch.image.shape
     device = batch.image.device
     chosen = torch.rand(n, generator=generator, device=device) < fraction
-    level, along_y, along_x = torch.randn(3, n, generator=generator, device=device)
+    strength, width = torch.rand(2, n, generator=generator, device=device)
+    strength, width = (
+        low * (high / low) ** u for u, (low, high) in ((strength, _WAVES), (width, _WAVE_WIDTH))
+    )
+    offset, level, *slopes = torch.randn(4, n, generator=generator, device=device)
+    along_y, along_x = (_flat(strength * _WAVE_SLOPE * slope) for slope in slopes)
     y = torch.linspace(-0.5, 0.5, n_y, device=device)[:, None]
     x = torch.linspace(-0.5, 0.5, n_x, device=device)
-    sky = _SKY_LEVEL * level[:, None, None]
-    sky = sky + _SKY_SLOPE * (along_y[:, None, None] * y + along_x[:, None, None] * x)
-    sky = sky + _waves(n, n_y, n_x, generator, device)
-    sky = torch.where(chosen[:, None, None], sky, 0.0)
-    return replace(batch, image=batch.image + sky[:, None])
+    sky = _flat(_SKY_LEVEL * offset + strength * _WAVE_LEVEL * level) + along_y * y + along_x * x
+    sky = sky + _flat(strength) * _waves(width, n_y, n_x, generator)
+    sky = torch.where(_flat(chosen), sky, 0.0)
+    joined = replace(batch, image=batch.image + sky[:, None])
+    if batch.noise_factors is None:
+        return joined
+    # Noise is as strong as white noise on the first scale, and from pixel to pixel less.
+    pixels, waves = batch.noise_factors[:, :1] ** -2, strength[:, None] ** 2
+    total = batch.noise_factors**2 * pixels + waves * wave_strengths(width)
+    factors = (total / (pixels + waves)).sqrt()
+    return replace(joined, noise_factors=torch.where(chosen[:, None], factors, batch.noise_factors))
 
 
-def _waves(n: int, n_y: int, n_x: int, generator: torch.Generator, device: torch.device) -> Tensor:
-    """White noise smoothed with a Gaussian, of another width and strength in every scene."""
-    strength, width = torch.rand(2, n, generator=generator, device=device)
-    width, strength = (
-        (low * (high / low) ** u)[:, None, None]
-        for u, (low, high) in ((width, _WAVE_WIDTH), (strength, _WAVES))
-    )
+def _waves(width: Tensor, n_y: int, n_x: int, generator: torch.Generator) -> Tensor:
+    """White noise smoothed with a Gaussian of another width in every scene, of variance 1."""
+    n, device, width = len(width), width.device, _flat(width)
     white = torch.randn(n, n_y, n_x, generator=generator, device=device)
     k_y = torch.fft.fftfreq(n_y, device=device)[:, None]
     k_x = torch.fft.rfftfreq(n_x, device=device)
     kept = torch.exp(-2 * (math.pi * width) ** 2 * (k_y**2 + k_x**2))
     smooth = torch.fft.irfft2(torch.fft.rfft2(white) * kept, s=(n_y, n_x))
-    return strength * smooth / smooth.std(dim=(1, 2), keepdim=True)
+    return smooth / smooth.std(dim=(1, 2), keepdim=True)
 
 
 def seam(batch: "SceneBatch", *, fraction: float, generator: torch.Generator) -> "SceneBatch":

@@ -5,6 +5,7 @@ it. The same generator state gives the same exposure, bit for bit. :func:`correl
 noise into that of an image that was drizzled or resampled.
 """
 
+import math
 from functools import cache
 
 import galsim
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from probablend.correlation import FAR, NEAR
 from probablend.survey import Survey
 
 __all__ = [
@@ -23,8 +25,9 @@ __all__ = [
     "draw_kernels",
     "gaussian_kernels",
     "lanczos_kernels",
-    "noise_factor",
+    "noise_factors",
     "noise_rms",
+    "wave_strengths",
 ]
 
 _REACH = 4  # pixels on each side of a kernel
@@ -204,24 +207,72 @@ def correlate(noise: Tensor, kernels: Tensor) -> Tensor:
     -------
     Tensor, shape (scene, y, x)
         As strong as white noise under a Gaussian of σ = 1 pixel: the unit in which
-        :func:`~probablend.images.correlation_factor` counts.
+        :func:`~probablend.correlation.correlation_factor` counts.
     """
     n, reach = len(noise), kernels.shape[-1] // 2
-    kernels = kernels / _strength(kernels).sqrt()[:, None, None]
+    correlation = _autocorrelation(kernels)
+    strength = (correlation * _near(_squared_distance(correlation))).sum(dim=(1, 2))
+    kernels = kernels / strength.sqrt()[:, None, None]
     padded = F.pad(noise[None], [reach] * 4, mode="circular")
     return F.conv2d(padded, kernels[:, None], groups=n)[0]
 
 
-def noise_factor(kernels: Tensor) -> Tensor:
-    """What :func:`~probablend.images.correlation_factor` is for each kernel, (scene,), ≥ 1."""
-    from_pixel_to_pixel = (kernels**2).sum(dim=(1, 2))
-    return (_strength(kernels) / from_pixel_to_pixel).sqrt().clamp(min=1)
+def noise_factors(kernels: Tensor) -> Tensor:
+    """What :func:`~probablend.correlation.noise_factors` are for each kernel, (scene, 2), ≥ 1."""
+    correlation = _autocorrelation(kernels)
+    square = _squared_distance(correlation)
+    at_zero = correlation[:, square == 0]
+    strengths = [(correlation * w).sum(dim=(1, 2)) for w in (_near(square), _far(square))]
+    return (torch.stack(strengths, dim=1) / at_zero).sqrt().clamp(min=1)
 
 
-def _strength(kernels: Tensor) -> Tensor:
-    """Variance left of unit white noise under a source: Σ (kernel ∗ source)² over Σ source²."""
-    t = torch.arange(-_REACH, _REACH + 1, device=kernels.device, dtype=kernels.dtype)
-    line = torch.exp(-0.5 * t**2)
-    source = (line[:, None] * line)[None, None]
-    seen = F.conv2d(kernels[:, None], source, padding=2 * _REACH)
-    return (seen**2).sum(dim=(1, 2, 3)) / (source**2).sum()
+def wave_strengths(width: Tensor) -> Tensor:
+    """Variance of smoothed waves over that of smoothed white noise of the same variance.
+
+    Parameters
+    ----------
+    width : Tensor, shape (scene,)
+        Of the Gaussian that makes waves of white noise, pixels.
+
+    Returns
+    -------
+    Tensor, shape (scene, 2)
+        On the two scales of :func:`~probablend.correlation.noise_factors`.
+    """
+
+    def passed(square: float) -> Tensor:  # what a Gaussian of this σ² leaves of the variance
+        return width**2 / (width**2 + square)
+
+    small, large = (side**2 for side in FAR)
+    between = passed(small) + passed(large) - 2 * passed((small + large) / 2)
+    white = (1 / small + 1 / large - 4 / (small + large)) / (4 * math.pi)
+    return torch.stack([4 * math.pi * NEAR**2 * passed(NEAR**2), between / white], dim=1)
+
+
+def _near(square: Tensor) -> Tensor:
+    """How a correlation at a distance, squared, counts under a Gaussian."""
+    return torch.exp(-square / (4 * NEAR**2))
+
+
+def _far(square: Tensor) -> Tensor:
+    """The same, under the difference of two."""
+
+    def pair(variance: float) -> Tensor:
+        return torch.exp(-square / (2 * variance)) / variance
+
+    small, large = (side**2 for side in FAR)
+    weight = pair(2 * small) + pair(2 * large) - 2 * pair(small + large)
+    return weight / (1 / (2 * small) + 1 / (2 * large) - 2 / (small + large))
+
+
+def _autocorrelation(kernels: Tensor) -> Tensor:
+    """(scene, k, k) → (scene, 2k − 1, 2k − 1)."""
+    reach = kernels.shape[-1] - 1
+    return F.conv2d(kernels[None], kernels[:, None], padding=reach, groups=len(kernels))[0]
+
+
+def _squared_distance(correlation: Tensor) -> Tensor:
+    """Of each lag, (y, x)."""
+    reach = correlation.shape[-1] // 2
+    t = torch.arange(-reach, reach + 1, device=correlation.device, dtype=correlation.dtype)
+    return t[:, None] ** 2 + t**2

@@ -209,7 +209,7 @@ def begin(settings: StreamSettings, work: Path, *, resume: bool, overwrite: bool
     network, meta = load_model(settings.model)
     assert isinstance(network, FieldNetwork)
     resolve_device(settings.device)
-    fwhm, noise_factor, background = _decide(settings, image, meta)
+    fwhm, noise_factors, background = _decide(settings, image, meta)
     plan = {
         "settings": wanted,
         "shape": [n_y, n_x],
@@ -217,13 +217,14 @@ def begin(settings: StreamSettings, work: Path, *, resume: bool, overwrite: bool
         "halo": -(-(network.halo + MARGIN) // network.config.stride) * network.config.stride,
         "stride": network.config.stride,
         "psf_fwhm": fwhm,
-        "noise_factor": noise_factor,
+        "noise_factors": noise_factors,
         "background": background,
         "zeropoint": image.zeropoint if settings.zeropoint is None else settings.zeropoint,
         "meta": {
             "version": __version__,
             "psf_fwhm": fwhm,
-            "noise_factor": noise_factor,
+            "noise_factor": noise_factors[0],
+            "roughness_factor": noise_factors[1],
             "seed": settings.seed,
             "n_samples": settings.n_samples,
             "precision": settings.precision,
@@ -323,11 +324,11 @@ def check_same(wanted: dict[str, Any], earlier: dict[str, Any], folder: Path) ->
 
 def _decide(
     settings: StreamSettings, image: ImageFile, meta: dict[str, Any]
-) -> tuple[float, float, str]:
+) -> tuple[float, tuple[float, float], str]:
     """Width of the PSF, correlation of the noise and kind of background of the whole image."""
     fwhm = None if isinstance(settings.psf_fwhm, str) else settings.psf_fwhm
     background = settings.background
-    factors: list[float] = []
+    factors: list[tuple[float, float]] = []
     for box in _samples(image.shape):
         try:
             prepared = prepare_image(
@@ -336,7 +337,7 @@ def _decide(
             )  # fmt: skip
         except NothingToSegmentError:
             continue
-        factors.append(prepared.noise_factor)
+        factors.append(prepared.noise_factors)
         if background == "auto" and prepared.background:
             background = "subtract"
         if isinstance(settings.psf_fwhm, str):
@@ -348,8 +349,8 @@ def _decide(
         raise NothingToSegmentError("image has no usable pixel: all are NaN, masked or constant")
     if fwhm is None:
         fwhm = assumed_psf_fwhm(meta)
-    noise_factor = float(np.median(factors)) if factors else 1.0
-    return fwhm, noise_factor, "none" if background == "auto" else background
+    near, far = np.median(factors, axis=0).tolist() if factors else (1.0, 1.0)
+    return fwhm, (near, far), "none" if background == "auto" else background
 
 
 def _samples(shape: tuple[int, int]) -> Iterator[tuple[slice, slice]]:

@@ -100,7 +100,7 @@ def scan_image(
     n_samples: int,
     seed: int,
     psf_fwhm: float | np.ndarray,
-    noise_factor: float = 1.0,
+    noise_factors: tuple[float, float] = (1.0, 1.0),
     positions: np.ndarray | None = None,
     tile_size: int,
     device: torch.device,
@@ -119,8 +119,8 @@ def scan_image(
         Of the class maps.
     psf_fwhm : float or ndarray, shape (y, x)
         Pixels; of the image, or of every pixel.
-    noise_factor : float
-        How correlated the noise is, see :func:`~probablend.images.correlation_factor`.
+    noise_factors : tuple of float
+        How correlated the noise is, see :func:`~probablend.correlation.noise_factors`.
     positions : ndarray, shape (source, 2), optional
         (y, x) to ask about, inside the image; the network's own detections if not given.
     tile_size : int
@@ -151,8 +151,8 @@ def scan_image(
         image = image.to(device=device, memory_format=torch.channels_last)
         width = psf_fwhm[tile.outer] if isinstance(psf_fwhm, np.ndarray) else psf_fwhm
         fwhm = torch.tensor(width, dtype=torch.float32, device=device)[None]
-        factor = torch.tensor([noise_factor], device=device)
-        distribution = network(image, sliding=sliding, psf_fwhm=fwhm, noise_factor=factor)
+        factors = torch.tensor([noise_factors], device=device)
+        distribution = network(image, sliding=sliding, psf_fwhm=fwhm, noise_factors=factors)
         distribution = distribution.at(_in_image(tile.origin_yx, window))
         drawn = distribution.draw(n_samples, DRAWS_PER_SAMPLE, inner=tile.inner, seed=seed)
         if isinstance(distribution, FieldDistribution):

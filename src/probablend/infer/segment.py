@@ -355,7 +355,7 @@ def segment(
         psf_fwhm = usable_psf_map(psf_fwhm, prepared.mask)
     result = segment_prepared(
         network.to(where), meta, prepared, data, n_samples=n_samples, seed=seed, device=where,
-        wcs=data.wcs, psf_fwhm=psf_fwhm, noise_factor=prepared.noise_factor,
+        wcs=data.wcs, psf_fwhm=psf_fwhm, noise_factors=prepared.noise_factors,
         zeropoint=data.zeropoint, min_p_source=min_p_source, positions=positions,
         tile_size=tile_size, progress=progress,
     )  # fmt: skip
@@ -419,7 +419,7 @@ def segment_prepared(
     device: torch.device,
     wcs: WCS | None,
     psf_fwhm: float | np.ndarray,
-    noise_factor: float,
+    noise_factors: tuple[float, float],
     zeropoint: float | None,
     min_p_source: float,
     positions: np.ndarray | None = None,
@@ -439,7 +439,7 @@ def segment_prepared(
         As it was read.
     window : Window
         Which part of a larger image this is. Positions and ``wcs`` are those of the part.
-    noise_factor : float
+    noise_factors : tuple of float
         How correlated the noise of the image is.
     n_samples, seed, device, wcs, psf_fwhm, zeropoint, min_p_source, positions, tile_size, progress
         See :func:`segment`.
@@ -450,7 +450,7 @@ def segment_prepared(
         n_samples=n_samples,
         seed=seed,
         psf_fwhm=psf_fwhm,
-        noise_factor=noise_factor,
+        noise_factors=noise_factors,
         positions=positions,
         tile_size=tile_size,
         device=device,
@@ -497,7 +497,8 @@ def segment_prepared(
             "n_samples": n_samples,
             "precision": "bfloat16" if getattr(network, "narrow", False) else "single",
             "psf_fwhm": float(np.median(psf_fwhm)),
-            "noise_factor": noise_factor,
+            "noise_factor": noise_factors[0],
+            "roughness_factor": noise_factors[1],
             "rms": float(np.median(np.asarray(prepared.rms)[~prepared.mask]))
             if isinstance(prepared.rms, np.ndarray)
             else prepared.rms,

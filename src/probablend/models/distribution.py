@@ -205,6 +205,6 @@ class SegmentationNetwork(Network):
         *,
         sliding: bool | None = None,
         psf_fwhm: Tensor | None = None,
-        noise_factor: Tensor | None = None,
+        noise_factors: Tensor | None = None,
     ) -> SegmentationDistribution:
         """Distribution over the class maps of images (batch, band, y, x), in units of noise."""

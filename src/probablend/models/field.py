@@ -58,7 +58,7 @@ _SHARP = 0.05  # errors of ln flux below this count by their square
 _HEAT_WIDTH = 1.0  # σ of the target around a centre, pixels
 _HEAT_LEVEL = 0.05  # peaks below are no candidates
 _WORST = 200.0  # nats: one source that nothing explains must not spoil a step
-_MOST_CORRELATED = 2.5  # noise factor; no training scene has more
+_MOST_CORRELATED = (2.5, 4.0)  # noise factors; hardly a training scene has more
 _CERTAIN = 0.995  # cells this sure to be sky are not drawn
 # Most of the nats of the classes are pixels on the rim of a footprint, of which nothing can be
 # known; they would outvote the few that say whether there is a galaxy.
@@ -96,7 +96,9 @@ class FieldNetworkConfig(UNetConfig):
     photometry : bool
         Whether a network of its own finds the flux from these sums, and the flow what is left.
     knows_noise : bool
-        Whether it is told how correlated the noise is.
+        Whether it is told how correlated the noise is on the scale of a source.
+    knows_sky : bool
+        Whether it is told, beside that, how rough the sky is.
     n_sectors : int
         Sectors around a position whose light is compared with that on the other side; 0 for no
         such comparison.
@@ -115,6 +117,7 @@ class FieldNetworkConfig(UNetConfig):
     gather_hidden: tuple[int, ...] = (192,)
     photometry: bool = False
     knows_noise: bool = False
+    knows_sky: bool = False
     n_sectors: int = 0
     flow_hidden: tuple[int, ...] = (128, 128)
 
@@ -125,6 +128,8 @@ class FieldNetworkConfig(UNetConfig):
                 raise ValueError(f"{key} must be at least 1; got {getattr(self, key)}")
         if not self.apertures or min(self.apertures) <= 0:
             raise ValueError(f"apertures must be positive; got {self.apertures}")
+        if self.knows_sky and not self.knows_noise:
+            raise ValueError("knows_sky goes beyond knows_noise: set both")
         if self.n_sectors < 0 or self.n_sectors % 2:
             raise ValueError(f"n_sectors must be even, 0 or more; got {self.n_sectors}")
         if not self.latent_spacings or min(self.latent_spacings) < 2:
@@ -158,7 +163,8 @@ class PointwiseHead(nn.Module):
 
 def _told(config: FieldNetworkConfig) -> list[int]:
     """Numbers per source that a first version of this network was not told; they come last."""
-    return [int(config.knows_noise), *[len(config.apertures) * (config.n_sectors > 0)] * 2]
+    symmetric = len(config.apertures) * (config.n_sectors > 0)
+    return [config.knows_noise + config.knows_sky, symmetric, symmetric]
 
 
 class Photometry(nn.Module):
@@ -223,8 +229,8 @@ class FieldDistribution(SegmentationDistribution):
         The first band, in units of the noise.
     log_fwhm : Tensor, shape (batch,) or (batch, y, x)
         Of the PSF, pixels.
-    log_noise : Tensor, shape (batch, 0 or 1)
-        Logarithm of the noise factor, if the network knows it.
+    log_noise : Tensor, shape (batch, 0 to 2)
+        Logarithms of the noise factors that the network knows.
     """
 
     network: "FieldNetwork"
@@ -578,7 +584,7 @@ class FieldNetwork(SegmentationNetwork):
         super().__init__()
         self.config = config
         channels = config.channels
-        n_in = config.n_bands * config.stem**2 + 1 + config.knows_noise
+        n_in = config.n_bands * config.stem**2 + 1 + _told(config)[0]
         self.encoder = Encoder(n_in, channels, config.n_convs)
         self.decoder = Decoder(channels, config.n_convs)
         self.head = PointwiseHead(config)
@@ -660,7 +666,7 @@ class FieldNetwork(SegmentationNetwork):
         *,
         sliding: bool | None = None,
         psf_fwhm: Tensor | None = None,
-        noise_factor: Tensor | None = None,
+        noise_factors: Tensor | None = None,
     ) -> FieldDistribution:
         """What can be said of images.
 
@@ -673,15 +679,16 @@ class FieldNetwork(SegmentationNetwork):
         psf_fwhm : Tensor, shape (batch,) or (batch, y, x), optional
             Full width at half maximum of the PSF, pixels, of the image or of every pixel; 2 if
             not given.
-        noise_factor : Tensor, shape (batch,), optional
-            How correlated the noise is, see :func:`~probablend.images.correlation_factor`; 1,
+        noise_factors : Tensor, shape (batch, 2), optional
+            How correlated the noise is, see :func:`~probablend.correlation.noise_factors`; 1,
             white, if not given.
         """
         n_y, n_x = image.shape[-2:]
         config = self.config
-        log_noise = image.new_zeros(len(image), int(config.knows_noise))
-        if noise_factor is not None and config.knows_noise:
-            log_noise = noise_factor.to(image).clamp(max=_MOST_CORRELATED).log()[:, None]
+        log_noise = image.new_zeros(len(image), _told(config)[0])
+        if noise_factors is not None:
+            most = image.new_tensor(_MOST_CORRELATED)
+            log_noise = noise_factors.to(image).minimum(most).log()[:, : _told(config)[0]]
         if psf_fwhm is None:
             psf_fwhm = torch.full((len(image),), 2.0)
         log_fwhm = psf_fwhm.to(image).log()
@@ -717,7 +724,7 @@ class FieldNetwork(SegmentationNetwork):
         """Weighted sum of negative log likelihoods, nats per image; ``beta`` weighs nothing."""
         n = len(batch.image)
         generator = _generator_on(batch.image.device, generator)
-        said = self(batch.image, psf_fwhm=batch.psf_fwhm, noise_factor=batch.noise_factor)
+        said = self(batch.image, psf_fwhm=batch.psf_fwhm, noise_factors=batch.noise_factors)
         kept = batch.sources.keep(batch.sources.n_pixels >= MIN_TRUE_PIXELS)
         size = batch.image.shape[-1]
         inside = (kept.y > -0.5) & (kept.y < size - 0.5) & (kept.x > -0.5) & (kept.x < size - 0.5)
@@ -751,7 +758,7 @@ class FieldNetwork(SegmentationNetwork):
 
     def _surroundings(self, batch: SceneBatch) -> Tensor:
         """Coarsest features at the peaks that are true sources, (source, channel)."""
-        said = self(batch.image, psf_fwhm=batch.psf_fwhm, noise_factor=batch.noise_factor)
+        said = self(batch.image, psf_fwhm=batch.psf_fwhm, noise_factors=batch.noise_factors)
         found = said.candidates()
         real = _partner(found, batch.sources.keep(batch.sources.n_pixels >= MIN_TRUE_PIXELS)) >= 0
         return said.surroundings(found.scene[real], found.y[real], found.x[real])

@@ -246,7 +246,7 @@ class ProbabilisticUNet(SegmentationNetwork):
         *,
         sliding: bool | None = None,
         psf_fwhm: Tensor | None = None,
-        noise_factor: Tensor | None = None,
+        noise_factors: Tensor | None = None,
     ) -> LatentDistribution:
         """Distribution over class maps.
 
@@ -259,7 +259,7 @@ class ProbabilisticUNet(SegmentationNetwork):
         sliding : bool, optional
             Whether the latent varies over the image; by default if it is larger than a
             training patch.
-        psf_fwhm, noise_factor : Tensor, optional
+        psf_fwhm, noise_factors : Tensor, optional
             Of no effect.
         """
         n_y, n_x = image.shape[-2:]

@@ -1,0 +1,121 @@
+"""How correlated the noise of an image is, on the scale of a source and on a larger one.
+
+Drizzled and resampled images have noise that looks smaller from pixel to pixel than it is on the
+scale of a source. A sky that was not quite subtracted, halos, and what is too faint to be seen
+hide under the noise of a pixel, and show where many are summed.
+"""
+
+import numpy as np
+from scipy import ndimage
+
+__all__ = ["FAR", "NEAR", "correlation_factor", "noise_factors", "roughness_factor"]
+
+NEAR = 1.0  # σ of a Gaussian like a PSF, pixels
+FAR = (4.0, 16.0)  # σ of two Gaussians, of which the difference is taken
+_REACH, _ROUNDS = 4, 3  # pixels, iterations
+_MIN_SKY = 500  # pixels from which correlations can be told
+_COVERED = (0.5, 0.25)  # least share of sky under the two Gaussians
+
+
+def noise_factors(signal: np.ndarray, mask: np.ndarray) -> tuple[float, float]:
+    """Both: :func:`correlation_factor`, :func:`roughness_factor`."""
+    near = correlation_factor(signal, mask)
+    return near, roughness_factor(signal, mask, near)
+
+
+def correlation_factor(signal: np.ndarray, mask: np.ndarray) -> float:
+    r"""How much stronger correlated noise is, over an area like a PSF, than white noise.
+
+    With ρ the correlation of sky pixels at distance l, noise smoothed with a Gaussian of σ = 1
+    pixel is :math:`\sqrt{\sum_l ρ(l) e^{-l^2/4}}` times as strong as if it were white (compare
+    Casertano et al. 2000, AJ 120, 2747, appendix A).
+
+    Parameters
+    ----------
+    signal : ndarray, shape (y, x)
+        In units of the noise from pixel to pixel, background subtracted.
+    mask : ndarray of bool, shape (y, x)
+        True = not used.
+
+    Returns
+    -------
+    float
+        At least 1.
+    """
+    factor = 1.0
+    for _ in range(_ROUNDS):
+        sky = _sky(signal, mask, factor)
+        if sky.sum() < _MIN_SKY:
+            break
+        noise = np.where(sky, signal - signal[sky].mean(), 0.0)
+        total = 0.0
+        for dy in range(-_REACH, _REACH + 1):
+            for dx in range(-_REACH, _REACH + 1):
+                first = (_part(dy), _part(dx))
+                second = (_part(-dy), _part(-dx))
+                n = np.count_nonzero(sky[first] & sky[second])
+                covariance = (noise[first] * noise[second]).sum() / max(n, 1)
+                total += covariance * np.exp(-(dy**2 + dx**2) / (4 * NEAR**2))
+        factor = max(1.0, float(np.sqrt(max(total, 0.0))))
+    return factor
+
+
+def roughness_factor(signal: np.ndarray, mask: np.ndarray, factor: float = 1.0) -> float:
+    """How much stronger noise is than white noise on the scale of a few PSFs.
+
+    The sky smoothed with a Gaussian of σ = 4 pixels, less that of σ = 16: the wings of large
+    galaxies are smooth and drop out. Where sources are, there is no sky: the Gaussians are those
+    of normalized convolution (Knutsson & Westin 1993), and white noise is counted under them.
+
+    Parameters
+    ----------
+    signal : ndarray, shape (y, x)
+        In units of the noise from pixel to pixel, background subtracted.
+    mask : ndarray of bool, shape (y, x)
+        True = not used.
+    factor : float
+        See :func:`correlation_factor`: how far noise stands out.
+
+    Returns
+    -------
+    float
+        At least 1.
+    """
+    sky = _sky(signal, mask, factor)
+    if sky.sum() < _MIN_SKY:
+        return 1.0
+    noise = np.where(sky, signal - signal[sky].mean(), 0.0).astype(np.float32)
+    weight = sky.astype(np.float32)
+
+    def smooth(values: np.ndarray, width: float) -> np.ndarray:
+        return ndimage.gaussian_filter(values, width, mode="constant", truncate=3.0)
+
+    (small, large), (least_small, least_large) = FAR, _COVERED
+    under, around = smooth(weight, small), smooth(weight, large)
+    use = sky & (under > least_small) & (around > least_large)
+    if use.sum() < _MIN_SKY:
+        return 1.0
+    wave = smooth(noise, small)[use] / under[use] - smooth(noise, large)[use] / around[use]
+    # The square of a Gaussian is one of σ/√2, the product of two is one too.
+    product = 1 / (1 / small**2 + 1 / large**2)
+    squares = [smooth(weight, width / np.sqrt(2))[use] / (4 * np.pi * width**2) for width in FAR]
+    both = smooth(weight, np.sqrt(product))[use] / (2 * np.pi * (small**2 + large**2))
+    white = squares[0] / under[use] ** 2 + squares[1] / around[use] ** 2
+    white -= 2 * both / (under[use] * around[use])
+    return max(1.0, float(np.sqrt(np.mean(wave**2 / white, dtype=float))))
+
+
+def _sky(signal: np.ndarray, mask: np.ndarray, factor: float) -> np.ndarray:
+    """Pixels far from all that stands out, and from holes; how far depends on the factor."""
+    if mask.all():
+        return np.zeros(mask.shape, dtype=bool)
+    smooth = ndimage.gaussian_filter(signal, NEAR) * np.sqrt(4 * np.pi) * NEAR  # 1 if white
+    # Noise alone hardly ever makes one so deep.
+    hole = -5 * max(1.0, 1.4826 * float(np.median(np.abs(smooth[~mask]))))
+    odd = (smooth > 2.5 * factor) | (smooth < hole) | mask
+    return ~ndimage.binary_dilation(odd, iterations=4)
+
+
+def _part(shift: int) -> slice:
+    """Rows (or columns) that have a partner at a distance."""
+    return slice(max(shift, 0), min(shift, 0) or None)
