@@ -25,7 +25,8 @@ from probablend.emulate.sources import open_source
 from probablend.evaluate.classical import run_photutils, run_sep, run_sextractor
 from probablend.infer import scan, sources
 from probablend.infer.footprints import Ellipses
-from probablend.models.field import FieldDistribution, FieldNetwork
+from probablend.models.field import FieldNetwork
+from probablend.models.field_distribution import FieldDistribution
 from probablend.survey import get_survey
 
 DENSITIES = (30.0, 160.0)  # galaxies per arcmin², to 26 mag

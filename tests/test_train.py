@@ -212,7 +212,8 @@ def test_parts_of_a_network_can_start_afresh(tmp_path):
 
 def test_trained_weights_know_their_training(tmp_path, monkeypatch, small_weights):
     monkeypatch.setattr("probablend.models.familiar._FEWEST", 4)
-    monkeypatch.setattr("probablend.models.field._HEAT_LEVEL", 0.0)  # so early it dares nothing
+    # So early it dares nothing.
+    monkeypatch.setattr("probablend.models.field_distribution._HEAT_LEVEL", 0.0)
     config = small("field")
     train(config, tmp_path / "whole", device="cpu")
     weights = train(config, tmp_path / "broken", device="cpu", stop_after=4)

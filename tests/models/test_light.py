@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from probablend.models import build_model
-from probablend.models.field import _light, _light_by_sector, _symmetric
+from probablend.models.light import light, light_by_sector, symmetric
 
 WIDTHS = (1.0, 2.0, 4.0, 8.0)
 SMALL = {"kind": "field", "channels": [4, 6, 8], "context": 12, "flow_hidden": [16]}
@@ -25,8 +25,8 @@ def galaxy(y, x, *, shear=(0.0, 0.0), flux=1000.0, size=99):
 
 def sums(image, y, x, n_sectors=8):
     at = (torch.zeros(1, dtype=torch.int64), torch.tensor([y]), torch.tensor([x]))
-    by_sector = _light_by_sector(image, *at, WIDTHS, n_sectors)
-    return by_sector.sum(dim=2)[0], _symmetric(by_sector, WIDTHS)[0]
+    by_sector = light_by_sector(image, *at, WIDTHS, n_sectors)
+    return by_sector.sum(dim=2)[0], symmetric(by_sector, WIDTHS)[0]
 
 
 def noise_term(n_sectors=8):
@@ -40,8 +40,8 @@ def test_sectors_add_up_to_all_light():
     image = torch.randn(3, 60, 50, generator=generator)
     scene = torch.randint(3, (40,), generator=generator)
     y, x = 60 * torch.rand(40, generator=generator), 50 * torch.rand(40, generator=generator)
-    every = _light_by_sector(image, scene, y, x, WIDTHS, 6).sum(dim=2)
-    torch.testing.assert_close(every, _light(image, scene, y, x, WIDTHS), rtol=1e-4, atol=1e-4)
+    every = light_by_sector(image, scene, y, x, WIDTHS, 6).sum(dim=2)
+    torch.testing.assert_close(every, light(image, scene, y, x, WIDTHS), rtol=1e-4, atol=1e-4)
 
 
 def test_wide_sums_are_twice_the_flux():
@@ -70,11 +70,11 @@ def test_noise_alone_has_as_much_counterpart_as_light_on_average():
     image = torch.randn(1, 400, 400, generator=generator)
     y, x = (40 + 320 * torch.rand(2, 3000, generator=generator)).round()
     scene = torch.zeros(3000, dtype=torch.int64)
-    by_sector = _light_by_sector(image, scene, y, x, WIDTHS, 8)
+    by_sector = light_by_sector(image, scene, y, x, WIDTHS, 8)
     noise = by_sector.sum(dim=2).std(dim=0)
     # At the centre the few pixels are shared between the sectors.
-    assert (_symmetric(by_sector, WIDTHS).mean(dim=0).abs() < noise).all()
-    assert float(_symmetric(by_sector, WIDTHS)[:, -1].mean()) == pytest.approx(
+    assert (symmetric(by_sector, WIDTHS).mean(dim=0).abs() < noise).all()
+    assert float(symmetric(by_sector, WIDTHS)[:, -1].mean()) == pytest.approx(
         0, abs=0.3 * float(noise[-1])
     )
 

@@ -7,7 +7,7 @@ from scipy import ndimage
 from scipy.stats import kstest
 from torch.autograd.functional import jacobian
 
-from probablend.models.field import _light
+from probablend.models.light import light
 from probablend.models.source import (
     PARAMETERS,
     SourceFlow,
@@ -112,7 +112,7 @@ def test_sums_of_light_are_those_of_smoothed_maps_between_pixels():
         52 * torch.rand(60, generator=generator) - 1,
         42 * torch.rand(60, generator=generator) - 1,
     )
-    got = _light(image, scene, y, x, widths).numpy()
+    got = light(image, scene, y, x, widths).numpy()
     for k, width in enumerate(widths):
         maps = [
             ndimage.gaussian_filter(

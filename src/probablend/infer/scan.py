@@ -17,7 +17,7 @@ from torch import Tensor
 from probablend.emulate.classes import PixelClass
 from probablend.infer.tiles import WHOLE, Tile, Window, cover
 from probablend.models.distribution import Drawn, SegmentationNetwork
-from probablend.models.field import FieldDistribution
+from probablend.models.field_distribution import FieldDistribution
 
 __all__ = ["DRAWS_PER_SAMPLE", "Found", "Scan", "scan_image"]
 
