@@ -80,8 +80,8 @@ def test_quiet_goes_before_and_after_the_command(run, image, small_weights, tmp_
 
 
 def test_a_progress_bar_is_drawn_in_a_terminal(run, image, small_weights, tmp_path, monkeypatch):
-    terminal = cli.Console(file=(tmp_path / "screen").open("w"), force_terminal=True)
-    monkeypatch.setattr(cli, "err", terminal)
+    terminal = cli.shared.Console(file=(tmp_path / "screen").open("w"), force_terminal=True)
+    monkeypatch.setattr(cli.shared, "err", terminal)
     code, *_ = run("segment", image, "--samples", 1, "--model", small_weights, "-o", tmp_path / "o")
     terminal.file.close()
     assert code == 0

@@ -1,0 +1,5 @@
+"""``python -m probablend.cli``."""
+
+from probablend.cli import main
+
+main()
