@@ -8,12 +8,14 @@ hide under the noise of a pixel, and show where many are summed.
 import numpy as np
 from scipy import ndimage
 
-__all__ = ["FAR", "NEAR", "correlation_factor", "noise_factors", "roughness_factor"]
+__all__ = ["FAR", "NEAR", "WHITE", "correlation_factor", "noise_factors", "roughness_factor"]
 
 NEAR = 1.0  # σ of a Gaussian like a PSF, pixels
+WHITE = (1.0, 1.0)  # the factors of white noise
 FAR = (4.0, 16.0)  # σ of two Gaussians, of which the difference is taken
 _REACH, _ROUNDS = 4, 3  # pixels, iterations
 _MIN_SKY = 500  # pixels from which correlations can be told
+_BLOCK = 2  # pixels
 _COVERED = (0.5, 0.25)  # least share of sky under the two Gaussians
 
 
@@ -64,8 +66,8 @@ def roughness_factor(signal: np.ndarray, mask: np.ndarray, factor: float = 1.0) 
     """How much stronger noise is than white noise on the scale of a few PSFs.
 
     The sky smoothed with a Gaussian of σ = 4 pixels, less that of σ = 16: the wings of large
-    galaxies are smooth and drop out. Where sources are, there is no sky: the Gaussians are those
-    of normalized convolution (Knutsson & Westin 1993), and white noise is counted under them.
+    galaxies are smooth and mostly drop out. Where sources are, there is no sky: the Gaussians are
+    those of normalized convolution (Knutsson & Westin 1993), and white noise is counted under them.
 
     Parameters
     ----------
@@ -84,25 +86,36 @@ def roughness_factor(signal: np.ndarray, mask: np.ndarray, factor: float = 1.0) 
     sky = _sky(signal, mask, factor)
     if sky.sum() < _MIN_SKY:
         return 1.0
-    noise = np.where(sky, signal - signal[sky].mean(), 0.0).astype(np.float32)
-    weight = sky.astype(np.float32)
+    # Sums over blocks of pixels, and how many of them are sky: the Gaussians are much wider.
+    noise = _sums(np.where(sky, signal - signal[sky].mean(), 0.0))
+    weight = _sums(sky)
+    small, large = (width / _BLOCK for width in FAR)
 
     def smooth(values: np.ndarray, width: float) -> np.ndarray:
         return ndimage.gaussian_filter(values, width, mode="constant", truncate=3.0)
 
-    (small, large), (least_small, least_large) = FAR, _COVERED
     under, around = smooth(weight, small), smooth(weight, large)
-    use = sky & (under > least_small) & (around > least_large)
-    if use.sum() < _MIN_SKY:
+    whole, (least_small, least_large) = _BLOCK**2, _COVERED
+    use = (weight > whole / 2) & (under > least_small * whole) & (around > least_large * whole)
+    if use.sum() * whole < _MIN_SKY:
         return 1.0
     wave = smooth(noise, small)[use] / under[use] - smooth(noise, large)[use] / around[use]
     # The square of a Gaussian is one of σ/√2, the product of two is one too.
     product = 1 / (1 / small**2 + 1 / large**2)
-    squares = [smooth(weight, width / np.sqrt(2))[use] / (4 * np.pi * width**2) for width in FAR]
+    squares = [
+        smooth(weight, width / np.sqrt(2))[use] / (4 * np.pi * width**2) for width in (small, large)
+    ]
     both = smooth(weight, np.sqrt(product))[use] / (2 * np.pi * (small**2 + large**2))
     white = squares[0] / under[use] ** 2 + squares[1] / around[use] ** 2
     white -= 2 * both / (under[use] * around[use])
     return max(1.0, float(np.sqrt(np.mean(wave**2 / white, dtype=float))))
+
+
+def _sums(values: np.ndarray) -> np.ndarray:
+    """Sums over blocks; what is left over at the border is dropped."""
+    n_y, n_x = (n // _BLOCK for n in values.shape)
+    blocks = values[: n_y * _BLOCK, : n_x * _BLOCK].reshape(n_y, _BLOCK, n_x, _BLOCK)
+    return blocks.sum(axis=(1, 3), dtype=np.float32)
 
 
 def _sky(signal: np.ndarray, mask: np.ndarray, factor: float) -> np.ndarray:

@@ -23,7 +23,7 @@ from astropy.utils.exceptions import AstropyWarning
 from astropy.wcs import WCS, FITSFixedWarning
 from scipy import ndimage
 
-from probablend.correlation import correlation_factor, noise_factors
+from probablend.correlation import WHITE, correlation_factor, noise_factors
 from probablend.zarrs import open_zarr
 
 __all__ = [
@@ -130,10 +130,10 @@ class PreparedImage:
         )
         signal, mask = self.signal[box], self.mask[box]
         if mask.all():
-            return 1.0, 1.0
+            return WHITE
         _, level, spread = sigma_clipped_stats(signal, mask=mask, sigma=3, maxiters=10)
         if not spread > 0:
-            return 1.0, 1.0
+            return WHITE
         return noise_factors(((signal - level) / spread).astype(np.float32), mask)
 
 

@@ -389,8 +389,10 @@ def draw_batch(
     if config.depth_fraction:
         depth = draw_depth(n, config.size, fraction=config.depth_fraction, generator=generator)
     batch = compose(bank, survey, scene, which, centre, mag, turns, noise, depth)
-    if config.correlated_fraction:
-        factors = torch.where(correlated[:, None], noise_factors(kernels), 1.0)
+    if config.correlated_fraction or config.sky_fraction:
+        factors = torch.ones(n, 2, device=device)
+        if config.correlated_fraction:
+            factors = torch.where(correlated[:, None], noise_factors(kernels), factors)
         batch = replace(batch, noise_factors=factors)
     if config.sky_fraction:
         batch = tilt_sky(batch, fraction=config.sky_fraction, generator=generator)

@@ -73,14 +73,17 @@ def tilt_sky(batch: "SceneBatch", *, fraction: float, generator: torch.Generator
 
 
 def _waves(width: Tensor, n_y: int, n_x: int, generator: torch.Generator) -> Tensor:
-    """White noise smoothed with a Gaussian of another width in every scene, of variance 1."""
+    """White noise smoothed with a Gaussian of another width in every scene, of unit variance.
+
+    That of an infinite sky: a scene holds a part of it, and less where waves are wide.
+    """
     n, device, width = len(width), width.device, _flat(width)
     white = torch.randn(n, n_y, n_x, generator=generator, device=device)
     k_y = torch.fft.fftfreq(n_y, device=device)[:, None]
     k_x = torch.fft.rfftfreq(n_x, device=device)
     kept = torch.exp(-2 * (math.pi * width) ** 2 * (k_y**2 + k_x**2))
     smooth = torch.fft.irfft2(torch.fft.rfft2(white) * kept, s=(n_y, n_x))
-    return smooth / smooth.std(dim=(1, 2), keepdim=True)
+    return smooth * 2 * math.sqrt(math.pi) * width
 
 
 def seam(batch: "SceneBatch", *, fraction: float, generator: torch.Generator) -> "SceneBatch":

@@ -22,6 +22,7 @@ from astropy.io import fits
 from probablend._version import __version__
 from probablend.catalog import provenance_header
 from probablend.checkpoint import file_hash, find_model, knows_sources, load_model, save_tensors
+from probablend.correlation import WHITE
 from probablend.device import resolve_device
 from probablend.images import (
     ImageFile,
@@ -185,6 +186,8 @@ def begin(settings: StreamSettings, work: Path, *, resume: bool, overwrite: bool
             raise FileNotFoundError(f"{work.parent} holds no unfinished run: start one")
         plan: dict[str, Any] = json.loads((work / "plan.json").read_text())
         check_same(wanted, plan["settings"], work.parent)
+        if "noise_factors" not in plan:
+            raise ValueError(f"{work.parent} was begun by an earlier version: overwrite it")
         return plan
     if (work / "plan.json").exists() and not overwrite:
         raise FileExistsError(
@@ -349,7 +352,7 @@ def _decide(
         raise NothingToSegmentError("image has no usable pixel: all are NaN, masked or constant")
     if fwhm is None:
         fwhm = assumed_psf_fwhm(meta)
-    near, far = np.median(factors, axis=0).tolist() if factors else (1.0, 1.0)
+    near, far = np.median(factors, axis=0).tolist() if factors else WHITE
     return fwhm, (near, far), "none" if background == "auto" else background
 
 

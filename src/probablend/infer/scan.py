@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from probablend.correlation import WHITE
 from probablend.emulate.classes import PixelClass
 from probablend.infer.tiles import WHOLE, Tile, Window, cover
 from probablend.models.distribution import Drawn, SegmentationNetwork
@@ -100,7 +101,7 @@ def scan_image(
     n_samples: int,
     seed: int,
     psf_fwhm: float | np.ndarray,
-    noise_factors: tuple[float, float] = (1.0, 1.0),
+    noise_factors: tuple[float, float] = WHITE,
     positions: np.ndarray | None = None,
     tile_size: int,
     device: torch.device,
