@@ -5,9 +5,11 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
+from probablend.correlation import FAR, NEAR
 from probablend.emulate.bank import draw_bank
 from probablend.emulate.compose import SceneBatch, SceneConfig, Sources, draw_batch
-from probablend.emulate.damage import IGNORED, damage, seam, tilt_sky
+from probablend.emulate.damage import IGNORED, _waves, damage, seam, tilt_sky
+from probablend.emulate.noise import wave_strengths
 from probablend.survey import PSF_RANGE, draw_survey
 
 
@@ -94,7 +96,7 @@ def test_what_is_left_of_the_sky_is_little_and_smooth(batch):
     middle = rest - rest.mean(dim=(1, 2), keepdim=True)
     boxes = torch.nn.functional.avg_pool2d(middle[:, None], 8) * 8  # unit noise, were it white
     assert 0.2 < boxes.std() < 2.0
-    # What is told of them is what they add to white noise on either scale.
+    # What is told of them is what they add to white noise on the larger scale.
     told = tilt_sky(
         replace(batch, noise_factors=torch.ones(len(batch.image), 2)), fraction=1.0,
         generator=generator(),
@@ -110,6 +112,27 @@ def test_what_is_left_of_the_sky_is_little_and_smooth(batch):
     some = tilt_sky(batch, fraction=0.5, generator=generator())
     share = (some.image != batch.image).flatten(1).any(dim=1).float().mean()
     assert 0.25 < share < 0.75
+
+
+@pytest.mark.parametrize("width", [3.0, 8.0, 16.0])
+def test_waves_are_as_strong_on_every_scale_as_is_said(width):
+    many = torch.full((400,), width)
+    waves, white = (
+        field.numpy()
+        for field in (
+            _waves(many, 128, 128, generator()),
+            torch.randn(400, 128, 128, generator=generator()),
+        )
+    )
+    assert waves.var() == pytest.approx(1, abs=0.1)  # of many, though not of each
+
+    def smooth(fields, sigma):
+        return gaussian_filter(fields, (0, sigma, sigma), mode="wrap")
+
+    pairs = [[smooth(each, NEAR) for each in (waves, white)]]
+    pairs += [[smooth(each, FAR[0]) - smooth(each, FAR[1]) for each in (waves, white)]]
+    found = [one.var() / other.var() for one, other in pairs]
+    assert found == pytest.approx(wave_strengths(many)[0].tolist(), rel=0.12)
 
 
 def test_surveys_that_might_be_are_within_their_range():
