@@ -107,8 +107,8 @@ def main() -> None:
     signal = torch.from_numpy(np.asarray(scene.image / scene.rms, np.float32))[None, None]
     cells = torch.nn.functional.pixel_unshuffle(torch.asinh(signal), network.config.stem)
     width = torch.full_like(cells[:, :1], float(np.log(survey.psf_fwhm_pixels)))
-    told = network.config.knows_noise + network.config.knows_sky
-    white = torch.zeros_like(width).expand(-1, told, -1, -1)  # ln of the noise factors
+    # ln of the noise factors
+    white = torch.zeros_like(width).expand(-1, network.config.n_noise_factors, -1, -1)
     cells = torch.cat([cells, width, white], dim=1)
     rows, wanted = {}, None
     for name, run in engines(Trunk(network).eval(), cells).items():

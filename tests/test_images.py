@@ -262,7 +262,7 @@ def test_white_noise_is_left_alone_however_crowded_the_image(scene):
 
 
 def test_a_rough_sky_is_told_from_a_smooth_one_however_crowded_the_image(scene):
-    """Under noise of 1, waves of width w and variance a² have ρ(l) = a²/(1 + a²) exp(−l²/4w²)."""
+    """Waves of a width and strength, under the galaxies of a field and without any."""
     signal, blank = scene.image / scene.rms, np.zeros(scene.image.shape, bool)
     assert roughness_factor(signal, blank) < 1.05
     generator = np.random.default_rng(5)

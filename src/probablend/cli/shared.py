@@ -190,11 +190,11 @@ def progress(unit: str) -> Iterator[Callable[[int, int], None]]:
         console=err,
         disable=out.quiet or not err.is_terminal,
         transient=True,
-    ) as progress:
-        task = progress.add_task("segment", total=0.0)
+    ) as bar:
+        task = bar.add_task("segment", total=0.0)
 
         def show(done: int, total: int) -> None:
-            progress.update(task, completed=done / scale, total=total / scale)
+            bar.update(task, completed=done / scale, total=total / scale)
 
         yield show
 

@@ -210,20 +210,16 @@ def correlate(noise: Tensor, kernels: Tensor) -> Tensor:
         :func:`~probablend.correlation.correlation_factor` counts.
     """
     n, reach = len(noise), kernels.shape[-1] // 2
-    correlation = _autocorrelation(kernels)
-    strength = (correlation * _near(_squared_distance(correlation))).sum(dim=(1, 2))
-    kernels = kernels / strength.sqrt()[:, None, None]
+    _, near, _ = _strengths(kernels)
+    kernels = kernels / near.sqrt()[:, None, None]
     padded = F.pad(noise[None], [reach] * 4, mode="circular")
     return F.conv2d(padded, kernels[:, None], groups=n)[0]
 
 
 def noise_factors(kernels: Tensor) -> Tensor:
     """What :func:`~probablend.correlation.noise_factors` are for each kernel, (scene, 2), ≥ 1."""
-    correlation = _autocorrelation(kernels)
-    square = _squared_distance(correlation)
-    at_zero = correlation[:, square == 0]
-    strengths = [(correlation * w).sum(dim=(1, 2)) for w in (_near(square), _far(square))]
-    return (torch.stack(strengths, dim=1) / at_zero).sqrt().clamp(min=1)
+    pixels, near, far = _strengths(kernels)
+    return (torch.stack([near, far], dim=1) / pixels[:, None]).sqrt().clamp(min=1)
 
 
 def wave_strengths(width: Tensor) -> Tensor:
@@ -265,14 +261,11 @@ def _far(square: Tensor) -> Tensor:
     return weight / (1 / (2 * small) + 1 / (2 * large) - 2 / (small + large))
 
 
-def _autocorrelation(kernels: Tensor) -> Tensor:
-    """(scene, k, k) → (scene, 2k − 1, 2k − 1)."""
+def _strengths(kernels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Variance of smoothed white noise from pixel to pixel, and on both scales, each (scene,)."""
     reach = kernels.shape[-1] - 1
-    return F.conv2d(kernels[None], kernels[:, None], padding=reach, groups=len(kernels))[0]
-
-
-def _squared_distance(correlation: Tensor) -> Tensor:
-    """Of each lag, (y, x)."""
-    reach = correlation.shape[-1] // 2
-    t = torch.arange(-reach, reach + 1, device=correlation.device, dtype=correlation.dtype)
-    return t[:, None] ** 2 + t**2
+    correlation = F.conv2d(kernels[None], kernels[:, None], padding=reach, groups=len(kernels))[0]
+    t = torch.arange(-reach, reach + 1, device=kernels.device, dtype=kernels.dtype)
+    square = t[:, None] ** 2 + t**2  # of each lag, (y, x)
+    near, far = ((correlation * weight(square)).sum(dim=(1, 2)) for weight in (_near, _far))
+    return correlation[:, reach, reach], near, far

@@ -111,6 +111,11 @@ class FieldNetworkConfig(UNetConfig):
         if not self.latent_spacings or min(self.latent_spacings) < 2:
             raise ValueError(f"latent_spacings must be at least 2; got {self.latent_spacings}")
 
+    @property
+    def n_noise_factors(self) -> int:
+        """How many of :func:`~probablend.correlation.noise_factors` it is told."""
+        return self.knows_noise + self.knows_sky
+
 
 def check_precision(precision: str) -> None:
     """Refuse a precision that there is not."""
@@ -140,7 +145,7 @@ class PointwiseHead(nn.Module):
 def _told(config: FieldNetworkConfig) -> list[int]:
     """Numbers per source that a first version of this network was not told; they come last."""
     symmetric = len(config.apertures) * (config.n_sectors > 0)
-    return [config.knows_noise + config.knows_sky, symmetric, symmetric]
+    return [config.n_noise_factors, symmetric, symmetric]
 
 
 class Photometry(nn.Module):
@@ -188,7 +193,7 @@ class FieldNetwork(SegmentationNetwork):
         super().__init__()
         self.config = config
         channels = config.channels
-        n_in = config.n_bands * config.stem**2 + 1 + _told(config)[0]
+        n_in = config.n_bands * config.stem**2 + 1 + config.n_noise_factors
         self.encoder = Encoder(n_in, channels, config.n_convs)
         self.decoder = Decoder(channels, config.n_convs)
         self.head = PointwiseHead(config)
@@ -289,10 +294,10 @@ class FieldNetwork(SegmentationNetwork):
         """
         n_y, n_x = image.shape[-2:]
         config = self.config
-        log_noise = image.new_zeros(len(image), _told(config)[0])
+        log_noise = image.new_zeros(len(image), config.n_noise_factors)
         if noise_factors is not None:
             most = image.new_tensor(_MOST_CORRELATED)
-            log_noise = noise_factors.to(image).minimum(most).log()[:, : _told(config)[0]]
+            log_noise = noise_factors.to(image).minimum(most).log()[:, : config.n_noise_factors]
         if psf_fwhm is None:
             psf_fwhm = torch.full((len(image),), 2.0)
         log_fwhm = psf_fwhm.to(image).log()
