@@ -119,6 +119,24 @@ def test_the_noise_is_estimated_under_sources(sky):
     assert prepared.signal.std() > 1
 
 
+def test_noise_that_changes_over_the_image_is_a_map(generator):
+    true = np.where(np.arange(768) < 400, 1.0, 1.5).astype(np.float32)
+    image = (true * generator.standard_normal((640, 768))).astype(np.float32)
+    noise = prepare_image(image).rms
+    assert isinstance(noise, np.ndarray)
+    assert np.abs(noise / true - 1)[:, :256].max() < 0.1
+    assert np.abs(noise / true - 1)[:, -256:].max() < 0.1
+
+
+@pytest.mark.parametrize("peak", [0.0, 300.0])
+def test_even_noise_is_a_number_whatever_lies_in_it(peak, generator):
+    y, x = np.indices((640, 768)) - np.array([[[300]], [[400]]])
+    image = generator.standard_normal((640, 768)) + peak * np.exp(-np.hypot(y, x) / 30)
+    noise = prepare_image(image.astype(np.float32)).rms
+    assert isinstance(noise, float)
+    assert noise == pytest.approx(1, abs=0.1)
+
+
 def test_a_background_is_subtracted_when_there_is_one(sky):
     gradient = np.linspace(900, 1100, sky.shape[1])[None, :]
     with_sky = prepare_image(sky + gradient)

@@ -8,7 +8,15 @@ hide under the noise of a pixel, and show where many are summed.
 import numpy as np
 from scipy import ndimage
 
-__all__ = ["FAR", "NEAR", "WHITE", "correlation_factor", "noise_factors", "roughness_factor"]
+__all__ = [
+    "FAR",
+    "NEAR",
+    "WHITE",
+    "correlation_factor",
+    "empty_sky",
+    "noise_factors",
+    "roughness_factor",
+]
 
 NEAR = 1.0  # σ of a Gaussian like a PSF, pixels
 WHITE = (1.0, 1.0)  # the factors of white noise
@@ -109,6 +117,28 @@ def roughness_factor(signal: np.ndarray, mask: np.ndarray, factor: float = 1.0) 
     white = squares[0] / under[use] ** 2 + squares[1] / around[use] ** 2
     white -= 2 * both / (under[use] * around[use])
     return max(1.0, float(np.sqrt(np.mean(wave**2 / white, dtype=float))))
+
+
+def empty_sky(signal: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Pixels where no source stands out, however correlated the noise is.
+
+    Parameters
+    ----------
+    signal : ndarray, shape (y, x)
+        In units of the noise from pixel to pixel, background subtracted.
+    mask : ndarray of bool, shape (y, x)
+        True = not used.
+
+    Returns
+    -------
+    ndarray of bool, shape (y, x)
+    """
+    smooth = ndimage.gaussian_filter(signal, NEAR)
+    usable = smooth[~mask]
+    level = np.median(usable)
+    limit = 3 * 1.4826 * np.median(np.abs(usable - level))
+    odd = (np.abs(smooth - level) > limit) | mask
+    return ~ndimage.maximum_filter(odd, size=2 * _REACH + 1)
 
 
 def _sums(values: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ from astropy.utils.exceptions import AstropyWarning
 from astropy.wcs import WCS, FITSFixedWarning
 from scipy import ndimage
 
-from probablend.correlation import WHITE, correlation_factor, noise_factors
+from probablend.correlation import WHITE, correlation_factor, empty_sky, noise_factors
 from probablend.zarrs import open_zarr
 
 __all__ = [
@@ -53,6 +53,12 @@ _LEAST_NOISE, _MOST_NOISE = 0.3, 4.0
 # A background is taken out when it is larger than this many times the noise: crowded fields
 # with a subtracted sky come out a tenth too high from any estimator.
 _BACKGROUND_TOLERANCE = 0.3
+# Noise that is estimated is a map where it changes by more than this; where nothing was recorded it
+# is not zero.
+_NOISE_TOLERANCE, _LEAST_OF_TYPICAL = 0.03, 0.5
+_BOXES = 3  # on a side: images with fewer have one noise
+_CLIPPED = 0.9866  # standard deviation of a normal distribution that is clipped at 3 σ
+_MIN_SKY = 500  # pixels
 # A patch of exact zeros this large is where a mosaic has no data.
 _MIN_HOLE = 100
 _ZEROPOINT_KEYS = ("MAGZERO", "MAGZPT", "MAGZP", "ZEROPNT", "ZEROPT", "PHOTZP", "ZP")
@@ -463,8 +469,8 @@ def prepare_image(
         Pixels, any unit.
     rms : float or ndarray, optional
         Noise per pixel of the sky (without the photons of the sources), same unit; estimated
-        if not given, and then raised if it is correlated, see
-        :func:`~probablend.correlation.correlation_factor`.
+        if not given, as a map where it changes over the image by more than 3 %, and then
+        raised if it is correlated, see :func:`~probablend.correlation.correlation_factor`.
         Pixels of a map that are not positive and finite are masked: zero means missing.
     mask : ndarray of bool, optional
         True = do not use. Pixels that are not finite, and patches of exact zeros in an image
@@ -510,27 +516,29 @@ def prepare_image(
     clean = np.where(bad, np.median(good), image).astype(np.float32)
     level, spread = _estimate(clean, bad)
     if noise is None:
-        noise = spread
-        if not (np.isfinite(noise) and noise > 0):
+        if not (np.isfinite(spread) and spread > 0):
             raise NothingToSegmentError("the noise cannot be estimated: give it with rms")
-        flat = ((clean - level) / noise).astype(np.float32)
-        if (factor := correlation_factor(flat, bad)) > 1:
-            log.info(
-                "estimated noise: %.4g per pixel, counted as %.4g, since it is correlated: %.2f "
-                "times as strong on the scale of a source", noise, noise * factor, factor,
-            )  # fmt: skip
-            noise *= factor
-        else:
-            log.info("estimated noise per pixel: %.4g", noise)
+        level, noise = _between_sources(clean, bad, level, spread)
+        factor = correlation_factor(((clean - level) / noise).astype(np.float32), bad)
+        typical = _typical(noise, bad)
+        log.info(
+            "estimated noise: %.4g per pixel%s%s", typical,
+            ", a map, since it changes over the image" if isinstance(noise, np.ndarray) else "",
+            f", counted as {typical * factor:.4g}, since it is correlated: {factor:.2f} times as "
+            "strong on the scale of a source" if factor > 1 else "",
+        )  # fmt: skip
+        noise = noise * factor
     elif compare_noise:
-        _compare_noise(noise, spread, bad)
+        _compare_noise(_typical(noise, bad), spread)
     # Half the field may be deeper: compare with the typical noise.
-    typical = float(np.median(noise[~bad])) if isinstance(noise, np.ndarray) else noise
+    typical = _typical(noise, bad)
     excess = max(abs(float(np.median(level))), float(np.std(level)))
     subtract = background == "subtract" or (
         background == "auto" and excess > _BACKGROUND_TOLERANCE * typical
     )
     if subtract:
+        if rms is not None:
+            level, _ = _between_sources(clean, bad, level, spread)
         log.info("subtracted a background of median %.4g", float(np.median(level)))
     divisor = np.where(bad, 1, noise) if isinstance(noise, np.ndarray) else noise
     with np.errstate(over="ignore"):
@@ -545,9 +553,13 @@ def prepare_image(
     )
 
 
-def _compare_noise(noise: float | np.ndarray, spread: float, bad: np.ndarray) -> None:
+def _typical(noise: float | np.ndarray, bad: np.ndarray) -> float:
+    """The noise of most pixels."""
+    return float(np.median(noise[~bad])) if isinstance(noise, np.ndarray) else noise
+
+
+def _compare_noise(given: float, spread: float) -> None:
     """Say so if the noise that was given is not that of the pixels."""
-    given = float(np.median(noise[~bad])) if isinstance(noise, np.ndarray) else noise
     if not (spread > 0 and _LEAST_NOISE < given / spread < _MOST_NOISE):
         log.warning(
             "the noise that was given, %.3g per pixel, is %.2g times what the pixels scatter by: "
@@ -597,3 +609,32 @@ def _estimate(image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray | float, 
         return float(median), float(spread)
     mesh = sep.Background(image, mask=mask, bw=_BOX, bh=_BOX, fw=3, fh=3)
     return mesh.back(), float(mesh.globalrms)
+
+
+def _between_sources(
+    image: np.ndarray, mask: np.ndarray, level: np.ndarray | float, spread: float
+) -> tuple[np.ndarray | float, np.ndarray | float]:
+    """Background and noise (maps or constants) of the pixels where no source stands out.
+
+    In crowds SExtractor's estimator alone finds a tenth too much of both.
+    """
+    # In units of the noise: an image in physical ones is as small as 1e-23.
+    signal = ((image - level) / spread).astype(np.float32)
+    other = ~empty_sky(signal, mask)
+    if min(image.shape) < _BOXES * _BOX:
+        sky = signal[~other]
+        if sky.size < _MIN_SKY:
+            return level, spread
+        _, median, own = sigma_clipped_stats(sky.astype(float), sigma=3, maxiters=10)
+        return level + float(median) * spread, float(own) / _CLIPPED * spread
+    n_y, n_x = (n // _BOX * _BOX for n in image.shape)
+    boxes = other[:n_y, :n_x].reshape(n_y // _BOX, _BOX, n_x // _BOX, _BOX).mean(axis=(1, 3))
+    if np.mean(boxes < 0.5) < 0.5:  # too few that sep would use
+        return level, spread
+    mesh = sep.Background(signal, mask=other, bw=_BOX, bh=_BOX, fw=3, fh=3)
+    level = level + mesh.back() * np.float32(spread)
+    noise = mesh.rms()
+    low, typical, high = np.percentile(noise[::8, ::8], [16, 50, 84])
+    if high - low < 2 * _NOISE_TOLERANCE * typical:
+        return level, float(mesh.globalrms) / _CLIPPED * spread
+    return level, np.maximum(noise, _LEAST_OF_TYPICAL * typical) * np.float32(spread / _CLIPPED)
