@@ -21,7 +21,8 @@ __all__ = [
 NEAR = 1.0  # σ of a Gaussian like a PSF, pixels
 WHITE = (1.0, 1.0)  # the factors of white noise
 FAR = (4.0, 16.0)  # σ of two Gaussians, of which the difference is taken
-_REACH, _ROUNDS = 4, 3  # pixels, iterations
+_REACH = 4  # pixels
+_ROUNDS = 5
 _MIN_SKY = 500  # pixels from which correlations can be told
 _BLOCK = 2  # pixels
 _COVERED = (0.5, 0.25)  # least share of sky under the two Gaussians
@@ -29,8 +30,9 @@ _COVERED = (0.5, 0.25)  # least share of sky under the two Gaussians
 
 def noise_factors(signal: np.ndarray, mask: np.ndarray) -> tuple[float, float]:
     """Both: :func:`correlation_factor`, :func:`roughness_factor`."""
-    near = correlation_factor(signal, mask)
-    return near, roughness_factor(signal, mask, near)
+    if mask.all():
+        return WHITE
+    return correlation_factor(signal, mask), roughness_factor(signal, mask)
 
 
 def correlation_factor(signal: np.ndarray, mask: np.ndarray) -> float:
@@ -43,7 +45,7 @@ def correlation_factor(signal: np.ndarray, mask: np.ndarray) -> float:
     Parameters
     ----------
     signal : ndarray, shape (y, x)
-        In units of the noise from pixel to pixel, background subtracted.
+        Background subtracted, of even noise.
     mask : ndarray of bool, shape (y, x)
         True = not used.
 
@@ -52,25 +54,24 @@ def correlation_factor(signal: np.ndarray, mask: np.ndarray) -> float:
     float
         At least 1.
     """
-    factor = 1.0
-    for _ in range(_ROUNDS):
-        sky = _sky(signal, mask, factor)
-        if sky.sum() < _MIN_SKY:
-            break
-        noise = np.where(sky, signal - signal[sky].mean(), 0.0)
-        total = 0.0
-        for dy in range(-_REACH, _REACH + 1):
-            for dx in range(-_REACH, _REACH + 1):
-                first = (_part(dy), _part(dx))
-                second = (_part(-dy), _part(-dx))
-                n = np.count_nonzero(sky[first] & sky[second])
-                covariance = (noise[first] * noise[second]).sum() / max(n, 1)
-                total += covariance * np.exp(-(dy**2 + dx**2) / (4 * NEAR**2))
-        factor = max(1.0, float(np.sqrt(max(total, 0.0))))
-    return factor
+    sky = empty_sky(signal, mask)
+    if sky.sum() < _MIN_SKY:
+        return 1.0
+    noise = np.where(sky, signal - signal[sky].mean(), 0.0)
+    total = 0.0
+    for dy in range(_REACH + 1):
+        for dx in range(-_REACH if dy else 0, _REACH + 1):  # the other half is the same
+            first = (_part(dy), _part(dx))
+            second = (_part(-dy), _part(-dx))
+            n = np.count_nonzero(sky[first] & sky[second])
+            covariance = (noise[first] * noise[second]).sum() / max(n, 1)
+            twice = 2 if dy or dx else 1
+            total += twice * covariance * np.exp(-(dy**2 + dx**2) / (4 * NEAR**2))
+    variance = (noise**2).sum() / sky.sum()
+    return max(1.0, float(np.sqrt(max(total / variance, 0.0)))) if variance > 0 else 1.0
 
 
-def roughness_factor(signal: np.ndarray, mask: np.ndarray, factor: float = 1.0) -> float:
+def roughness_factor(signal: np.ndarray, mask: np.ndarray) -> float:
     """How much stronger noise is than white noise on the scale of a few PSFs.
 
     The sky smoothed with a Gaussian of σ = 4 pixels, less that of σ = 16: the wings of large
@@ -80,22 +81,20 @@ def roughness_factor(signal: np.ndarray, mask: np.ndarray, factor: float = 1.0) 
     Parameters
     ----------
     signal : ndarray, shape (y, x)
-        In units of the noise from pixel to pixel, background subtracted.
+        Background subtracted, of even noise.
     mask : ndarray of bool, shape (y, x)
         True = not used.
-    factor : float
-        See :func:`correlation_factor`: how far noise stands out.
 
     Returns
     -------
     float
         At least 1.
     """
-    sky = _sky(signal, mask, factor)
-    if sky.sum() < _MIN_SKY:
+    sky = empty_sky(signal, mask)
+    if sky.sum() < _MIN_SKY or not (spread := float(signal[sky].std())) > 0:
         return 1.0
     # Sums over blocks of pixels, and how many of them are sky: the Gaussians are much wider.
-    noise = _sums(np.where(sky, signal - signal[sky].mean(), 0.0))
+    noise = _sums(np.where(sky, (signal - signal[sky].mean()) / spread, 0.0))
     weight = _sums(sky)
     small, large = (width / _BLOCK for width in FAR)
 
@@ -120,12 +119,12 @@ def roughness_factor(signal: np.ndarray, mask: np.ndarray, factor: float = 1.0) 
 
 
 def empty_sky(signal: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Pixels where no source stands out, however correlated the noise is.
+    """Pixels where nothing stands out, source or hole, however correlated the noise is.
 
     Parameters
     ----------
     signal : ndarray, shape (y, x)
-        In units of the noise from pixel to pixel, background subtracted.
+        Background subtracted, of even noise.
     mask : ndarray of bool, shape (y, x)
         True = not used.
 
@@ -133,12 +132,31 @@ def empty_sky(signal: np.ndarray, mask: np.ndarray) -> np.ndarray:
     -------
     ndarray of bool, shape (y, x)
     """
+    if mask.all():
+        return np.zeros(mask.shape, dtype=bool)
     smooth = ndimage.gaussian_filter(signal, NEAR)
     usable = smooth[~mask]
-    level = np.median(usable)
-    limit = 3 * 1.4826 * np.median(np.abs(usable - level))
-    odd = (np.abs(smooth - level) > limit) | mask
-    return ~ndimage.maximum_filter(odd, size=2 * _REACH + 1)
+    inside = usable
+    for _ in range(_ROUNDS):
+        level = np.median(inside)
+        # Below the level there are no sources.
+        limit = 3.5 * 1.4826 * np.median(level - usable[usable <= level])
+        inside = usable[np.abs(usable - level) <= limit]
+    odd = np.abs(smooth - level) > limit
+    other = ndimage.maximum_filter(odd | mask, size=2 * _REACH + 1)
+    return ~(other | _around_large(odd))
+
+
+def _around_large(odd: np.ndarray) -> np.ndarray:
+    """What lies as far out as what stands out is wide: the wings of large galaxies."""
+    parts, _ = ndimage.label(odd)
+    radius = np.sqrt(np.bincount(parts.ravel()) / np.pi)
+    radius[0] = 0
+    around = np.zeros(odd.shape, dtype=bool)
+    for size in 2.0 ** np.arange(3, 12):
+        if (some := (radius >= size) & (radius < 2 * size)).any():
+            around |= ndimage.distance_transform_edt(~some[parts]) < size
+    return around
 
 
 def _sums(values: np.ndarray) -> np.ndarray:
@@ -146,17 +164,6 @@ def _sums(values: np.ndarray) -> np.ndarray:
     n_y, n_x = (n // _BLOCK for n in values.shape)
     blocks = values[: n_y * _BLOCK, : n_x * _BLOCK].reshape(n_y, _BLOCK, n_x, _BLOCK)
     return blocks.sum(axis=(1, 3), dtype=np.float32)
-
-
-def _sky(signal: np.ndarray, mask: np.ndarray, factor: float) -> np.ndarray:
-    """Pixels far from all that stands out, and from holes; how far depends on the factor."""
-    if mask.all():
-        return np.zeros(mask.shape, dtype=bool)
-    smooth = ndimage.gaussian_filter(signal, NEAR) * np.sqrt(4 * np.pi) * NEAR  # 1 if white
-    # Noise alone hardly ever makes one so deep.
-    hole = -5 * max(1.0, 1.4826 * float(np.median(np.abs(smooth[~mask]))))
-    odd = (smooth > 2.5 * factor) | (smooth < hole) | mask
-    return ~ndimage.binary_dilation(odd, iterations=4)
 
 
 def _part(shift: int) -> slice:

@@ -23,7 +23,7 @@ from astropy.utils.exceptions import AstropyWarning
 from astropy.wcs import WCS, FITSFixedWarning
 from scipy import ndimage
 
-from probablend.correlation import WHITE, correlation_factor, empty_sky, noise_factors
+from probablend.correlation import correlation_factor, empty_sky, noise_factors
 from probablend.zarrs import open_zarr
 
 __all__ = [
@@ -50,9 +50,9 @@ _BOX = 128
 _REGION = 1024  # pixels in the middle that tell how correlated the noise is
 # Noise that is given, over the scatter of the pixels: crowds make that larger, drizzling smaller.
 _LEAST_NOISE, _MOST_NOISE = 0.3, 4.0
-# A background is taken out when it is larger than this many times the noise: crowded fields
-# with a subtracted sky come out a tenth too high from any estimator.
-_BACKGROUND_TOLERANCE = 0.3
+# A background is taken out when its level or its changes are larger than so many times the noise.
+# Halos of large galaxies look like changes, and where no sky is seen a level may be theirs.
+_LEVEL_TOLERANCE, _BACKGROUND_TOLERANCE = 0.1, 0.3
 # Noise that is estimated is a map where it changes by more than this; where nothing was recorded it
 # is not zero.
 _NOISE_TOLERANCE, _LEAST_OF_TYPICAL = 0.03, 0.5
@@ -131,16 +131,8 @@ class PreparedImage:
 
         See :func:`~probablend.correlation.noise_factors`.
         """
-        box = tuple(
-            slice(max(0, (n - _REGION) // 2), (n + _REGION) // 2) for n in self.signal.shape
-        )
-        signal, mask = self.signal[box], self.mask[box]
-        if mask.all():
-            return WHITE
-        _, level, spread = sigma_clipped_stats(signal, mask=mask, sigma=3, maxiters=10)
-        if not spread > 0:
-            return WHITE
-        return noise_factors(((signal - level) / spread).astype(np.float32), mask)
+        middle = _middle(self.signal.shape)
+        return noise_factors(self.signal[middle], self.mask[middle])
 
 
 def read_image(path: Path | str, *, ext: int | str | None = None) -> ImageData:
@@ -476,7 +468,7 @@ def prepare_image(
         True = do not use. Pixels that are not finite, and patches of exact zeros in an image
         that is not of whole numbers (where a mosaic has no data), are masked anyway.
     background : {"auto", "subtract", "none"}
-        ``"auto"`` subtracts only what exceeds 0.3 of the noise.
+        ``"auto"`` subtracts it if its level exceeds 0.1 of the noise, or its changes 0.3.
     compare_noise : bool
         Whether to warn if the noise that is given is far from the scatter of the pixels.
 
@@ -515,11 +507,15 @@ def prepare_image(
 
     clean = np.where(bad, np.median(good), image).astype(np.float32)
     level, spread = _estimate(clean, bad)
+    seen = None
     if noise is None:
         if not (np.isfinite(spread) and spread > 0):
             raise NothingToSegmentError("the noise cannot be estimated: give it with rms")
-        level, noise = _between_sources(clean, bad, level, spread)
-        factor = correlation_factor(((clean - level) / noise).astype(np.float32), bad)
+        seen = _between_sources(clean, bad, level, spread)
+        level, noise = seen or (level, spread)
+        middle = _middle(image.shape)
+        flat = ((clean - level) / noise)[middle].astype(np.float32)
+        factor = correlation_factor(flat, bad[middle])
         typical = _typical(noise, bad)
         log.info(
             "estimated noise: %.4g per pixel%s%s", typical,
@@ -532,13 +528,19 @@ def prepare_image(
         _compare_noise(_typical(noise, bad), spread)
     # Half the field may be deeper: compare with the typical noise.
     typical = _typical(noise, bad)
-    excess = max(abs(float(np.median(level))), float(np.std(level)))
+    if rms is not None and background != "none":
+        large = max(abs(float(np.median(level))), float(np.std(level))) > _LEVEL_TOLERANCE * typical
+        seen = _between_sources(clean, bad, level, spread) if large else None
+        level, _ = seen or (level, spread)
+    tolerance = (_LEVEL_TOLERANCE if seen else _BACKGROUND_TOLERANCE) * typical
     subtract = background == "subtract" or (
-        background == "auto" and excess > _BACKGROUND_TOLERANCE * typical
+        background == "auto"
+        and (
+            abs(float(np.median(level))) > tolerance
+            or float(np.std(level)) > _BACKGROUND_TOLERANCE * typical
+        )
     )
     if subtract:
-        if rms is not None:
-            level, _ = _between_sources(clean, bad, level, spread)
         log.info("subtracted a background of median %.4g", float(np.median(level)))
     divisor = np.where(bad, 1, noise) if isinstance(noise, np.ndarray) else noise
     with np.errstate(over="ignore"):
@@ -551,6 +553,11 @@ def prepare_image(
         mask=bad,
         background=float(np.median(level)) if subtract else 0.0,
     )
+
+
+def _middle(shape: tuple[int, ...]) -> tuple[slice, ...]:
+    """What tells how correlated the noise is."""
+    return tuple(slice(max(0, (n - _REGION) // 2), (n + _REGION) // 2) for n in shape)
 
 
 def _typical(noise: float | np.ndarray, bad: np.ndarray) -> float:
@@ -613,10 +620,11 @@ def _estimate(image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray | float, 
 
 def _between_sources(
     image: np.ndarray, mask: np.ndarray, level: np.ndarray | float, spread: float
-) -> tuple[np.ndarray | float, np.ndarray | float]:
+) -> tuple[np.ndarray | float, np.ndarray | float] | None:
     """Background and noise (maps or constants) of the pixels where no source stands out.
 
-    In crowds SExtractor's estimator alone finds a tenth too much of both.
+    In crowds SExtractor's estimator alone, which comes first, finds a tenth too much of both. None
+    if too little of the sky is seen.
     """
     # In units of the noise: an image in physical ones is as small as 1e-23.
     signal = ((image - level) / spread).astype(np.float32)
@@ -624,13 +632,15 @@ def _between_sources(
     if min(image.shape) < _BOXES * _BOX:
         sky = signal[~other]
         if sky.size < _MIN_SKY:
-            return level, spread
+            return None
         _, median, own = sigma_clipped_stats(sky.astype(float), sigma=3, maxiters=10)
-        return level + float(median) * spread, float(own) / _CLIPPED * spread
+        noise = float(own) / _CLIPPED * spread
+        # What few boxes leave of a gradient is no level.
+        return (level if isinstance(level, np.ndarray) else level + float(median) * spread), noise
     n_y, n_x = (n // _BOX * _BOX for n in image.shape)
     boxes = other[:n_y, :n_x].reshape(n_y // _BOX, _BOX, n_x // _BOX, _BOX).mean(axis=(1, 3))
     if np.mean(boxes < 0.5) < 0.5:  # too few that sep would use
-        return level, spread
+        return None
     mesh = sep.Background(signal, mask=other, bw=_BOX, bh=_BOX, fw=3, fh=3)
     level = level + mesh.back() * np.float32(spread)
     noise = mesh.rms()

@@ -147,7 +147,7 @@ def test_only_some_scenes_have_correlated_noise(stamps):
     told = batch.noise_factors[:, 0].numpy()
     assert (told >= 1).all()
     assert (told[rms < 0.7] > 1.05).all()
-    assert 0.3 < (told == 1).mean() < 0.75
+    assert 0.3 < (told < 1.07).mean() < 0.75
     sky_seen = rms > 0
     assert np.corrcoef(np.log(rms[sky_seen]), np.log(told[sky_seen]))[0, 1] < -0.9
 

@@ -37,10 +37,9 @@ _CROWDED_COMPANIONS = (0.4, 0.8)
 _CROWDED_SLOPE = 0.15
 # Noise of the parts of a scene whose depth changes, in units of the deepest one.
 _SHALLOWEST = 2.5
-# What an estimate from an image finds of how correlated noise is: noise that stands out is taken
-# for a source, and sources hide some. On a small image the larger scale is uncertain, by so much
-# in its logarithm.
-_ESTIMATED, _UNSURE = (0.8, 0.97), 0.15
+# How uncertain estimates of the noise factors are on small images, in their logarithms; on larger
+# ones less.
+_UNSURE = (0.03, 0.08)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -401,10 +400,8 @@ def draw_batch(
     if config.damaged_fraction:
         batch = damage(batch, fraction=config.damaged_fraction, generator=generator)
     if batch.noise_factors is not None:
-        least, most = _ESTIMATED
-        seen = batch.noise_factors * (least + (most - least) * uniform(n, 1))
-        unsure = torch.randn(n, generator=generator, device=device) * uniform(n)
-        seen[:, 1] *= (_UNSURE * unsure).exp()
+        unsure = uniform(n, 1) * torch.randn(n, 2, generator=generator, device=device)
+        seen = batch.noise_factors * (unsure * unsure.new_tensor(_UNSURE)).exp()
         batch = replace(batch, noise_factors=seen.clamp(min=1))
     return batch
 
