@@ -119,9 +119,10 @@ def test_the_noise_is_estimated_under_sources(sky):
     assert prepared.signal.std() > 1
 
 
-def test_noise_that_changes_over_the_image_is_a_map(generator):
-    true = np.where(np.arange(768) < 400, 1.0, 1.5).astype(np.float32)
-    image = (true * generator.standard_normal((640, 768))).astype(np.float32)
+@pytest.mark.parametrize("deeper", [1 / 4, 1 / 1.5, 1.5, 4])
+def test_noise_that_changes_over_the_image_is_a_map(deeper, generator):
+    true = np.where(np.arange(1152) < 576, 1.0, deeper).astype(np.float32)
+    image = (true * generator.standard_normal((640, 1152))).astype(np.float32)
     noise = prepare_image(image).rms
     assert isinstance(noise, np.ndarray)
     assert np.abs(noise / true - 1)[:, :256].max() < 0.1
@@ -135,6 +136,38 @@ def test_even_noise_is_a_number_whatever_lies_in_it(peak, generator):
     noise = prepare_image(image.astype(np.float32)).rms
     assert isinstance(noise, float)
     assert noise == pytest.approx(1, abs=0.1)
+
+
+def test_noise_is_found_where_pixels_are_coarse_steps(generator):
+    """Most rounded numbers are 0, most of a frame without data is of one value."""
+    image = np.round(generator.normal(0, 0.4, (500, 500))).astype(int)
+    assert np.all(prepare_image(image).rms == pytest.approx(image.std(), rel=0.4))
+    half = np.full((100, 100), 7.7)
+    half[:, :33] = generator.standard_normal((100, 33))
+    assert prepare_image(half).mask.mean() < 0.1
+
+
+def test_correlated_noise_is_recognised_around_a_large_hole(generator):
+    noise = ndimage.gaussian_filter(generator.standard_normal((1500, 1500)), 1.0)
+    noise /= noise.std()
+    whole = np.median(prepare_image(noise).rms)
+    noise[200:1300, 200:1300] = np.nan
+    assert np.median(prepare_image(noise).rms) == pytest.approx(whole, rel=0.1)
+
+
+def test_a_background_without_any_noise_is_subtracted():
+    y, x = np.indices((100, 100)) - 50
+    image = 5 + 9 * np.exp(-(y**2 + x**2) / 20)
+    assert prepare_image(image, rms=1.0).background == pytest.approx(5, abs=0.1)
+
+
+@pytest.mark.filterwarnings("error")
+def test_damage_does_not_reach_the_estimates(generator):
+    image = generator.normal(0, 0.01, (400, 400)).astype(np.float32)
+    image[100, 100], image[100, 101] = 3e38, -3e38
+    prepared = prepare_image(image)
+    assert prepared.rms == pytest.approx(0.01, rel=0.05)
+    assert prepared.noise_factors[0] < 1.1
 
 
 def test_a_background_is_subtracted_when_there_is_one(sky):

@@ -40,8 +40,6 @@ _KEY = "probablend"
 _SUMS = "SHA256SUMS"  # beside the shipped weights, as sha256sum writes it
 _MAX_BYTES = 4 << 30  # of a weight or checkpoint file
 _MAX_SETTING = 4096  # of any integer that describes a network
-# Of weights that were made when noise factors were estimated 3 to 20 % too low.
-_TOLD_BEFORE = 0.885
 _SPARE = 1 << 20  # numbers that building a network may take beyond its weights
 
 
@@ -132,7 +130,7 @@ def load_model(name_or_path: str | Path) -> tuple[Network, dict[str, Any]]:
     _check_meta(path, meta)
     try:
         with _Budget(sum(value.numel() for value in tensors.values()) + _SPARE):
-            model = build_model(_settings(meta))
+            model = build_model(meta["model"])
     except (RuntimeError, MemoryError) as error:
         raise ValueError(f"{path} describes a network that cannot be built: {error}") from error
     own = model.state_dict()
@@ -147,14 +145,6 @@ def load_model(name_or_path: str | Path) -> tuple[Network, dict[str, Any]]:
         raise ValueError(f"{path} holds weights that are not finite")
     model.load_state_dict(tensors)
     return model.float().eval(), meta
-
-
-def _settings(meta: dict[str, Any]) -> dict[str, Any]:
-    """Settings of the network behind weights."""
-    settings: dict[str, Any] = meta["model"]
-    if settings.get("knows_noise") and "noise_told" not in settings:
-        return settings | {"noise_told": _TOLD_BEFORE}
-    return settings
 
 
 class _Budget(TorchDispatchMode):

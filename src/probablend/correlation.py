@@ -24,15 +24,14 @@ FAR = (4.0, 16.0)  # σ of two Gaussians, of which the difference is taken
 _REACH = 4  # pixels
 _ROUNDS = 5
 _MIN_SKY = 500  # pixels from which correlations can be told
-_BLOCK = 2  # pixels
+_BLOCK, _COARSE = 2, 4  # pixels
 _COVERED = (0.5, 0.25)  # least share of sky under the two Gaussians
 
 
 def noise_factors(signal: np.ndarray, mask: np.ndarray) -> tuple[float, float]:
     """Both: :func:`correlation_factor`, :func:`roughness_factor`."""
-    if mask.all():
-        return WHITE
-    return correlation_factor(signal, mask), roughness_factor(signal, mask)
+    sky = empty_sky(signal, mask)
+    return _correlation(signal, sky), _roughness(signal, sky)
 
 
 def correlation_factor(signal: np.ndarray, mask: np.ndarray) -> float:
@@ -54,7 +53,10 @@ def correlation_factor(signal: np.ndarray, mask: np.ndarray) -> float:
     float
         At least 1.
     """
-    sky = empty_sky(signal, mask)
+    return _correlation(signal, empty_sky(signal, mask))
+
+
+def _correlation(signal: np.ndarray, sky: np.ndarray) -> float:
     if sky.sum() < _MIN_SKY:
         return 1.0
     noise = np.where(sky, signal - signal[sky].mean(), 0.0)
@@ -90,7 +92,10 @@ def roughness_factor(signal: np.ndarray, mask: np.ndarray) -> float:
     float
         At least 1.
     """
-    sky = empty_sky(signal, mask)
+    return _roughness(signal, empty_sky(signal, mask))
+
+
+def _roughness(signal: np.ndarray, sky: np.ndarray) -> float:
     if sky.sum() < _MIN_SKY or not (spread := float(signal[sky].std())) > 0:
         return 1.0
     # Sums over blocks of pixels, and how many of them are sky: the Gaussians are much wider.
@@ -134,7 +139,8 @@ def empty_sky(signal: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """
     if mask.all():
         return np.zeros(mask.shape, dtype=bool)
-    smooth = ndimage.gaussian_filter(signal, NEAR)
+    filled = np.where(mask, np.median(signal[~mask]), signal)
+    smooth = ndimage.gaussian_filter(filled, NEAR)
     usable = smooth[~mask]
     inside = usable
     for _ in range(_ROUNDS):
@@ -152,11 +158,19 @@ def _around_large(odd: np.ndarray) -> np.ndarray:
     parts, _ = ndimage.label(odd)
     radius = np.sqrt(np.bincount(parts.ravel()) / np.pi)
     radius[0] = 0
-    around = np.zeros(odd.shape, dtype=bool)
-    for size in 2.0 ** np.arange(3, 12):
+    n_y, n_x = odd.shape
+    missing = [(0, -n % _COARSE) for n in odd.shape]
+    around = np.zeros([-(-n // _COARSE) for n in odd.shape], dtype=bool)
+    size = 2.0 * _COARSE
+    while (radius >= size).any():
         if (some := (radius >= size) & (radius < 2 * size)).any():
-            around |= ndimage.distance_transform_edt(~some[parts]) < size
-    return around
+            blocks = np.pad(some[parts], missing).reshape(
+                len(around), _COARSE, around.shape[1], _COARSE
+            )
+            away = ndimage.distance_transform_edt(~blocks.any(axis=(1, 3)))
+            around |= away * _COARSE < size
+        size *= 2
+    return np.repeat(np.repeat(around, _COARSE, axis=0), _COARSE, axis=1)[:n_y, :n_x]
 
 
 def _sums(values: np.ndarray) -> np.ndarray:

@@ -48,6 +48,7 @@ _PICTURES = (".png", ".jpg", ".jpeg")
 # Boxes of the background mesh; smaller images get one constant.
 _BOX = 128
 _REGION = 1024  # pixels in the middle that tell how correlated the noise is
+_MOST_MASKED = 0.7  # share of them
 # Noise that is given, over the scatter of the pixels: crowds make that larger, drizzling smaller.
 _LEAST_NOISE, _MOST_NOISE = 0.3, 4.0
 # A background is taken out when its level or its changes are larger than so many times the noise.
@@ -55,8 +56,10 @@ _LEAST_NOISE, _MOST_NOISE = 0.3, 4.0
 _LEVEL_TOLERANCE, _BACKGROUND_TOLERANCE = 0.1, 0.3
 # Noise that is estimated is a map where it changes by more than this; where nothing was recorded it
 # is not zero.
-_NOISE_TOLERANCE, _LEAST_OF_TYPICAL = 0.03, 0.5
-_BOXES = 3  # on a side: images with fewer have one noise
+_NOISE_TOLERANCE, _LEAST_OF_TYPICAL = 0.04, 0.1
+_BOXES = 9  # images with fewer have one noise
+_LEAST_OF_SPREAD = 0.05  # of quantised pixels hardly any scatter may be left
+_LEAST_KNOWN, _UNEVEN = 0.1, 0.25  # share of a box, change of the noise
 _CLIPPED = 0.9866  # standard deviation of a normal distribution that is clipped at 3 σ
 _MIN_SKY = 500  # pixels
 # A patch of exact zeros this large is where a mosaic has no data.
@@ -131,7 +134,7 @@ class PreparedImage:
 
         See :func:`~probablend.correlation.noise_factors`.
         """
-        middle = _middle(self.signal.shape)
+        middle = _middle(self.mask)
         return noise_factors(self.signal[middle], self.mask[middle])
 
 
@@ -461,14 +464,15 @@ def prepare_image(
         Pixels, any unit.
     rms : float or ndarray, optional
         Noise per pixel of the sky (without the photons of the sources), same unit; estimated
-        if not given, as a map where it changes over the image by more than 3 %, and then
+        if not given, as a map where it changes over a large image by more than 4 %, and then
         raised if it is correlated, see :func:`~probablend.correlation.correlation_factor`.
         Pixels of a map that are not positive and finite are masked: zero means missing.
     mask : ndarray of bool, optional
         True = do not use. Pixels that are not finite, and patches of exact zeros in an image
         that is not of whole numbers (where a mosaic has no data), are masked anyway.
     background : {"auto", "subtract", "none"}
-        ``"auto"`` subtracts it if its level exceeds 0.1 of the noise, or its changes 0.3.
+        ``"auto"`` subtracts it if its level exceeds 0.1 of the noise (0.3 where hardly any sky
+        is seen between the sources), or its changes 0.3.
     compare_noise : bool
         Whether to warn if the noise that is given is far from the scatter of the pixels.
 
@@ -513,9 +517,11 @@ def prepare_image(
             raise NothingToSegmentError("the noise cannot be estimated: give it with rms")
         seen = _between_sources(clean, bad, level, spread)
         level, noise = seen or (level, spread)
-        middle = _middle(image.shape)
-        flat = ((clean - level) / noise)[middle].astype(np.float32)
-        factor = correlation_factor(flat, bad[middle])
+        middle = _middle(bad)
+        here, under = (v[middle] if isinstance(v, np.ndarray) else v for v in (level, noise))
+        with np.errstate(over="ignore"):
+            flat = ((clean[middle] - here) / under).clip(-_MAX_SIGNAL, _MAX_SIGNAL)
+        factor = correlation_factor(flat.astype(np.float32), bad[middle])
         typical = _typical(noise, bad)
         log.info(
             "estimated noise: %.4g per pixel%s%s", typical,
@@ -529,7 +535,8 @@ def prepare_image(
     # Half the field may be deeper: compare with the typical noise.
     typical = _typical(noise, bad)
     if rms is not None and background != "none":
-        large = max(abs(float(np.median(level))), float(np.std(level))) > _LEVEL_TOLERANCE * typical
+        excess = max(abs(float(np.median(level))), float(np.std(level, dtype=float)))
+        large = background == "subtract" or excess > _LEVEL_TOLERANCE * typical
         seen = _between_sources(clean, bad, level, spread) if large else None
         level, _ = seen or (level, spread)
     tolerance = (_LEVEL_TOLERANCE if seen else _BACKGROUND_TOLERANCE) * typical
@@ -537,7 +544,7 @@ def prepare_image(
         background == "auto"
         and (
             abs(float(np.median(level))) > tolerance
-            or float(np.std(level)) > _BACKGROUND_TOLERANCE * typical
+            or float(np.std(level, dtype=float)) > _BACKGROUND_TOLERANCE * typical
         )
     )
     if subtract:
@@ -555,9 +562,10 @@ def prepare_image(
     )
 
 
-def _middle(shape: tuple[int, ...]) -> tuple[slice, ...]:
-    """What tells how correlated the noise is."""
-    return tuple(slice(max(0, (n - _REGION) // 2), (n + _REGION) // 2) for n in shape)
+def _middle(mask: np.ndarray) -> tuple[slice, ...]:
+    """What tells how correlated the noise is: the middle, or all if that has hardly a pixel."""
+    box = tuple(slice(max(0, (n - _REGION) // 2), (n + _REGION) // 2) for n in mask.shape)
+    return box if np.mean(mask[box]) < _MOST_MASKED else (slice(None), slice(None))
 
 
 def _typical(noise: float | np.ndarray, bad: np.ndarray) -> float:
@@ -626,25 +634,57 @@ def _between_sources(
     In crowds SExtractor's estimator alone, which comes first, finds a tenth too much of both. None
     if too little of the sky is seen.
     """
+    if not (np.isfinite(spread) and spread > 0):
+        return None
     # In units of the noise: an image in physical ones is as small as 1e-23.
-    signal = ((image - level) / spread).astype(np.float32)
-    other = ~empty_sky(signal, mask)
-    if min(image.shape) < _BOXES * _BOX:
+    with np.errstate(over="ignore"):
+        signal = np.clip((image - level) / spread, -_MAX_SIGNAL, _MAX_SIGNAL).astype(np.float32)
+    signal[mask] = 0
+    other = ~empty_sky(signal / _relative_noise(signal, mask), mask)
+    n_y, n_x = (n // _BOX for n in image.shape)
+    if n_y * n_x < _BOXES or min(n_y, n_x) < 2:
         sky = signal[~other]
         if sky.size < _MIN_SKY:
             return None
-        _, median, own = sigma_clipped_stats(sky.astype(float), sigma=3, maxiters=10)
-        noise = float(own) / _CLIPPED * spread
+        _, median, noise = sigma_clipped_stats(sky.astype(float), sigma=3, maxiters=10)
         # What few boxes leave of a gradient is no level.
-        return (level if isinstance(level, np.ndarray) else level + float(median) * spread), noise
-    n_y, n_x = (n // _BOX * _BOX for n in image.shape)
-    boxes = other[:n_y, :n_x].reshape(n_y // _BOX, _BOX, n_x // _BOX, _BOX).mean(axis=(1, 3))
+        level = level if isinstance(level, np.ndarray) else level + float(median) * spread
+        return (level, float(noise / _CLIPPED * spread)) if noise > _LEAST_OF_SPREAD else None
+    boxes = other[: n_y * _BOX, : n_x * _BOX].reshape(n_y, _BOX, n_x, _BOX).mean(axis=(1, 3))
     if np.mean(boxes < 0.5) < 0.5:  # too few that sep would use
         return None
     mesh = sep.Background(signal, mask=other, bw=_BOX, bh=_BOX, fw=3, fh=3)
-    level = level + mesh.back() * np.float32(spread)
     noise = mesh.rms()
-    low, typical, high = np.percentile(noise[::8, ::8], [16, 50, 84])
+    low, typical, high = np.percentile(noise[::8, ::8], [2, 50, 98])
+    if not typical > _LEAST_OF_SPREAD:
+        return None
+    level = level + mesh.back() * np.float32(spread)
     if high - low < 2 * _NOISE_TOLERANCE * typical:
         return level, float(mesh.globalrms) / _CLIPPED * spread
-    return level, np.maximum(noise, _LEAST_OF_TYPICAL * typical) * np.float32(spread / _CLIPPED)
+    least = np.float32(_LEAST_OF_TYPICAL * typical)
+    return level, np.maximum(noise, least) * np.float32(spread / _CLIPPED)
+
+
+def _relative_noise(signal: np.ndarray, mask: np.ndarray) -> np.ndarray | np.float32:
+    """Noise of each box over that of most, from differences of neighbours, which hardly see light.
+
+    Of an image that is even but for what sources do: 1.
+    """
+    n_y, n_x = (n // _BOX for n in signal.shape)
+    if n_y * n_x < _BOXES:
+        return np.float32(1)
+    steps = np.abs(np.diff(signal, axis=1, append=signal[:, -1:]))
+    steps[mask | np.roll(mask, -1, axis=1)] = np.nan
+    blocks = steps[: n_y * _BOX, : n_x * _BOX].reshape(n_y, _BOX, n_x, _BOX)
+    boxes = blocks.swapaxes(1, 2).reshape(n_y, n_x, -1)
+    known = np.isfinite(boxes).mean(axis=2) > _LEAST_KNOWN
+    noise = np.ones((n_y, n_x), np.float32)
+    noise[known] = np.nanmedian(boxes[known], axis=1)
+    typical = np.median(noise[known]) if known.any() else 0
+    if not typical > 0:
+        return np.float32(1)
+    noise = np.where(known, noise / typical, 1).clip(_LEAST_OF_TYPICAL).astype(np.float32)
+    if noise.max() < 1 + _UNEVEN and noise.min() > 1 - _UNEVEN:
+        return np.float32(1)
+    missing = [(0, n - m * _BOX) for n, m in zip(signal.shape, (n_y, n_x), strict=True)]
+    return np.pad(noise.repeat(_BOX, axis=0).repeat(_BOX, axis=1), missing, mode="edge")

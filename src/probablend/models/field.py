@@ -75,9 +75,6 @@ class FieldNetworkConfig(UNetConfig):
         Whether it is told how correlated the noise is on the scale of a source.
     knows_sky : bool
         Whether it is told, beside that, how rough the sky is.
-    noise_told : float
-        The share of the noise factors that it is told; below 1 for weights whose training reckoned
-        with estimates that were too low.
     n_sectors : int
         Sectors around a position whose light is compared with that on the other side; 0 for no
         such comparison.
@@ -97,7 +94,6 @@ class FieldNetworkConfig(UNetConfig):
     photometry: bool = False
     knows_noise: bool = False
     knows_sky: bool = False
-    noise_told: float = 1.0
     n_sectors: int = 0
     flow_hidden: tuple[int, ...] = (128, 128)
 
@@ -301,8 +297,7 @@ class FieldNetwork(SegmentationNetwork):
         log_noise = image.new_zeros(len(image), config.n_noise_factors)
         if noise_factors is not None:
             most = image.new_tensor(_MOST_CORRELATED)
-            told = (config.noise_told * noise_factors.to(image)).clamp(min=1).minimum(most)
-            log_noise = told.log()[:, : config.n_noise_factors]
+            log_noise = noise_factors.to(image).minimum(most).log()[:, : config.n_noise_factors]
         if psf_fwhm is None:
             psf_fwhm = torch.full((len(image),), 2.0)
         log_fwhm = psf_fwhm.to(image).log()
