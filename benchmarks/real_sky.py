@@ -73,10 +73,15 @@ def look(field: Field, model: str, sign: int = 1) -> Segmentation:
     )  # fmt: skip
 
 
+def own_noise(signal: np.ndarray) -> float:
+    """As SExtractor finds it: what pixels scatter by, be they correlated or not."""
+    return float(sep.Background(signal, bw=64, bh=64).globalrms)
+
+
 def score(field: Field, result: Segmentation, negative: Segmentation) -> dict[str, Any]:
     """What sep finds bright and alone must be found; the negative sky holds nothing."""
     signal = np.ascontiguousarray(result.signal)
-    catalog, labels = run_sep(signal, 1.0)
+    catalog, labels = run_sep(signal, own_noise(signal))
     n_pixels = np.bincount(labels.ravel(), minlength=len(catalog) + 1)[1:]
     snr = np.asarray(catalog["flux_iso"]) / np.sqrt(np.maximum(n_pixels, 1))
     at, ours = positions(catalog), positions(result.catalog)
@@ -186,7 +191,10 @@ def dc2(data: Path, field: Field, result: Segmentation) -> dict[str, Any]:
     truth = positions(Table.read(data / "dc2" / "field_1_truth_galaxies.ecsv"))
     report = {"truth": len(truth)}
     signal = np.ascontiguousarray(result.signal)
-    for name, catalog in (("field", result.catalog), ("sep", run_sep(signal, 1.0)[0])):
+    for name, catalog in (
+        ("field", result.catalog),
+        ("sep", run_sep(signal, own_noise(signal))[0]),
+    ):
         t, _ = match_positions(truth, positions(catalog))
         report[name] = {"detections": len(catalog), "found": len(t)}
     # The truth ends at a magnitude: the brightest, as many of ours as there are of sep's.
