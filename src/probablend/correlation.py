@@ -82,10 +82,8 @@ def roughness_factor(signal: np.ndarray, mask: np.ndarray) -> float:
 
     Parameters
     ----------
-    signal : ndarray, shape (y, x)
-        Background subtracted, of even noise.
-    mask : ndarray of bool, shape (y, x)
-        True = not used.
+    signal, mask
+        As for :func:`correlation_factor`.
 
     Returns
     -------
@@ -128,10 +126,8 @@ def empty_sky(signal: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
     Parameters
     ----------
-    signal : ndarray, shape (y, x)
-        Background subtracted, of even noise.
-    mask : ndarray of bool, shape (y, x)
-        True = not used.
+    signal, mask
+        As for :func:`correlation_factor`.
 
     Returns
     -------

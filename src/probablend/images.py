@@ -16,14 +16,13 @@ from typing import Any
 
 import astropy.units as u
 import numpy as np
-import sep
 from astropy.io import fits
-from astropy.stats import sigma_clipped_stats
 from astropy.utils.exceptions import AstropyWarning
 from astropy.wcs import WCS, FITSFixedWarning
 from scipy import ndimage
 
-from probablend.correlation import correlation_factor, empty_sky, noise_factors
+from probablend.background import MAX_SIGNAL, estimate_sky, sky_between_sources
+from probablend.correlation import correlation_factor, noise_factors
 from probablend.zarrs import open_zarr
 
 __all__ = [
@@ -45,8 +44,6 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 _PICTURES = (".png", ".jpg", ".jpeg")
-# Boxes of the background mesh; smaller images get one constant.
-_BOX = 128
 _REGION = 1024  # pixels in the middle that tell how correlated the noise is
 _MOST_MASKED = 0.7  # share of them
 # Noise that is given, over the scatter of the pixels: crowds make that larger, drizzling smaller.
@@ -54,19 +51,9 @@ _LEAST_NOISE, _MOST_NOISE = 0.3, 4.0
 # A background is taken out when its level or its changes are larger than so many times the noise.
 # Halos of large galaxies look like changes, and where no sky is seen a level may be theirs.
 _LEVEL_TOLERANCE, _BACKGROUND_TOLERANCE = 0.1, 0.3
-# Noise that is estimated is a map where it changes by more than this; where nothing was recorded it
-# is not zero.
-_NOISE_TOLERANCE, _LEAST_OF_TYPICAL = 0.04, 0.1
-_BOXES = 9  # images with fewer have one noise
-_LEAST_OF_SPREAD = 0.05  # of quantised pixels hardly any scatter may be left
-_LEAST_KNOWN, _UNEVEN = 0.1, 0.25  # share of a box, change of the noise
-_CLIPPED = 0.9866  # standard deviation of a normal distribution that is clipped at 3 σ
-_MIN_SKY = 500  # pixels
 # A patch of exact zeros this large is where a mosaic has no data.
 _MIN_HOLE = 100
 _ZEROPOINT_KEYS = ("MAGZERO", "MAGZPT", "MAGZP", "ZEROPNT", "ZEROPT", "PHOTZP", "ZP")
-# Beyond this many times the noise a pixel is damage, not light.
-_MAX_SIGNAL = 1e10
 
 
 class NothingToSegmentError(ValueError):
@@ -510,17 +497,17 @@ def prepare_image(
         raise NothingToSegmentError(f"image is constant ({good[0]:g}): there is nothing to segment")
 
     clean = np.where(bad, np.median(good), image).astype(np.float32)
-    level, spread = _estimate(clean, bad)
+    level, spread = estimate_sky(clean, bad)
     seen = None
     if noise is None:
         if not (np.isfinite(spread) and spread > 0):
             raise NothingToSegmentError("the noise cannot be estimated: give it with rms")
-        seen = _between_sources(clean, bad, level, spread)
+        seen = sky_between_sources(clean, bad, level, spread)
         level, noise = seen or (level, spread)
         middle = _middle(bad)
         here, under = (v[middle] if isinstance(v, np.ndarray) else v for v in (level, noise))
         with np.errstate(over="ignore"):
-            flat = ((clean[middle] - here) / under).clip(-_MAX_SIGNAL, _MAX_SIGNAL)
+            flat = ((clean[middle] - here) / under).clip(-MAX_SIGNAL, MAX_SIGNAL)
         factor = correlation_factor(flat.astype(np.float32), bad[middle])
         typical = _typical(noise, bad)
         log.info(
@@ -537,7 +524,7 @@ def prepare_image(
     if rms is not None and background != "none":
         excess = max(abs(float(np.median(level))), float(np.std(level, dtype=float)))
         large = background == "subtract" or excess > _LEVEL_TOLERANCE * typical
-        seen = _between_sources(clean, bad, level, spread) if large else None
+        seen = sky_between_sources(clean, bad, level, spread) if large else None
         level, _ = seen or (level, spread)
     tolerance = (_LEVEL_TOLERANCE if seen else _BACKGROUND_TOLERANCE) * typical
     subtract = background == "subtract" or (
@@ -552,7 +539,7 @@ def prepare_image(
     divisor = np.where(bad, 1, noise) if isinstance(noise, np.ndarray) else noise
     with np.errstate(over="ignore"):
         signal = ((clean - level if subtract else clean) / divisor).astype(np.float32)
-    bad |= ~(np.abs(signal) < _MAX_SIGNAL)
+    bad |= ~(np.abs(signal) < MAX_SIGNAL)
     signal[bad] = 0
     return PreparedImage(
         signal=signal,
@@ -609,82 +596,3 @@ def _check_rms(rms: float | np.ndarray, shape: tuple[int, ...]) -> float | np.nd
         n_negative = int((values < 0).sum())
         raise ValueError(f"rms must be positive; the map has {n_negative} negative pixels")
     return values
-
-
-def _estimate(image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray | float, float]:
-    """Background (map or constant) and noise, from SExtractor's estimator."""
-    # sep takes boxes that are half full; without any it says that the noise is 1.
-    n_y, n_x = (n // _BOX * _BOX for n in image.shape)
-    boxes = ~mask[:n_y, :n_x].reshape(n_y // _BOX, _BOX, n_x // _BOX, _BOX)
-    if min(image.shape) < 2 * _BOX or boxes.mean(axis=(1, 3)).max() < 0.6:
-        # In double precision: images in physical units are as small as 1e-23.
-        _, median, spread = sigma_clipped_stats(
-            image.astype(float), mask=mask, sigma=3, maxiters=10
-        )
-        return float(median), float(spread)
-    mesh = sep.Background(image, mask=mask, bw=_BOX, bh=_BOX, fw=3, fh=3)
-    return mesh.back(), float(mesh.globalrms)
-
-
-def _between_sources(
-    image: np.ndarray, mask: np.ndarray, level: np.ndarray | float, spread: float
-) -> tuple[np.ndarray | float, np.ndarray | float] | None:
-    """Background and noise (maps or constants) of the pixels where no source stands out.
-
-    In crowds SExtractor's estimator alone, which comes first, finds a tenth too much of both. None
-    if too little of the sky is seen.
-    """
-    if not (np.isfinite(spread) and spread > 0):
-        return None
-    # In units of the noise: an image in physical ones is as small as 1e-23.
-    with np.errstate(over="ignore"):
-        signal = np.clip((image - level) / spread, -_MAX_SIGNAL, _MAX_SIGNAL).astype(np.float32)
-    signal[mask] = 0
-    other = ~empty_sky(signal / _relative_noise(signal, mask), mask)
-    n_y, n_x = (n // _BOX for n in image.shape)
-    if n_y * n_x < _BOXES or min(n_y, n_x) < 2:
-        sky = signal[~other]
-        if sky.size < _MIN_SKY:
-            return None
-        _, median, noise = sigma_clipped_stats(sky.astype(float), sigma=3, maxiters=10)
-        # What few boxes leave of a gradient is no level.
-        level = level if isinstance(level, np.ndarray) else level + float(median) * spread
-        return (level, float(noise / _CLIPPED * spread)) if noise > _LEAST_OF_SPREAD else None
-    boxes = other[: n_y * _BOX, : n_x * _BOX].reshape(n_y, _BOX, n_x, _BOX).mean(axis=(1, 3))
-    if np.mean(boxes < 0.5) < 0.5:  # too few that sep would use
-        return None
-    mesh = sep.Background(signal, mask=other, bw=_BOX, bh=_BOX, fw=3, fh=3)
-    noise = mesh.rms()
-    low, typical, high = np.percentile(noise[::8, ::8], [2, 50, 98])
-    if not typical > _LEAST_OF_SPREAD:
-        return None
-    level = level + mesh.back() * np.float32(spread)
-    if high - low < 2 * _NOISE_TOLERANCE * typical:
-        return level, float(mesh.globalrms) / _CLIPPED * spread
-    least = np.float32(_LEAST_OF_TYPICAL * typical)
-    return level, np.maximum(noise, least) * np.float32(spread / _CLIPPED)
-
-
-def _relative_noise(signal: np.ndarray, mask: np.ndarray) -> np.ndarray | np.float32:
-    """Noise of each box over that of most, from differences of neighbours, which hardly see light.
-
-    Of an image that is even but for what sources do: 1.
-    """
-    n_y, n_x = (n // _BOX for n in signal.shape)
-    if n_y * n_x < _BOXES:
-        return np.float32(1)
-    steps = np.abs(np.diff(signal, axis=1, append=signal[:, -1:]))
-    steps[mask | np.roll(mask, -1, axis=1)] = np.nan
-    blocks = steps[: n_y * _BOX, : n_x * _BOX].reshape(n_y, _BOX, n_x, _BOX)
-    boxes = blocks.swapaxes(1, 2).reshape(n_y, n_x, -1)
-    known = np.isfinite(boxes).mean(axis=2) > _LEAST_KNOWN
-    noise = np.ones((n_y, n_x), np.float32)
-    noise[known] = np.nanmedian(boxes[known], axis=1)
-    typical = np.median(noise[known]) if known.any() else 0
-    if not typical > 0:
-        return np.float32(1)
-    noise = np.where(known, noise / typical, 1).clip(_LEAST_OF_TYPICAL).astype(np.float32)
-    if noise.max() < 1 + _UNEVEN and noise.min() > 1 - _UNEVEN:
-        return np.float32(1)
-    missing = [(0, n - m * _BOX) for n, m in zip(signal.shape, (n_y, n_x), strict=True)]
-    return np.pad(noise.repeat(_BOX, axis=0).repeat(_BOX, axis=1), missing, mode="edge")
