@@ -352,6 +352,22 @@ def test_what_a_network_is_told_beyond_its_forerunner_counts_for_nothing_yet(tmp
         torch.testing.assert_close(*contexts, rtol=0, atol=1e-4)
 
 
+def test_what_is_frozen_stays_and_the_rest_learns(tmp_path):
+    first = train(small("field", n_steps=2), tmp_path / "a", device="cpu")
+    config = replace(
+        small("field", n_steps=3), start_from=str(first), frozen=("encoder", "decoder", "heat")
+    )
+    before = load_model(first)[0].state_dict()
+    after = load_model(train(config, tmp_path / "b", device="cpu"))[0].state_dict()
+    for part, stays in (("encoder", True), ("decoder", True), ("heat", True), ("flow", False),
+                        ("gather", False), ("head", False)):  # fmt: skip
+        own = [key for key in before if key.startswith(part + ".")]
+        assert own
+        assert all(torch.equal(before[key], after[key]) for key in own) == stays, part
+    with pytest.raises(ValueError, match="frozen names mouth; the network has"):
+        train(replace(config, frozen=("mouth",)), tmp_path / "c", device="cpu")
+
+
 @pytest.mark.slow
 def test_two_processes_give_the_losses_of_one_with_both_batches(tmp_path):
     text = """

@@ -124,6 +124,8 @@ class TrainConfig:
         empty.
     fresh : tuple of str
         Parts of the network that do not start from there but at random.
+    frozen : tuple of str
+        Parts of the network that stay as they are.
     model : mapping
         ``kind`` and settings of the network, see :func:`~probablend.models.build_model`.
     bank, scenes, optimizer
@@ -139,6 +141,7 @@ class TrainConfig:
     seed: int = 0
     start_from: str = ""
     fresh: tuple[str, ...] = ()
+    frozen: tuple[str, ...] = ()
     model: Mapping[str, Any] = field(default_factory=lambda: {"kind": "punet"})
     bank: BankConfig = field(default_factory=BankConfig)
     scenes: SceneConfig = field(default_factory=SceneConfig)

@@ -152,7 +152,9 @@ def train(
         validation = _validation(config, directory, fabric.device)
 
     bare.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.Adam(bare.parameters(), lr=config.optimizer.learning_rate)
+    frozen = _freeze(bare, config.frozen)
+    learning = [p for p in bare.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(learning, lr=config.optimizer.learning_rate)
     model, optimizer = fabric.setup(bare, optimizer)
     model.mark_forward_method("training_loss")
     averaged = None
@@ -189,6 +191,8 @@ def train(
                 )  # fmt: skip
             assert scenes is not None
             model.train()
+            for part in frozen:
+                part.eval()
             rate, beta = _schedule(config.optimizer, step)
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -302,6 +306,16 @@ def _trained_before(
     return str(train(
         config, folder, device=device, resume=last.exists(), workers=workers, after=after
     ))  # fmt: skip
+
+
+def _freeze(model: Network, names: Sequence[str]) -> list[nn.Module]:
+    """Parts of a network that stay as they are."""
+    parts = dict(model.named_children())
+    if unknown := sorted(set(names) - set(parts)):
+        raise ValueError(f"frozen names {', '.join(unknown)}; the network has {sorted(parts)}")
+    for name in names:
+        parts[name].requires_grad_(False)
+    return [parts[name] for name in names]
 
 
 @contextmanager
@@ -427,7 +441,7 @@ def _class_scores(
     for batch in batches:
         classes = batch.classes
         # (sample, batch, class, y, x)
-        said = model(batch.image, psf_fwhm=batch.psf_fwhm, noise_factors=batch.noise_factors)
+        said = model(batch.image, **batch.known)
         draws = said.class_probabilities(_N_VALIDATION_SAMPLES, seed=seed)
         mean = draws.mean(dim=0)
         known = classes >= 0  # where there is a truth
@@ -472,7 +486,7 @@ def _flux_scores(model: FieldNetwork, batches: Sequence[SceneBatch]) -> dict[str
     """Fluxes at true positions of blended galaxies above S/N 10."""
     errors, inside, off = [], [], []
     for batch in batches:
-        said = model(batch.image, psf_fwhm=batch.psf_fwhm, noise_factors=batch.noise_factors)
+        said = model(batch.image, **batch.known)
         s, size = batch.sources, batch.image.shape[-1]
         centred = (s.y > 0) & (s.y < size - 1) & (s.x > 0) & (s.x < size - 1)
         s = s.keep(centred & s.blended & ~s.is_star & (s.snr > 10))

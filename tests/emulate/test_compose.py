@@ -152,6 +152,19 @@ def test_only_some_scenes_have_correlated_noise(stamps):
     assert np.corrcoef(np.log(rms[sky_seen]), np.log(told[sky_seen]))[0, 1] < -0.9
 
 
+def test_of_some_scenes_the_wings_of_the_psf_are_told(stamps):
+    config = SceneConfig(size=32, wings_fraction=0.6)
+    batch = draw_batch(stamps, config, n=300, seed=4, index=0)
+    told = torch.isfinite(batch.psf_wings).all(dim=1)
+    assert torch.equal(told, torch.isfinite(batch.psf_wings).any(dim=1))
+    assert 0.5 < float(told.float().mean()) < 0.7
+    survey = (batch.psf_fwhm[:, None] == stamps.psf_fwhm).float().argmax(dim=1)
+    off = (batch.psf_wings / stamps.psf_wings[survey])[told]
+    assert float(off.log().mean()) == pytest.approx(0, abs=0.03)
+    assert float(off.log().std()) == pytest.approx(0.1, abs=0.03)
+    assert draw_batch(stamps, SceneConfig(size=32), n=2, seed=4, index=0).psf_wings is None
+
+
 def test_density_and_counts_are_those_asked_for(stamps):
     config = SceneConfig(
         size=64, density_range=(150.0, 150.0), sparse_fraction=0.0, star_density=0.0,

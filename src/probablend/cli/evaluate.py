@@ -18,6 +18,7 @@ from probablend.cli.shared import (
     Model,
     OutputDir,
     Overwrite,
+    Psf,
     Quiet,
     Rms,
     Samples,
@@ -196,8 +197,9 @@ def evaluate_inject_command(
     companions: Annotated[float, typer.Option(help="Share put beside real sources.")] = 0.5,
     seed: Seed = 0,
     model: Model = "field",
+    psf: Psf = None,
     psf_fwhm: Annotated[
-        float | None, typer.Option(help="FWHM of the PSF, pixels; else from the image's stars.")
+        float | None, typer.Option(help="FWHM of the PSF, pixels; else of --psf or stars.")
     ] = None,
     pixel_scale: Annotated[
         float | None, typer.Option(help="Arcseconds per pixel; else from the WCS.")
@@ -225,6 +227,7 @@ def evaluate_inject_command(
             mask=bad,
             background=background,
             model=model,
+            psf=psf,
             psf_fwhm=psf_fwhm,
             pixel_scale=pixel_scale,
             zeropoint=zeropoint,

@@ -18,6 +18,7 @@ from probablend.cli.shared import (
     Model,
     OutputDir,
     Overwrite,
+    Psf,
     PsfFwhm,
     Rms,
     Samples,
@@ -50,6 +51,7 @@ def segment_command(
     precision: Annotated[
         str, typer.Option(help="single, or bfloat16: faster, a little less exact.")
     ] = "single",
+    psf: Psf = None,
     psf_fwhm: PsfFwhm = None,
     zeropoint: Zeropoint = None,
     saturation: Saturation = None,
@@ -92,8 +94,8 @@ def segment_command(
 
     An image of more than 6.6 Mpx is processed block by block, in memory that does not grow with it;
     a run that was killed goes on with --resume. Of several images each gets a folder of its own,
-    and in --rms, --weight, --variance, --mask and --psf-fwhm {} stands for the image without its
-    ending.
+    and in --rms, --weight, --variance, --mask, --psf and --psf-fwhm {} stands for the image without
+    its ending.
 
     Example: probablend segment image.fits --rms 0.01 -o out
 
@@ -132,6 +134,7 @@ def segment_command(
             model=model,
             device=device,
             precision=precision,
+            psf=of(psf, image),
             psf_fwhm=number_or_file(of(psf_fwhm, image)),
             zeropoint=zeropoint,
             saturation=saturation,
@@ -184,6 +187,7 @@ def segment_command(
             device=device,
             precision=precision,
             background=background,
+            psf=of(psf, image),
             psf_fwhm=number_or_map(of(psf_fwhm, image)),
             zeropoint=zeropoint,
             saturation=saturation,
@@ -246,6 +250,7 @@ def measure_command(
     seed: Seed = 0,
     model: Model = "field",
     device: Device = "auto",
+    psf: Psf = None,
     psf_fwhm: PsfFwhm = None,
     zeropoint: Zeropoint = None,
     saturation: Saturation = None,
@@ -274,7 +279,7 @@ def measure_command(
     data, noise, bad = read_inputs(image, ext, rms, mask, weight, variance, flag_bits)
     result = measure(
         data, table, rms=noise, mask=bad, background=background, n_samples=samples, seed=seed,
-        model=model, device=device, psf_fwhm=number_or_map(psf_fwhm), zeropoint=zeropoint,
+        model=model, device=device, psf=psf, psf_fwhm=number_or_map(psf_fwhm), zeropoint=zeropoint,
         saturation=saturation,
     )  # fmt: skip
     write_table(named_columns(result, columns), output)

@@ -33,6 +33,7 @@ __all__ = [
     "Model",
     "OutputDir",
     "Overwrite",
+    "Psf",
     "PsfFwhm",
     "Quiet",
     "Rms",
@@ -111,9 +112,13 @@ Variance = Annotated[str | None, typer.Option(help="Variance, FILE or FILE[EXT];
 FlagBits = Annotated[int, typer.Option(help="Bits of --mask that count; -1 = any.")]
 Mask = Annotated[str | None, typer.Option(help="FILE or FILE[EXT], non-zero = do not use.")]
 Background = Annotated[str, typer.Option(help="auto, subtract or none.")]
+Psf = Annotated[
+    str | None,
+    typer.Option(help="The PSF: FILE or FILE[EXT], an image of it on these pixels, or of PSFEx."),
+]
 PsfFwhm = Annotated[
     str | None,
-    typer.Option(help="FWHM of the PSF, pixels: a number or FILE; else from the image's stars."),
+    typer.Option(help="FWHM of the PSF, pixels: a number or FILE; else of --psf or stars."),
 ]
 Zeropoint = Annotated[
     float | None, typer.Option(help="AB magnitude of one count; else from the header.")

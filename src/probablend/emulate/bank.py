@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from probablend.checkpoint import load_tensors, save_tensors
-from probablend.emulate.psf import psf_images_in
+from probablend.emulate.psf import psf_images_in, survey_psf
 from probablend.emulate.sources import open_source, split_sources
 from probablend.emulate.stamps import Galaxies, Split, UnsuitableError
 from probablend.survey import Survey, draw_survey, get_survey
@@ -53,6 +53,8 @@ class Bank:
         Arcseconds per pixel.
     psf_fwhm : Tensor, shape (survey,)
         Pixels.
+    psf_wings : Tensor, shape (survey, 3)
+        See :func:`~probablend.psf.light_in_wings`.
     mag_of_sigma : Tensor, shape (survey,)
         AB magnitude of a flux of one unit of sky noise.
     electrons_of_sigma : Tensor, shape (survey,)
@@ -74,6 +76,7 @@ class Bank:
     surveys: tuple[str, ...]
     scale: Tensor
     psf_fwhm: Tensor
+    psf_wings: Tensor
     mag_of_sigma: Tensor
     electrons_of_sigma: Tensor
 
@@ -169,6 +172,7 @@ def draw_bank(
         surveys=tuple(s.name for s in described),
         scale=torch.tensor([s.scale for s in described]),
         psf_fwhm=torch.tensor([s.psf_fwhm_pixels for s in described]),
+        psf_wings=torch.from_numpy(np.array([survey_psf(s).wings for s in described], np.float32)),
         mag_of_sigma=torch.tensor([float(s.mag(s.sky_rms)) for s in described]),
         electrons_of_sigma=torch.tensor([s.sky_rms * s.gain for s in described]),
         **(column | {"group": column["group"].long(), "side": column["side"].long()}),

@@ -40,6 +40,7 @@ _SHALLOWEST = 2.5
 # How uncertain estimates of the noise factors are on small images, in their logarithms; on larger
 # ones less.
 _UNSURE = (0.03, 0.08)
+_WINGS_UNSURE = 0.1  # of the wings of a PSF, since images of one end, in their logarithm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +96,8 @@ class SceneConfig:
         Share of scenes with cosmic rays, hot pixels, trails, saturation or masked patches.
     sky_fraction : float
         Share of scenes with a rest of the sky: level, gradient and waves.
+    wings_fraction : float
+        Share of scenes of which it is told how much of a point source's light lies in its wings.
     mag_range : tuple of float
         Brightest and faintest AB magnitude.
     """
@@ -118,6 +121,7 @@ class SceneConfig:
     seam_fraction: float = 0.0
     damaged_fraction: float = 0.0
     sky_fraction: float = 0.0
+    wings_fraction: float = 0.0
     mag_range: tuple[float, float] = (18.5, 26.0)
 
     def __post_init__(self) -> None:
@@ -136,6 +140,7 @@ class SceneConfig:
             "seam_fraction",
             "damaged_fraction",
             "sky_fraction",
+            "wings_fraction",
         ):
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(f"{key} must lie between 0 and 1; got {getattr(self, key)}")
@@ -237,6 +242,8 @@ class SceneBatch:
     noise_factors : Tensor, shape (scene, 2), optional
         How correlated the noise is, as an image would tell: see
         :func:`~probablend.correlation.noise_factors`. White if not given.
+    psf_wings : Tensor, shape (scene, 3), optional
+        See :func:`~probablend.psf.light_in_wings`; NaN of a scene where they are not told.
     """
 
     image: Tensor
@@ -246,6 +253,16 @@ class SceneBatch:
     sources: Sources
     footprints: Tensor = field(default_factory=lambda: torch.empty(2, 0, dtype=torch.int64))
     noise_factors: Tensor | None = None
+    psf_wings: Tensor | None = None
+
+    @property
+    def known(self) -> dict[str, Tensor | None]:
+        """What a network is told beside the image, by the names of its parameters."""
+        return {
+            "psf_fwhm": self.psf_fwhm,
+            "noise_factors": self.noise_factors,
+            "psf_wings": self.psf_wings,
+        }
 
 
 class SceneBatches(Dataset[SceneBatch]):
@@ -403,6 +420,12 @@ def draw_batch(
         unsure = uniform(n, 1) * torch.randn(n, 2, generator=generator, device=device)
         seen = batch.noise_factors * (unsure * unsure.new_tensor(_UNSURE)).exp()
         batch = replace(batch, noise_factors=seen.clamp(min=1))
+    if config.wings_fraction:
+        wings = bank.psf_wings[survey]
+        told = uniform(n, 1) < config.wings_fraction
+        off = _WINGS_UNSURE * torch.randn(n, 1, generator=generator, device=device)
+        wings = torch.where(told, wings * off.exp(), torch.nan)
+        batch = replace(batch, psf_wings=wings)
     return batch
 
 

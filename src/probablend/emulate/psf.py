@@ -1,6 +1,7 @@
 """The PSF of a survey, as a GalSim profile and as an image."""
 
 import re
+from functools import cache
 from pathlib import Path
 
 import galsim
@@ -8,13 +9,13 @@ import numpy as np
 from astropy.io import fits
 from scipy.optimize import brentq
 
+from probablend.psf import PSF, clean_psf, half_maximum_width, light_in_wings
 from probablend.survey import Survey
 
-__all__ = ["psf_image", "psf_images_in", "psf_profile"]
+__all__ = ["psf_image", "psf_images_in", "psf_profile", "survey_psf"]
 
 _FWHM_OF_SIGMA = 2.354820045
-_WHOLE = 0.6  # of its half side: beyond, the image of a PSF falls to zero at the border
-_FINER = 6  # points per pixel of the image of a PSF, to measure its width
+_FINER, _REACH = 6, 12  # points per FWHM, and FWHM to each side, where wings are measured
 
 
 def psf_profile(survey: Survey) -> galsim.GSObject:
@@ -81,25 +82,12 @@ def _from_image(name: str, fwhm: float) -> galsim.GSObject:
     if wanted not in known:
         raise ValueError(f"psf_file {name}: there is no image in extension {extension}")
     image = np.asarray(fits.getdata(path, int(wanted[:-1].rsplit("[", 1)[1])), dtype=float)
-    if not np.isfinite(image).all():
-        raise ValueError(f"psf_file {name} must hold finite numbers")
-    # A pedestal, or wings that end at the border, would be a square around every bright star.
-    border = np.concatenate([image[[0, -1]].ravel(), image[:, [0, -1]].ravel()])
-    image = np.clip(image - np.median(border), 0, None)
-    y, x = np.indices(image.shape)
-    peak_y, peak_x = np.unravel_index(image.argmax(), image.shape)
-    reach = np.hypot(y - peak_y, x - peak_x) / (min(image.shape) / 2)
-    image *= 0.5 * (1 + np.cos(np.pi * np.clip((reach - _WHOLE) / (1 - _WHOLE), 0, 1)))
-    if not image.sum() > 0:
-        raise ValueError(f"psf_file {name} holds nothing that stands out of its border")
+    image = clean_psf(image, f"psf_file {name}")
+    width = half_maximum_width(image)
     psf = galsim.InterpolatedImage(
         galsim.Image(image, scale=1.0), x_interpolant="lanczos5", flux=1.0,
         gsparams=galsim.GSParams(folding_threshold=1e-2),
     )  # fmt: skip
-    # Of an image, the half-maximum width is that of the circle of the area above half.
-    n_y, n_x = (_FINER * n for n in image.shape)
-    fine = psf.drawImage(nx=n_x, ny=n_y, scale=1 / _FINER, method="no_pixel").array
-    width = 2 * np.sqrt((fine > 0.5 * fine.max()).sum() / np.pi) / _FINER
     return psf.shift(-psf.centroid).dilate(fwhm / width)
 
 
@@ -149,3 +137,15 @@ def psf_image(survey: Survey, size: int = 33) -> np.ndarray:
         raise ValueError(f"size must be odd and positive; got {size}")
     image = psf_profile(survey).drawImage(nx=size, ny=size, scale=survey.scale).array
     return (image / image.sum()).astype(np.float32)
+
+
+@cache
+def survey_psf(survey: Survey) -> PSF:
+    """What the field model is told of the PSF of a survey."""
+    fwhm = float(survey.psf_fwhm.to_value("arcsec"))
+    side = 2 * _FINER * _REACH + 1
+    drawn = psf_profile(survey).drawImage(
+        nx=side, ny=side, scale=fwhm / _FINER, method="no_pixel"
+    )  # fmt: skip
+    wings = light_in_wings(drawn.array, _FINER, total=1.0, pixel=0.0)
+    return PSF(fwhm=survey.psf_fwhm_pixels, wings=tuple(wings.tolist()))

@@ -7,13 +7,14 @@ image, where the sky is as it was and nothing else is, every detection is a fals
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import astropy.units as u
 import numpy as np
+from astropy.io import fits
 from astropy.table import Table, vstack
 from matplotlib.figure import Figure
 from scipy.spatial import KDTree
@@ -40,6 +41,7 @@ from probablend.evaluate.record import write_json
 from probablend.images import ImageData, prepare_image
 from probablend.infer.segment import Segmentation, segment
 from probablend.plot import plot_pit, plot_reliability
+from probablend.psf import PSF, read_psf
 from probablend.survey import Survey
 
 __all__ = ["InjectionConfig", "inject", "injection_table", "verdict"]
@@ -93,6 +95,7 @@ def inject(
     mask: np.ndarray | None = None,
     background: str = "auto",
     model: str | Path = "field",
+    psf: str | Path | None = None,
     psf_fwhm: float | None = None,
     pixel_scale: float | None = None,
     zeropoint: float | None = None,
@@ -107,11 +110,14 @@ def inject(
     image : ImageData or ndarray, shape (y, x)
         The user's own.
     directory : Path
-        Gets ``inject.json``, ``inject.md``, ``inject.png`` and ``injected.fits``.
+        Gets ``inject.json``, ``inject.md``, ``inject.png`` and ``injected.fits``, and
+        ``psf.fits`` if a PSF is given.
     config : InjectionConfig
         What is injected.
     rms, mask, background, psf_fwhm
         As for :func:`~probablend.segment`.
+    psf : str or Path, optional
+        File of the PSF, which what is injected has then; a Moffat profile if not given.
     model : str or Path
         Weights.
     pixel_scale : float, optional
@@ -145,10 +151,12 @@ def inject(
     prepared = prepare_image(data.data, rms=rms, mask=mask, background=background)
     sky = np.where(prepared.mask, np.nan, prepared.signal * prepared.rms)
 
+    known = None if psf is None else PSF.read(psf)
+
     def look(pixels: np.ndarray, fwhm: float | None = psf_fwhm) -> Segmentation:
         return segment(
             pixels, rms=prepared.rms, mask=prepared.mask, background="none", model=model,
-            seed=config.seed, psf_fwhm=fwhm,
+            seed=config.seed, psf=known, psf_fwhm=fwhm,
         )  # fmt: skip
 
     before = look(sky)
@@ -157,6 +165,11 @@ def inject(
     known_zeropoint = data.zeropoint if zeropoint is None else zeropoint
     survey, depth = _describe(scale, typical, fwhm, known_zeropoint, gain)
     mag_range = (depth - _BRIGHT, depth + _FAINT)
+    if psf is not None:
+        directory.mkdir(parents=True, exist_ok=True)
+        drawn, _ = read_psf(psf)
+        fits.writeto(directory / "psf.fits", drawn.astype(np.float32), overwrite=True)
+        survey = replace(survey, psf_profile="image", psf_file=str(directory / "psf.fits"))
     galaxies = ParametricGalaxies(
         survey, "test", n_galaxies=max(500, config.n), n_stars=0, mag_range=mag_range,
         seed=config.seed,

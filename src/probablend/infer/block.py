@@ -103,8 +103,9 @@ def process_block(folder: str, number: int) -> int:
     result = segment_prepared(
         network, meta, prepared, data, n_samples=settings.n_samples, seed=settings.seed,
         device=resolve_device(settings.device), wcs=wcs, psf_fwhm=psf_fwhm,
-        noise_factors=tuple(plan["noise_factors"]), zeropoint=plan["zeropoint"],
-        min_p_source=settings.min_p_source, window=window, tile_size=_TILE,
+        psf_wings=plan["psf_wings"], noise_factors=tuple(plan["noise_factors"]),
+        zeropoint=plan["zeropoint"], min_p_source=settings.min_p_source, window=window,
+        tile_size=_TILE,
     )  # fmt: skip
     tensors = _sources(result, window, core, shape, settings, work)
     if settings.cutouts is None:

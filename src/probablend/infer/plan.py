@@ -44,6 +44,7 @@ from probablend.infer.segment import (
 from probablend.infer.sources import N_DRAWS
 from probablend.infer.tiles import Tile, cover
 from probablend.models.field import FieldNetwork, check_precision
+from probablend.psf import PSF
 from probablend.zarrs import check_zarr
 
 __all__ = [
@@ -60,7 +61,8 @@ MAPS_FORMATS = ("fits", "zarr")
 _CUTOUT_BLOCK = 256  # what is looked at around a position, beside the margin
 _SAMPLE = 1024  # pixels, side of the windows that decide for the whole image
 _STRIP = 512  # rows
-_FILES = ("image", "rms", "weight", "variance", "mask", "psf_fwhm")
+_FILES = ("image", "rms", "weight", "variance", "mask", "psf_fwhm")  # of one shape
+_OTHER_FILES = ("psf", "cutouts")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +85,8 @@ class StreamSettings:
         File, non-zero = do not use.
     flag_bits : int
         Bits of ``mask`` that count; −1 = any.
+    psf : str, optional
+        A file, see :class:`~probablend.psf.PSF`.
     psf_fwhm : str or float, optional
         A file of the width at every pixel, or a number.
     saturation : float, optional
@@ -116,6 +120,7 @@ class StreamSettings:
     model: str = "field"
     device: str = "auto"
     precision: str = "single"
+    psf: str | None = None
     psf_fwhm: str | float | None = None
     zeropoint: float | None = None
     saturation: float | None = None
@@ -160,7 +165,7 @@ class StreamSettings:
 
     def absolute(self) -> "StreamSettings":
         """The same with files that do not depend on where one stands."""
-        names = [name for name in (*_FILES, "cutouts") if isinstance(getattr(self, name), str)]
+        names = [name for name in (*_FILES, *_OTHER_FILES) if isinstance(getattr(self, name), str)]
         if self.model.endswith(".safetensors"):
             names.append("model")
         paths: dict[str, Any] = {k: str(Path(getattr(self, k)).resolve()) for k in names}
@@ -186,7 +191,7 @@ def begin(settings: StreamSettings, work: Path, *, resume: bool, overwrite: bool
             raise FileNotFoundError(f"{work.parent} holds no unfinished run: start one")
         plan: dict[str, Any] = json.loads((work / "plan.json").read_text())
         check_same(wanted, plan["settings"], work.parent)
-        if "noise_factors" not in plan:
+        if "psf_wings" not in plan:
             raise ValueError(f"{work.parent} was begun by an earlier version: overwrite it")
         return plan
     if (work / "plan.json").exists() and not overwrite:
@@ -212,7 +217,9 @@ def begin(settings: StreamSettings, work: Path, *, resume: bool, overwrite: bool
     network, meta = load_model(settings.model)
     assert isinstance(network, FieldNetwork)
     resolve_device(settings.device)
-    fwhm, noise_factors, background = _decide(settings, image, meta)
+    psf = None if settings.psf is None else PSF.read(settings.psf)
+    fwhm, noise_factors, background = _decide(settings, image, meta, psf)
+    wings = None if psf is None else psf.wings
     plan = {
         "settings": wanted,
         "shape": [n_y, n_x],
@@ -220,12 +227,14 @@ def begin(settings: StreamSettings, work: Path, *, resume: bool, overwrite: bool
         "halo": -(-(network.halo + MARGIN) // network.config.stride) * network.config.stride,
         "stride": network.config.stride,
         "psf_fwhm": fwhm,
+        "psf_wings": wings,
         "noise_factors": noise_factors,
         "background": background,
         "zeropoint": image.zeropoint if settings.zeropoint is None else settings.zeropoint,
         "meta": {
             "version": __version__,
             "psf_fwhm": fwhm,
+            "psf_wings": None if wings is None else wings[0],
             "noise_factor": noise_factors[0],
             "roughness_factor": noise_factors[1],
             "seed": settings.seed,
@@ -298,14 +307,20 @@ def _touched(at: np.ndarray, reach: float, plan: dict[str, Any]) -> list[int]:
     )
 
 
+def _plain(given: str) -> Path:
+    """The file that ``FILE[EXT]`` names."""
+    path = Path(given)
+    return path if path.exists() else Path(given.rpartition("[")[0] or given)
+
+
 def fingerprint(settings: StreamSettings) -> dict[str, Any]:
     """What a run must have been begun with to be gone on with: settings, files and version."""
     marks = asdict(settings) | {"version": __version__}
     marks["weights_hash"] = file_hash(find_model(settings.model))
-    for name in (*_FILES, "cutouts"):
+    for name in (*_FILES, *_OTHER_FILES):
         given = getattr(settings, name)
         if isinstance(given, str):
-            path = Path(given) if name == "cutouts" else settings.open(name).path
+            path = _plain(given) if name in _OTHER_FILES else settings.open(name).path
             if not path.exists():
                 raise FileNotFoundError(f"{name} {given} does not exist")
             files = path.rglob("*") if path.is_dir() else [path]
@@ -326,10 +341,12 @@ def check_same(wanted: dict[str, Any], earlier: dict[str, Any], folder: Path) ->
 
 
 def _decide(
-    settings: StreamSettings, image: ImageFile, meta: dict[str, Any]
+    settings: StreamSettings, image: ImageFile, meta: dict[str, Any], psf: PSF | None
 ) -> tuple[float, tuple[float, float], str]:
     """Width of the PSF, correlation of the noise and kind of background of the whole image."""
     fwhm = None if isinstance(settings.psf_fwhm, str) else settings.psf_fwhm
+    if settings.psf_fwhm is None and psf is not None:
+        fwhm = psf.fwhm
     background = settings.background
     factors: list[tuple[float, float]] = []
     for box in _samples(image.shape):

@@ -5,7 +5,7 @@ result does not depend on the tiling. Every source belongs to the tile in whose 
 """
 
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -101,6 +101,7 @@ def scan_image(
     n_samples: int,
     seed: int,
     psf_fwhm: float | np.ndarray,
+    psf_wings: Sequence[float] | None = None,
     noise_factors: tuple[float, float] = WHITE,
     positions: np.ndarray | None = None,
     tile_size: int,
@@ -120,6 +121,8 @@ def scan_image(
         Of the class maps.
     psf_fwhm : float or ndarray, shape (y, x)
         Pixels; of the image, or of every pixel.
+    psf_wings : sequence of 3 float, optional
+        How much light lies in the wings of the PSF, see :func:`~probablend.psf.light_in_wings`.
     noise_factors : tuple of float
         How correlated the noise is, see :func:`~probablend.correlation.noise_factors`.
     positions : ndarray, shape (source, 2), optional
@@ -147,13 +150,17 @@ def scan_image(
         )
     )
 
+    wings = None if psf_wings is None else torch.tensor([psf_wings], device=device)
+
     def look(tile: Tile) -> tuple[Drawn, Found | None]:
         image = torch.from_numpy(signal[tile.outer].copy())[None, None]
         image = image.to(device=device, memory_format=torch.channels_last)
         width = psf_fwhm[tile.outer] if isinstance(psf_fwhm, np.ndarray) else psf_fwhm
         fwhm = torch.tensor(width, dtype=torch.float32, device=device)[None]
         factors = torch.tensor([noise_factors], device=device)
-        distribution = network(image, sliding=sliding, psf_fwhm=fwhm, noise_factors=factors)
+        distribution = network(
+            image, sliding=sliding, psf_fwhm=fwhm, noise_factors=factors, psf_wings=wings
+        )
         distribution = distribution.at(_in_image(tile.origin_yx, window))
         drawn = distribution.draw(n_samples, DRAWS_PER_SAMPLE, inner=tile.inner, seed=seed)
         if isinstance(distribution, FieldDistribution):

@@ -4,7 +4,7 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -48,6 +48,7 @@ from probablend.infer.tiles import WHOLE, Window
 from probablend.inputs import ImageLike, as_image
 from probablend.models.distribution import SegmentationNetwork
 from probablend.models.field import FieldNetwork, check_precision
+from probablend.psf import PSF, as_psf
 from probablend.sextractor import named_columns
 
 __all__ = [
@@ -252,6 +253,7 @@ def segment(
     device: str = "auto",
     background: str = "auto",
     wcs: WCS | None = None,
+    psf: PSF | np.ndarray | str | Path | None = None,
     psf_fwhm: float | np.ndarray | None = None,
     zeropoint: float | None = None,
     saturation: float | None = None,
@@ -284,9 +286,13 @@ def segment(
         Whether to take out a background; see :func:`~probablend.images.prepare_image`.
     wcs : WCS, optional
         Celestial coordinates; read from the file if there is one.
+    psf : PSF, ndarray of shape (y, x) or path, optional
+        The PSF, best known: an image of it on the pixels of this one, a file with such an image,
+        or what PSFEx writes; see :class:`~probablend.psf.PSF`.
     psf_fwhm : float or ndarray, optional
-        FWHM of the PSF, pixels, of the image or of every pixel; estimated from the image's
-        stars if not given.
+        FWHM of the PSF, pixels, of the image or of every pixel; that of ``psf`` or, without one,
+        of the image's stars if not given. How much light lies in the wings then stays unknown, and
+        posteriors are as wide.
     zeropoint : float, optional
         AB magnitude of one unit of flux; read from the file if it says so.
     saturation : float, optional
@@ -320,6 +326,9 @@ def segment(
     if tile_size < 1:
         raise ValueError(f"tile_size must be at least 1 pixel; got {tile_size}")
     data = as_image(image, rms=rms, mask=mask, wcs=wcs, zeropoint=zeropoint, saturation=saturation)
+    known = None if psf is None else as_psf(psf)
+    if psf_fwhm is None and known is not None:
+        psf_fwhm = known.fwhm
     check_precision(precision)
     where = resolve_device(device)
     network, meta = load_model(model)
@@ -355,7 +364,8 @@ def segment(
         psf_fwhm = usable_psf_map(psf_fwhm, prepared.mask)
     result = segment_prepared(
         network.to(where), meta, prepared, data, n_samples=n_samples, seed=seed, device=where,
-        wcs=data.wcs, psf_fwhm=psf_fwhm, noise_factors=prepared.noise_factors,
+        wcs=data.wcs, psf_fwhm=psf_fwhm, psf_wings=None if known is None else known.wings,
+        noise_factors=prepared.noise_factors,
         zeropoint=data.zeropoint, min_p_source=min_p_source, positions=positions,
         tile_size=tile_size, progress=progress,
     )  # fmt: skip
@@ -419,6 +429,7 @@ def segment_prepared(
     device: torch.device,
     wcs: WCS | None,
     psf_fwhm: float | np.ndarray,
+    psf_wings: Sequence[float] | None,
     noise_factors: tuple[float, float],
     zeropoint: float | None,
     min_p_source: float,
@@ -439,6 +450,8 @@ def segment_prepared(
         As it was read.
     window : Window
         Which part of a larger image this is. Positions and ``wcs`` are those of the part.
+    psf_wings : sequence of 3 float or None
+        How much light lies in the wings of its PSF, if that is known.
     noise_factors : tuple of float
         How correlated the noise of the image is.
     n_samples, seed, device, wcs, psf_fwhm, zeropoint, min_p_source, positions, tile_size, progress
@@ -450,6 +463,7 @@ def segment_prepared(
         n_samples=n_samples,
         seed=seed,
         psf_fwhm=psf_fwhm,
+        psf_wings=psf_wings,
         noise_factors=noise_factors,
         positions=positions,
         tile_size=tile_size,
@@ -497,6 +511,7 @@ def segment_prepared(
             "n_samples": n_samples,
             "precision": "bfloat16" if getattr(network, "narrow", False) else "single",
             "psf_fwhm": float(np.median(psf_fwhm)),
+            "psf_wings": None if psf_wings is None else psf_wings[0],
             "noise_factor": noise_factors[0],
             "roughness_factor": noise_factors[1],
             "rms": float(np.median(np.asarray(prepared.rms)[~prepared.mask]))

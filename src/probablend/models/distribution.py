@@ -206,5 +206,6 @@ class SegmentationNetwork(Network):
         sliding: bool | None = None,
         psf_fwhm: Tensor | None = None,
         noise_factors: Tensor | None = None,
+        psf_wings: Tensor | None = None,
     ) -> SegmentationDistribution:
         """Distribution over the class maps of images (batch, band, y, x), in units of noise."""

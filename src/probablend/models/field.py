@@ -34,12 +34,14 @@ from probablend.models.field_loss import looked_for, partners, training_loss
 from probablend.models.light import STEEP
 from probablend.models.source import SourceFlow
 from probablend.models.unet import UNetConfig, pad_to_stride, receptive_radius
+from probablend.psf import N_WINGS
 
 __all__ = ["PRECISIONS", "FieldNetwork", "FieldNetworkConfig", "check_precision"]
 
 PRECISIONS = ("single", "bfloat16")
 
 _MOST_CORRELATED = (2.5, 4.0)  # noise factors; hardly a training scene has more
+_MOST_WINGS = (-0.45, -0.25, -0.125)  # logarithms of light; hardly a PSF in training has more
 _CERTAIN = 0.995  # cells this sure to be sky are not drawn
 
 
@@ -75,6 +77,8 @@ class FieldNetworkConfig(UNetConfig):
         Whether it is told how correlated the noise is on the scale of a source.
     knows_sky : bool
         Whether it is told, beside that, how rough the sky is.
+    knows_psf : bool
+        Whether it can be told how much of a point source's light lies in the wings of the PSF.
     n_sectors : int
         Sectors around a position whose light is compared with that on the other side; 0 for no
         such comparison.
@@ -94,6 +98,7 @@ class FieldNetworkConfig(UNetConfig):
     photometry: bool = False
     knows_noise: bool = False
     knows_sky: bool = False
+    knows_psf: bool = False
     n_sectors: int = 0
     flow_hidden: tuple[int, ...] = (128, 128)
 
@@ -145,7 +150,7 @@ class PointwiseHead(nn.Module):
 def _told(config: FieldNetworkConfig) -> list[int]:
     """Numbers per source that a first version of this network was not told; they come last."""
     symmetric = len(config.apertures) * (config.n_sectors > 0)
-    return [config.n_noise_factors, symmetric, symmetric]
+    return [config.n_noise_factors, symmetric, symmetric, config.knows_psf * (N_WINGS + 1)]
 
 
 class Photometry(nn.Module):
@@ -276,6 +281,7 @@ class FieldNetwork(SegmentationNetwork):
         sliding: bool | None = None,
         psf_fwhm: Tensor | None = None,
         noise_factors: Tensor | None = None,
+        psf_wings: Tensor | None = None,
     ) -> FieldDistribution:
         """What can be said of images.
 
@@ -291,6 +297,9 @@ class FieldNetwork(SegmentationNetwork):
         noise_factors : Tensor, shape (batch, 2), optional
             How correlated the noise is, see :func:`~probablend.correlation.noise_factors`; 1,
             white, if not given.
+        psf_wings : Tensor, shape (batch, 3), optional
+            How much light lies in the wings of the PSF, see
+            :func:`~probablend.psf.light_in_wings`; NaN, or not given, where that is not known.
         """
         n_y, n_x = image.shape[-2:]
         config = self.config
@@ -322,10 +331,23 @@ class FieldNetwork(SegmentationNetwork):
             image=image[:, 0],
             log_fwhm=log_fwhm,
             log_noise=log_noise,
+            wings=self._wings(image, psf_wings),
             shape_yx=(n_y, n_x),
             stride=config.stride,
             correlation=config.correlation,
         )
+
+    def _wings(self, image: Tensor, psf_wings: Tensor | None) -> Tensor:
+        """Whether wings are known, and their numbers, (batch, 4); (batch, 0) if it has no use."""
+        if not self.config.knows_psf:
+            return image.new_zeros(len(image), 0)
+        if psf_wings is None:
+            return image.new_zeros(len(image), N_WINGS + 1)
+        wings = psf_wings.to(image)
+        known = torch.isfinite(wings).all(dim=1, keepdim=True)
+        least = image.new_tensor(_MOST_WINGS)
+        wings = torch.where(known, wings, 0.0).maximum(least) / least
+        return torch.cat([known.to(image), wings], dim=1)
 
     def training_loss(
         self, batch: SceneBatch, *, generator: torch.Generator, beta: float
@@ -352,7 +374,7 @@ class FieldNetwork(SegmentationNetwork):
 
     def _surroundings(self, batch: SceneBatch) -> Tensor:
         """Coarsest features at the peaks that are true sources, (source, channel)."""
-        said = self(batch.image, psf_fwhm=batch.psf_fwhm, noise_factors=batch.noise_factors)
+        said = self(batch.image, **batch.known)
         found = said.candidates()
         real = partners(found, looked_for(batch)) >= 0
         return said.surroundings(found.scene[real], found.y[real], found.x[real])

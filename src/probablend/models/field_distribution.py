@@ -66,6 +66,8 @@ class FieldDistribution(SegmentationDistribution):
         Of the PSF, pixels.
     log_noise : Tensor, shape (batch, 0 to 2)
         Logarithms of the noise factors that the network knows.
+    wings : Tensor, shape (batch, 0 or 4)
+        Whether the wings of the PSF are known, and how much light lies in them.
     """
 
     network: "FieldNetwork"
@@ -75,6 +77,7 @@ class FieldDistribution(SegmentationDistribution):
     image: Tensor
     log_fwhm: Tensor
     log_noise: Tensor
+    wings: Tensor
 
     def _to_map(self, cells: Tensor) -> Tensor:
         """(batch, y', x', class · stem²) → (batch, class, y, x), cut to the image."""
@@ -261,6 +264,7 @@ class FieldDistribution(SegmentationDistribution):
             told += [balanced, STEEP * (sums - balanced)]
         else:
             sums = torch.asinh(light(self.image, scene, y, x, config.apertures))
+        told.append(self.wings[scene])
         log_fwhm = self.log_fwhm_at(scene, y, x)[:, None]
         origin = torch.full_like(y, float(detected))
         parts += [sums, log_fwhm, origin[:, None], *told]

@@ -46,7 +46,7 @@ def training_loss(
     """
     n = len(batch.image)
     generator = _generator_on(batch.image.device, generator)
-    said = network(batch.image, psf_fwhm=batch.psf_fwhm, noise_factors=batch.noise_factors)
+    said = network(batch.image, **batch.known)
     kept = looked_for(batch)
     size = batch.image.shape[-1]
     inside = (kept.y > -0.5) & (kept.y < size - 0.5) & (kept.x > -0.5) & (kept.x < size - 0.5)

@@ -228,6 +228,7 @@ class HierarchicalProbUNet(SegmentationNetwork):
         sliding: bool | None = None,
         psf_fwhm: Tensor | None = None,
         noise_factors: Tensor | None = None,
+        psf_wings: Tensor | None = None,
     ) -> HierarchicalDistribution:
         """Distribution over class maps.
 
@@ -237,7 +238,7 @@ class HierarchicalProbUNet(SegmentationNetwork):
             In units of the sky noise; any size.
         sliding : bool, optional
             Of no effect: the latents are local by construction.
-        psf_fwhm, noise_factors : Tensor, optional
+        psf_fwhm, noise_factors, psf_wings : Tensor, optional
             Of no effect.
         """
         n_y, n_x = image.shape[-2:]

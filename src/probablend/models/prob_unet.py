@@ -247,6 +247,7 @@ class ProbabilisticUNet(SegmentationNetwork):
         sliding: bool | None = None,
         psf_fwhm: Tensor | None = None,
         noise_factors: Tensor | None = None,
+        psf_wings: Tensor | None = None,
     ) -> LatentDistribution:
         """Distribution over class maps.
 
@@ -259,7 +260,7 @@ class ProbabilisticUNet(SegmentationNetwork):
         sliding : bool, optional
             Whether the latent varies over the image; by default if it is larger than a
             training patch.
-        psf_fwhm, noise_factors : Tensor, optional
+        psf_fwhm, noise_factors, psf_wings : Tensor, optional
             Of no effect.
         """
         n_y, n_x = image.shape[-2:]

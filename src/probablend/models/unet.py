@@ -132,6 +132,7 @@ class UNet(SegmentationNetwork):
         sliding: bool | None = None,
         psf_fwhm: Tensor | None = None,
         noise_factors: Tensor | None = None,
+        psf_wings: Tensor | None = None,
     ) -> CertainDistribution:
         """Distribution over class maps.
 
@@ -141,7 +142,7 @@ class UNet(SegmentationNetwork):
             In units of the sky noise; any size.
         sliding : bool, optional
             Of no effect: there is no latent.
-        psf_fwhm, noise_factors : Tensor, optional
+        psf_fwhm, noise_factors, psf_wings : Tensor, optional
             Of no effect.
         """
         n_y, n_x = image.shape[-2:]

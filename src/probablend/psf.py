@@ -1,0 +1,203 @@
+"""A PSF in numbers: its width, and how much of a point source's light lies in its wings.
+
+A full width at half maximum says nothing of what lies beyond: with the same width a Moffat or an
+Airy profile has a tenth of its light where a Gaussian has none, and a network that does not know
+takes wings for the galaxy's or the galaxy's for wings. Three numbers say it: the logarithm of the
+share of the light within Gaussian weights of one, two and four FWHM, over that of a Gaussian PSF.
+They hardly depend on the pixels.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import galsim
+import numpy as np
+from astropy.io import fits
+
+from probablend.images import read_image
+
+__all__ = [
+    "N_WINGS",
+    "PSF",
+    "as_psf",
+    "clean_psf",
+    "half_maximum_width",
+    "light_in_wings",
+    "read_psf",
+]
+
+_WEIGHTS = (1.0, 2.0, 4.0)  # σ of the weights, in FWHM
+N_WINGS = len(_WEIGHTS)
+_FWHM_OF_SIGMA = 2.354820045
+_FINER = 6  # points per pixel where a width is measured
+_FEWEST = 5  # pixels, side of an image of a PSF
+_SHARPEST = 1.05  # pixels, FWHM before the pixel; that of a single bright pixel is 1.0
+_WHOLE = 0.6  # of its half side: beyond, the image of a PSF falls to zero at the border
+
+
+def clean_psf(image: np.ndarray, name: str) -> np.ndarray:
+    """An image of a PSF without a pedestal, and falling to zero at its border.
+
+    Otherwise a square would surround every bright star.
+
+    Parameters
+    ----------
+    image : ndarray, shape (y, x)
+        Any unit.
+    name : str
+        For messages.
+
+    Raises
+    ------
+    ValueError
+        If it is no image, is not finite or holds nothing.
+    """
+    image = np.asarray(image, dtype=float)
+    if image.ndim != 2 or min(image.shape) < _FEWEST:
+        raise ValueError(
+            f"{name} must be an image of at least {_FEWEST} x {_FEWEST} pixels; "
+            f"got shape {image.shape}"
+        )
+    if not np.isfinite(image).all():
+        raise ValueError(f"{name} must hold finite numbers")
+    border = np.concatenate([image[[0, -1]].ravel(), image[:, [0, -1]].ravel()])
+    image = np.clip(image - np.median(border), 0, None)
+    y, x = np.indices(image.shape)
+    peak_y, peak_x = np.unravel_index(image.argmax(), image.shape)
+    reach = np.hypot(y - peak_y, x - peak_x) / (min(image.shape) / 2)
+    image *= 0.5 * (1 + np.cos(np.pi * np.clip((reach - _WHOLE) / (1 - _WHOLE), 0, 1)))
+    if not image.sum() > 0:
+        raise ValueError(f"{name} holds nothing that stands out of its border")
+    return image
+
+
+def half_maximum_width(image: np.ndarray) -> float:
+    """Diameter of the circle that is as large as what lies above half of the peak, pixels."""
+    n_y, n_x = (_FINER * n for n in image.shape)
+    smooth = galsim.InterpolatedImage(
+        galsim.Image(image, scale=1.0), x_interpolant="lanczos5", flux=1.0,
+        gsparams=galsim.GSParams(folding_threshold=1e-2),
+    )  # fmt: skip
+    fine = smooth.drawImage(nx=n_x, ny=n_y, scale=1 / _FINER, method="no_pixel").array
+    return float(2 * np.sqrt((fine > 0.5 * fine.max()).sum() / np.pi) / _FINER)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PSF:
+    """What the field model is told of a PSF.
+
+    Parameters
+    ----------
+    fwhm : float
+        Full width at half maximum before the pixel response, pixels.
+    wings : tuple of 3 float
+        See :func:`light_in_wings`.
+    """
+
+    fwhm: float
+    wings: tuple[float, float, float]
+
+    @classmethod
+    def of(cls, image: np.ndarray, *, sampling: float = 1.0, name: str = "psf") -> "PSF":
+        """Measure one.
+
+        Parameters
+        ----------
+        image : ndarray, shape (y, x)
+            As PSFEx, photutils or a pipeline give it, the response of the pixels in it; any unit.
+        sampling : float
+            Its pixels, in those of the image that it is for.
+        name : str
+            For messages.
+
+        Raises
+        ------
+        ValueError
+            If it is no image, is not finite or holds nothing, or is as sharp as a pixel.
+        """
+        image = clean_psf(image, name)
+        width = half_maximum_width(image)
+        fwhm2 = width**2 - (_FWHM_OF_SIGMA / sampling) ** 2 / 12
+        if fwhm2 * sampling**2 < _SHARPEST**2:
+            raise ValueError(
+                f"{name} is {width * sampling:.2f} pixels wide, hardly more than one: it must be "
+                "sampled on the pixels of the image, their response in it"
+            )
+        fwhm = float(np.sqrt(fwhm2))
+        wings = light_in_wings(image, fwhm, pixel=1 / sampling)
+        return cls(fwhm=fwhm * sampling, wings=tuple(wings.tolist()))
+
+    @classmethod
+    def read(cls, path: str | Path) -> "PSF":
+        """Measure the one in a file.
+
+        Parameters
+        ----------
+        path : str or Path
+            An image (``FILE[EXT]`` names an extension), or what PSFEx writes, of which the PSF in
+            the middle of the field is taken.
+
+        Raises
+        ------
+        FileNotFoundError, ValueError
+            If there is no such file, or no PSF in it.
+        """
+        image, sampling = read_psf(path)
+        return cls.of(image, sampling=sampling, name=str(path))
+
+
+def as_psf(psf: "PSF | np.ndarray | str | Path") -> PSF:
+    """A PSF that is given as one, as an image, or as a file."""
+    if isinstance(psf, PSF):
+        return psf
+    return PSF.read(psf) if isinstance(psf, str | Path) else PSF.of(np.asarray(psf))
+
+
+def read_psf(path: str | Path) -> tuple[np.ndarray, float]:
+    """Image of a PSF in a file, as :meth:`PSF.read` takes it, and its pixels in those of images."""
+    if Path(path).is_file():
+        try:
+            with fits.open(path) as hdus:
+                for hdu in hdus:
+                    if isinstance(hdu, fits.BinTableHDU) and "PSF_MASK" in hdu.columns.names:
+                        planes = np.asarray(hdu.data["PSF_MASK"][0], dtype=float)
+                        return planes[0], float(hdu.header.get("PSF_SAMP", 1.0))
+        except OSError:
+            pass  # no FITS file: read_image says what it is
+    return np.asarray(read_image(path).data, dtype=float), 1.0
+
+
+def light_in_wings(
+    image: np.ndarray, fwhm: float, *, total: float | None = None, pixel: float = 1.0
+) -> np.ndarray:
+    """Light within Gaussian weights, over that of a Gaussian PSF of the same width.
+
+    Parameters
+    ----------
+    image : ndarray, shape (y, x)
+        Of a point source, its background 0.
+    fwhm : float
+        Before the pixel response, in pixels of the image.
+    total : float, optional
+        All of its light; that of the image if not given.
+    pixel : float
+        Side of the pixels that its light was gathered in, pixels; 0 for a profile at points.
+
+    Returns
+    -------
+    ndarray, shape (3,)
+        Natural logarithms, for weights of σ = 1, 2 and 4 FWHM; 0 for a Gaussian.
+    """
+    image = np.asarray(image, dtype=float)
+    total = image.sum() if total is None else total
+    y, x = (axis.astype(float) for axis in np.indices(image.shape))
+    # The centre of the light of the core, which wings and noise hardly move.
+    core = np.where(image > 0.1 * image.max(), image, 0.0)
+    y, x = (axis - (core * axis).sum() / core.sum() for axis in (y, x))
+    width2 = (fwhm / _FWHM_OF_SIGMA) ** 2 + pixel**2 / 12
+    said = []
+    for weight in _WEIGHTS:
+        sigma2 = (weight * fwhm) ** 2
+        inside = (image * np.exp(-0.5 * (y**2 + x**2) / sigma2)).sum() / total
+        said.append(np.log(max(inside, 1e-3) * (sigma2 + width2) / sigma2))
+    return np.array(said)
