@@ -63,8 +63,8 @@ def main() -> None:
         scale, zeropoint = KNOWN[field.name]
         one = inject(
             ImageData(data=field.image, name=field.name), args.output / field.name,
-            InjectionConfig(n=args.n), rms=field.rms, psf_fwhm=field.psf_fwhm,
-            pixel_scale=scale, zeropoint=zeropoint, command=command,
+            InjectionConfig(n=args.n), rms=field.rms, psf=field.psf,
+            psf_fwhm=field.psf_fwhm, pixel_scale=scale, zeropoint=zeropoint, command=command,
         )  # fmt: skip
         print(field.name, one["verdict"], flush=True)
         report |= {"model": one["model"], "weights": one["weights"]}

@@ -37,6 +37,7 @@ class Field:
     image: np.ndarray
     rms: float | np.ndarray | None = None
     psf_fwhm: float | None = None
+    psf: np.ndarray | None = None
 
 
 def fields(data: Path) -> Iterator[Field]:
@@ -45,12 +46,14 @@ def fields(data: Path) -> Iterator[Field]:
         yield Field(f"kids-{band}", _plane(path))
     for band, fwhm in (("f105w", 2.8), ("f160w", 3.0)):
         path = data / "field_hst_xdf" / f"{band}.fits"
-        yield Field(f"xdf-{band}", fits.getdata(path, "SCI"), None, fwhm)
+        psf = _plane(path.with_name("psf_f105w.fits")) if band == "f105w" else None
+        yield Field(f"xdf-{band}", fits.getdata(path, "SCI"), None, fwhm, psf)
     path = data / "field_decals" / "cutout_grz.fits"
     for band in "GRZ":
         with np.errstate(divide="ignore"):
             rms = fits.getdata(path, f"IVAR_{band}").astype(float) ** -0.5
-        yield Field(f"decals-{band.lower()}", fits.getdata(path, f"SCI_{band}"), rms, 3.5)
+        yield Field(f"decals-{band.lower()}", fits.getdata(path, f"SCI_{band}"), rms, None,
+                    fits.getdata(path, f"PSF_{band}"))  # fmt: skip
     yield Field("emmi-r", _plane(data / "field_emmi_R" / "image.fits"), None, 1.9)
     yield Field("dc2-i", fits.getdata(data / "dc2" / "field_1.fits", "SCI")[3], None, 4.5)
     with fits.open(data / "field_des_cutouts" / "cutouts_grizY.fits") as hdus:
@@ -69,7 +72,7 @@ def look(field: Field, model: str, sign: int = 1) -> Segmentation:
     prepared = prepare_image(field.image, rms=field.rms)
     return segment(
         sign * prepared.signal, rms=1.0, mask=prepared.mask, background="none", model=model,
-        psf_fwhm=field.psf_fwhm,
+        psf=field.psf, psf_fwhm=field.psf_fwhm,
     )  # fmt: skip
 
 
@@ -129,9 +132,9 @@ def large_galaxies(data: Path, model: str) -> tuple[list[dict[str, Any]], list[A
     for path in sorted((data / "galaxies_gama").glob("*.fits")):
         with fits.open(path) as hdus:
             sigma, seg = np.asarray(hdus["SIGMA"].data), np.asarray(hdus["SEG"].data)
-            image = np.asarray(hdus["SCI"].data, float)
+            image, psf = (np.asarray(hdus[key].data, float) for key in ("SCI", "PSF"))
         own = seg == seg[image.shape[0] // 2, image.shape[1] // 2]
-        jobs.append((path.stem, image, float(np.median(sigma[~own])), own, 3.4))
+        jobs.append((path.stem, image, float(np.median(sigma[~own])), own, {"psf": psf}))
     for path in sorted((data / "jwst_cosmosweb_single").glob("*.fits")):
         with fits.open(path) as hdus:
             planes = [(h.name, np.asarray(h.data, float)) for h in hdus
@@ -139,9 +142,9 @@ def large_galaxies(data: Path, model: str) -> tuple[list[dict[str, Any]], list[A
         for name, image in planes:
             if image.shape[0] > 100:
                 y, x = np.indices(image.shape) - image.shape[0] // 2
-                jobs.append((f"jwst-{name}", image, None, np.hypot(y, x) < 45, 3.0))
-    for name, image, rms, own, fwhm in jobs:
-        result = segment(image, rms=rms, model=model, psf_fwhm=fwhm)
+                jobs.append((f"jwst-{name}", image, None, np.hypot(y, x) < 45, {"psf_fwhm": 3.0}))
+    for name, image, rms, own, psf in jobs:
+        result = segment(image, rms=rms, model=model, **psf)
         sky = result.signal * result.meta["rms"]
         total = float(sky[own].sum())
         at = np.round(positions(result.catalog)).astype(int)
@@ -169,8 +172,9 @@ def hst_and_hsc(data: Path, model: str) -> dict[str, Any]:
     path = data / "blend_hst_hsc_pair" / "pair.fits"
     with fits.open(path) as hdus:
         hst, hsc = np.asarray(hdus["HST"].data, float), np.asarray(hdus["HSC"].data[2], float)
-    sharp = segment(hst, model=model, psf_fwhm=3.3)
-    blurred = segment(hsc, model=model, psf_fwhm=3.4)
+        psfs = {key: np.asarray(hdus[f"PSF_{key}"].data, float) for key in ("HST", "HSC")}
+    sharp = segment(hst, model=model, psf=psfs["HST"])
+    blurred = segment(hsc, model=model, psf=psfs["HSC"][2])
     scale = 0.03 / 0.168
     centre_hst, centre_hsc = (np.array(h.shape) / 2 - 0.5 for h in (hst, hsc))
     there = (positions(sharp.catalog) - centre_hst) * scale + centre_hsc

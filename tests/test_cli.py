@@ -462,6 +462,8 @@ def test_measure_and_inject_take_weights_and_the_bits_of_a_mask(
         ("ra,dec\n1,2\n", [], "no WCS"),
         ("x,y\n1,2\n", ["-o", "m.hdf5"], "must be one of fits"),
         ("x,y\n1,2\n", ["--psf-fwhm", "-1"], "psf_fwhm must be positive"),
+        ("x,y\n1,2\n", ["--psf", "none.fits"], "psf none.fits does not exist"),
+        ("x,y\n1,2\n", ["--psf", "mine.csv"], "mine.csv"),
     ],
 )
 def test_measure_complains_in_one_sentence(

@@ -164,7 +164,10 @@ def read_psf(path: str | Path) -> tuple[np.ndarray, float]:
                         return planes[0], float(hdu.header.get("PSF_SAMP", 1.0))
         except OSError:
             pass  # no FITS file: read_image says what it is
-    return np.asarray(read_image(path).data, dtype=float), 1.0
+    try:
+        return np.asarray(read_image(path).data, dtype=float), 1.0
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"psf {path} does not exist") from error
 
 
 def light_in_wings(

@@ -2,14 +2,17 @@
 
 import numpy as np
 import pytest
+from astropy.io import fits
 from astropy.table import Table
 
 from probablend.emulate.blend import FieldConfig, draw_field
 from probablend.emulate.parametric import ParametricGalaxies
+from probablend.emulate.psf import psf_image
 from probablend.evaluate import inject as module
 from probablend.evaluate.inject import InjectionConfig, inject, injection_table, verdict
 from probablend.images import ImageData
 from probablend.infer.segment import segment
+from probablend.psf import PSF
 from probablend.survey import get_survey
 
 CONFIG = InjectionConfig(n=12, seed=4)
@@ -56,6 +59,27 @@ def test_all_is_written_and_what_was_put_in_is_listed(run):
     psf = np.exp(-0.5 * (y**2 + x**2) / (1.7 / 2.3548) ** 2)
     psf /= psf.sum()
     assert flux * np.sqrt((psf**2).sum()) / RMS == pytest.approx(5, rel=0.05)
+
+
+def test_what_is_injected_has_the_psf_that_is_given(image, field_weights, tmp_path, monkeypatch):
+    psf = psf_image(get_survey("lsst-i"), 33)
+    drawn = []
+    add = module._add
+    monkeypatch.setattr(module, "_add", lambda sky, sources, *rest: (
+        drawn.extend(sources), add(sky, sources, *rest))[1])  # fmt: skip
+    report = inject(
+        image, tmp_path, InjectionConfig(n=3, seed=1), model=field_weights, rms=RMS,
+        background="none", psf=psf,
+    )  # fmt: skip
+    assert report["psf_fwhm"] == PSF.of(psf).fwhm
+    np.testing.assert_allclose(fits.getdata(tmp_path / "psf.fits"), psf)
+    for source in drawn:  # none is sharper than the PSF
+        y, x = np.indices(source.stamp.image.shape)
+        light = source.stamp.image / source.stamp.image.sum()
+        y, x = y - (light * y).sum(), x - (light * x).sum()
+        fwhm = report["psf_fwhm"]
+        core = light * np.exp(-(y**2 + x**2) / 2 / fwhm**2)
+        assert (core * (y**2 + x**2)).sum() / core.sum() > 0.9 * 2 * (fwhm / 2.3548) ** 2
 
 
 def test_the_light_that_is_added_is_that_of_the_galaxies(image):

@@ -41,7 +41,7 @@ from probablend.evaluate.record import write_json
 from probablend.images import ImageData, prepare_image
 from probablend.infer.segment import Segmentation, segment
 from probablend.plot import plot_pit, plot_reliability
-from probablend.psf import PSF, read_psf
+from probablend.psf import as_psf, read_psf
 from probablend.survey import Survey
 
 __all__ = ["InjectionConfig", "inject", "injection_table", "verdict"]
@@ -95,7 +95,7 @@ def inject(
     mask: np.ndarray | None = None,
     background: str = "auto",
     model: str | Path = "field",
-    psf: str | Path | None = None,
+    psf: np.ndarray | str | Path | None = None,
     psf_fwhm: float | None = None,
     pixel_scale: float | None = None,
     zeropoint: float | None = None,
@@ -116,8 +116,8 @@ def inject(
         What is injected.
     rms, mask, background, psf_fwhm
         As for :func:`~probablend.segment`.
-    psf : str or Path, optional
-        File of the PSF, which what is injected has then; a Moffat profile if not given.
+    psf : ndarray of shape (y, x) or path, optional
+        Image of the PSF, which what is injected has then; a Moffat profile if not given.
     model : str or Path
         Weights.
     pixel_scale : float, optional
@@ -151,7 +151,10 @@ def inject(
     prepared = prepare_image(data.data, rms=rms, mask=mask, background=background)
     sky = np.where(prepared.mask, np.nan, prepared.signal * prepared.rms)
 
-    known = None if psf is None else PSF.read(psf)
+    known = psf_pixels = None
+    if psf is not None:
+        psf_pixels = read_psf(psf)[0] if isinstance(psf, str | Path) else np.asarray(psf)
+        known = as_psf(psf)
 
     def look(pixels: np.ndarray, fwhm: float | None = psf_fwhm) -> Segmentation:
         return segment(
@@ -165,10 +168,9 @@ def inject(
     known_zeropoint = data.zeropoint if zeropoint is None else zeropoint
     survey, depth = _describe(scale, typical, fwhm, known_zeropoint, gain)
     mag_range = (depth - _BRIGHT, depth + _FAINT)
-    if psf is not None:
+    if psf_pixels is not None:
         directory.mkdir(parents=True, exist_ok=True)
-        drawn, _ = read_psf(psf)
-        fits.writeto(directory / "psf.fits", drawn.astype(np.float32), overwrite=True)
+        fits.writeto(directory / "psf.fits", psf_pixels.astype(np.float32), overwrite=True)
         survey = replace(survey, psf_profile="image", psf_file=str(directory / "psf.fits"))
     galaxies = ParametricGalaxies(
         survey, "test", n_galaxies=max(500, config.n), n_stars=0, mag_range=mag_range,
