@@ -24,11 +24,13 @@ from probablend.config import TrainConfig, read_train_config
 from probablend.emulate.bank import Bank, draw_bank
 from probablend.emulate.compose import draw_batch
 from probablend.models import build_model
+from probablend.models.start import freeze
 
 _AT_ONCE = 64  # scenes: batches for a GPU are too large here
 # The parts of which `field` was made.
 CONFIGS = (
-    "field-wide", "field-calm", "field-depth", "field-cutouts", "field-sky", "field-large", "field",
+    "field-wide", "field-calm", "field-depth", "field-cutouts", "field-sky", "field-large",
+    "field-rough", "field",
 )  # fmt: skip
 
 
@@ -92,7 +94,10 @@ def step_seconds(
 ) -> tuple[float, float]:
     """Mean seconds of a step: in the emulator, and in the network."""
     model = build_model(config.model_settings).to(memory_format=torch.channels_last).train()
-    optimizer = torch.optim.Adam(model.parameters())
+    frozen = freeze(model, config.frozen)
+    for part in frozen:
+        part.eval()
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad])
     emulate = learn = 0.0
     for step in range(n_steps + 2):
         began = time.perf_counter()

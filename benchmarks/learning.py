@@ -24,6 +24,7 @@ from probablend.config import TrainConfig, find_config, read_train_config
 from probablend.emulate.bank import draw_bank
 from probablend.emulate.compose import draw_batch
 from probablend.models import build_model
+from probablend.models.start import freeze
 
 _AT_ONCE = 16  # scenes whose operations are counted
 SHOWN = ("cross_entropy", "centres", "existence", "flow_peaks", "photometry")
@@ -37,6 +38,7 @@ def operations(config: TrainConfig) -> float:
     )  # fmt: skip
     batch = draw_batch(bank, config.scenes, n=_AT_ONCE, seed=1, index=0)
     model = build_model(config.model_settings).train()
+    freeze(model, config.frozen)
     with FlopCounterMode(display=False) as counted:
         terms = model.training_loss(batch, generator=torch.Generator().manual_seed(0), beta=1.0)
         terms["loss"].backward()

@@ -21,6 +21,7 @@ from scipy.special import expit
 from probablend import __version__
 from probablend.checkpoint import file_hash, find_model
 from probablend.emulate.blend import FieldConfig, draw_field
+from probablend.emulate.psf import survey_psf
 from probablend.emulate.sources import open_source
 from probablend.evaluate.calibration import brier_score, chance_ece, reliability
 from probablend.evaluate.detection import positions
@@ -55,7 +56,7 @@ def look(name: str, model: str) -> tuple[np.ndarray, np.ndarray]:
     for k in range(n):
         scene = draw_field(galaxies, config, generator=np.random.default_rng([SEED, k]))
         result = segment(
-            scene.image, rms=scene.rms, background="none", psf_fwhm=survey.psf_fwhm_pixels,
+            scene.image, rms=scene.rms, background="none", psf=survey_psf(survey),
             n_samples=N_SAMPLES, seed=k, model=model,
         )  # fmt: skip
         t, f = match_positions(positions(scene.catalog), positions(result.catalog))

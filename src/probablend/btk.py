@@ -24,6 +24,7 @@ except ImportError as error:
 
 __all__ = ["ProbablendDeblender"]
 
+_PSF_SIDE = 65  # pixels, of the image of the PSF
 _LARGEST_SHEAR, _LEAST_RADIUS = 0.8, 0.1  # of a template; pixels
 
 
@@ -87,7 +88,7 @@ class ProbablendDeblender(Deblender):
             image,
             rms=float(np.sqrt(mean_sky_level(survey, band).to_value("electron"))),
             background="none",
-            psf_fwhm=psf.calculateFWHM() / scale,
+            psf=psf.drawImage(nx=_PSF_SIDE, ny=_PSF_SIDE, scale=scale).array,
             **self.settings,
         )
         assert result.sources is not None

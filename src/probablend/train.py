@@ -38,7 +38,7 @@ from probablend.models.distribution import SegmentationNetwork
 from probablend.models.field import FieldNetwork
 from probablend.models.network import Network
 from probablend.models.pairs import MASKS, PairNetwork, true_masks
-from probablend.models.start import take_over
+from probablend.models.start import freeze, take_over
 from probablend.survey import PSF_RANGE, get_survey
 
 __all__ = ["familiarise", "train", "validate"]
@@ -152,7 +152,7 @@ def train(
         validation = _validation(config, directory, fabric.device)
 
     bare.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    frozen = _freeze(bare, config.frozen)
+    frozen = freeze(bare, config.frozen)
     learning = [p for p in bare.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(learning, lr=config.optimizer.learning_rate)
     model, optimizer = fabric.setup(bare, optimizer)
@@ -306,16 +306,6 @@ def _trained_before(
     return str(train(
         config, folder, device=device, resume=last.exists(), workers=workers, after=after
     ))  # fmt: skip
-
-
-def _freeze(model: Network, names: Sequence[str]) -> list[nn.Module]:
-    """Parts of a network that stay as they are."""
-    parts = dict(model.named_children())
-    if unknown := sorted(set(names) - set(parts)):
-        raise ValueError(f"frozen names {', '.join(unknown)}; the network has {sorted(parts)}")
-    for name in names:
-        parts[name].requires_grad_(False)
-    return [parts[name] for name in names]
 
 
 @contextmanager

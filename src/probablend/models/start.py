@@ -1,14 +1,14 @@
-"""How a network starts with the weights of an earlier one, be it narrower."""
+"""How a network starts with the weights of an earlier one, and keeps parts of it as they are."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from probablend.models.network import Network
 
-__all__ = ["take_over"]
+__all__ = ["freeze", "take_over"]
 
 
 def take_over(model: Network, before: Network, fresh: Sequence[str], *, name: str = "it") -> None:
@@ -52,6 +52,34 @@ def take_over(model: Network, before: Network, fresh: Sequence[str], *, name: st
             "shape must be named as fresh"
         )
     model.load_state_dict(own | earlier)
+
+
+def freeze(model: Network, names: Sequence[str]) -> list[nn.Module]:
+    """Let parts of a network stay as they are.
+
+    Parameters
+    ----------
+    model : Network
+        The network.
+    names : sequence of str
+        Of its parts.
+
+    Returns
+    -------
+    list of Module
+        These parts; statistics of what they see stay only in evaluation mode.
+
+    Raises
+    ------
+    ValueError
+        If the network has no such part.
+    """
+    parts = dict(model.named_children())
+    if unknown := sorted(set(names) - set(parts)):
+        raise ValueError(f"frozen names {', '.join(unknown)}; the network has {sorted(parts)}")
+    for name in names:
+        parts[name].requires_grad_(False)
+    return [parts[name] for name in names]
 
 
 def _widened(
