@@ -83,7 +83,8 @@ def table(report: dict[str, Any]) -> str:
         "above S/N 10 but for the intervals.",
         "",
         "| depth, FWHM | PSF | light within one FWHM, over a Gaussian's | told "
-        "| flux: too bright by, mag | NMAD, mag | 68 % intervals of flux hold | size: median of ln | of size hold |",
+        "| flux: too bright by, mag | NMAD, mag | 68 % intervals of flux hold "
+        "| size: median of ln | of size hold |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, rows in report["settings"].items():
