@@ -102,6 +102,10 @@ def test_files_of_images_and_of_psfex_are_read(tmp_path):
         (np.full((9, 9), np.nan), "finite"),
         (np.zeros((9, 9)), "stands out"),
         (np.pad([[1.0]], 7), "hardly more than one"),
+        (
+            np.pad(psf_image(get_survey("lsst-i"), 21), ((0, 40), (9, 9))),
+            "middle; .* 10, 19 ",
+        ),
     ],
 )
 def test_what_is_no_psf_is_refused(image, message):

@@ -32,6 +32,7 @@ _FWHM_OF_SIGMA = 2.354820045
 _FINER = 6  # points per pixel where a width is measured
 _FEWEST = 5  # pixels, side of an image of a PSF
 _SHARPEST = 1.05  # pixels, FWHM before the pixel; that of a single bright pixel is 1.0
+_OFF_CENTRE = 0.25  # of the side, at most
 _WHOLE = 0.6  # of its half side: beyond, the image of a PSF falls to zero at the border
 
 
@@ -97,6 +98,10 @@ class PSF:
     fwhm: float
     wings: tuple[float, float, float]
 
+    def __str__(self) -> str:
+        share = np.exp(self.wings[0])
+        return f"FWHM {self.fwhm:.2f} pixels, within it {share:.2f} of a Gaussian's light"
+
     @classmethod
     def of(cls, image: np.ndarray, *, sampling: float = 1.0, name: str = "psf") -> "PSF":
         """Measure one.
@@ -113,9 +118,17 @@ class PSF:
         Raises
         ------
         ValueError
-            If it is no image, is not finite or holds nothing, or is as sharp as a pixel.
+            If it is no image, is not finite or holds nothing, its peak is far from the middle, or
+            it is as sharp as a pixel.
         """
         image = clean_psf(image, name)
+        peak = np.unravel_index(image.argmax(), image.shape)
+        off = max(abs(p - (n - 1) / 2) / n for p, n in zip(peak, image.shape, strict=True))
+        if off > _OFF_CENTRE:
+            raise ValueError(
+                f"{name} must be an image of one point source in its middle; the brightest pixel "
+                f"is at y, x = {peak[0]}, {peak[1]} of {image.shape[0]} x {image.shape[1]}"
+            )
         width = half_maximum_width(image)
         fwhm2 = width**2 - (_FWHM_OF_SIGMA / sampling) ** 2 / 12
         if fwhm2 * sampling**2 < _SHARPEST**2:

@@ -218,6 +218,8 @@ def begin(settings: StreamSettings, work: Path, *, resume: bool, overwrite: bool
     assert isinstance(network, FieldNetwork)
     resolve_device(settings.device)
     psf = None if settings.psf is None else PSF.read(settings.psf)
+    if psf is not None:
+        log.info("the PSF that is given: %s", psf)
     fwhm, noise_factors, background = _decide(settings, image, meta, psf)
     wings = None if psf is None else psf.wings
     plan = {

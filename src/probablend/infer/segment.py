@@ -329,6 +329,8 @@ def segment(
     known = None if psf is None else as_psf(psf)
     if psf_fwhm is None and known is not None:
         psf_fwhm = known.fwhm
+    if known is not None:
+        log.info("the PSF that is given: %s", known)
     check_precision(precision)
     where = resolve_device(device)
     network, meta = load_model(model)
