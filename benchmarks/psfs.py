@@ -82,7 +82,7 @@ def table(report: dict[str, Any]) -> str:
         f"probablend {report['version']}, `field` {report['weights']}; "
         "above S/N 10 but for the intervals.",
         "",
-        "| depth, FWHM | PSF | light within one FWHM, over a Gaussian's | told "
+        "| depth, FWHM | PSF | light under a weight of σ = FWHM, over a Gaussian PSF's | told "
         "| flux: too bright by, mag | NMAD, mag | 68 % intervals of flux hold "
         "| size: median of ln | of size hold |",
         "|---|---|---|---|---|---|---|---|---|",

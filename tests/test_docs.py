@@ -27,6 +27,7 @@ from probablend.catalog import COLUMNS
 from probablend.checkpoint import available_models
 from probablend.config import TrainConfig, from_mapping
 from probablend.emulate.products import scene_wcs
+from probablend.emulate.psf import psf_image
 from probablend.flags import Flag
 from probablend.models import build_model
 from probablend.survey import read_survey
@@ -145,6 +146,10 @@ def desk(scene, field_weights, tmp_path, monkeypatch):
     for name, plane in planes.items():
         fits.writeto(f"{name}.fits", plane)
     fits.HDUList([fits.PrimaryHDU(), fits.ImageHDU(flags)]).writeto("flags.fits")
+    psf = psf_image(scene.survey, 33)
+    fits.writeto("psf.fits", psf)
+    column = fits.Column("PSF_MASK", "1089E", dim="(33,33,1)", array=psf[None, None])
+    fits.BinTableHDU.from_columns([column], name="PSF_DATA").writeto("image.psf")
     Path("tiles").mkdir()
     Path("runs/mine").mkdir(parents=True)
     shutil.copy(field_weights, "runs/mine/mine.safetensors")

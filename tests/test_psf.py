@@ -52,12 +52,25 @@ def test_a_gaussian_has_none(fwhm):
     np.testing.assert_allclose(said.wings, 0, atol=0.012)
 
 
-def test_neither_flux_nor_place_nor_pedestal_matters():
-    profile = galsim.Moffat(beta=3, fwhm=3.3)
+@pytest.mark.parametrize("fwhm", [1.3, 1.7, 2.2, 3.3])
+def test_neither_flux_nor_place_matters(fwhm):
+    profile = galsim.Moffat(beta=3, fwhm=fwhm)
     one = PSF.of(drawn(profile, 61))
-    other = PSF.of(1e4 * drawn(profile.shift(0.4, -0.3), 61) + 5)
-    assert other.fwhm == pytest.approx(one.fwhm, rel=0.01)
-    np.testing.assert_allclose(other.wings, one.wings, atol=0.005)
+    assert one.fwhm == pytest.approx(fwhm, rel=0.05)
+    for shift in ((0.4, -0.3), (0.5, 0.5)):
+        other = PSF.of(1e4 * drawn(profile.shift(*shift), 61))
+        assert other.fwhm == pytest.approx(one.fwhm, rel=0.02)
+        np.testing.assert_allclose(other.wings, one.wings, atol=0.01)
+
+
+@pytest.mark.parametrize("side", [41, 101])
+@pytest.mark.parametrize("depth", [1000, 300])
+def test_noise_is_not_taken_for_wings(side, depth):
+    image = drawn(galsim.Moffat(beta=3, fwhm=3.0), side)
+    noise = np.random.default_rng(2).normal(size=image.shape) * image.max() / depth
+    one, other = PSF.of(image), PSF.of(image + noise)
+    assert other.fwhm == pytest.approx(one.fwhm, rel=0.02)
+    np.testing.assert_allclose(other.wings, one.wings, atol=0.02)
 
 
 def test_a_finer_sampling_is_the_same_psf():
@@ -68,13 +81,14 @@ def test_a_finer_sampling_is_the_same_psf():
     np.testing.assert_allclose(other.wings, one.wings, atol=0.02)
 
 
-@pytest.mark.parametrize("name", ["euclid-vis", "lsst-i", "roman-f158"])
+@pytest.mark.parametrize("name", ["euclid-vis", "lsst-i", "cosmos-f814w", "candels-f160w"])
 def test_the_image_of_a_survey_s_psf_says_what_the_survey_says(name):
     survey = get_survey(name)
     known, seen = survey_psf(survey), PSF.of(psf_image(survey, 65))
     assert known.fwhm == survey.psf_fwhm_pixels
     assert seen.fwhm == pytest.approx(known.fwhm, rel=0.06)
-    np.testing.assert_allclose(seen.wings, known.wings, atol=0.05)
+    np.testing.assert_allclose(seen.wings, known.wings, rtol=0.35)
+    np.testing.assert_allclose(seen.wings[0], known.wings[0], rtol=0.15)
 
 
 def test_files_of_images_and_of_psfex_are_read(tmp_path):
@@ -93,15 +107,24 @@ def test_files_of_images_and_of_psfex_are_read(tmp_path):
     half = PSF.of(image, sampling=0.5)
     assert as_psf(tmp_path / "a.psf") == half
     assert half.fwhm < 0.52 * expected.fwhm
+    fits.HDUList([fits.PrimaryHDU(), table, table.copy()]).writeto(tmp_path / "two.psf")
+    with pytest.raises(ValueError, match=r"PSFs of 2 chips: name one, .*two\.psf\[1\]"):
+        PSF.read(tmp_path / "two.psf")
+    assert PSF.read(f"{tmp_path}/two.psf[2]") == half
+    table.header["PSF_SAMP"] = -1.0
+    fits.HDUList([fits.PrimaryHDU(), table]).writeto(tmp_path / "odd.psf")
+    with pytest.raises(ValueError, match=r"sampling of .* must be positive; got -1"):
+        PSF.read(tmp_path / "odd.psf")
 
 
 @pytest.mark.parametrize(
     ("image", "message"),
     [
+        (drawn(galsim.Gaussian(fwhm=3), 31) + 0.001, "must have no background"),
         (np.ones(7), "at least 5 x 5"),
         (np.full((9, 9), np.nan), "finite"),
         (np.zeros((9, 9)), "stands out"),
-        (np.pad([[1.0]], 7), "hardly more than one"),
+        (np.pad([[1.0]], 7), "hardly wider than a pixel"),
         (
             np.pad(psf_image(get_survey("lsst-i"), 21), ((0, 40), (9, 9))),
             "middle; .* 10, 19 ",
@@ -196,6 +219,17 @@ def test_an_image_of_the_psf_counts_in_memory_and_block_by_block(psf_weights, tm
     with fits.open(tmp_path / "out" / "catalog.fits") as hdus:
         streamed = hdus[1].data["flux"]
     np.testing.assert_allclose(streamed, np.asarray(told.catalog["flux"]), rtol=2e-3)
+
+
+def test_a_network_that_knows_no_wings_says_so(field_weights, caplog):
+    image = np.random.default_rng(1).normal(size=(64, 64))
+    psf = drawn(galsim.Gaussian(fwhm=3.0), 31)
+    said = segment(
+        image, rms=1.0, psf=psf, model=field_weights, background="none", n_samples=1
+    )  # fmt: skip
+    assert said.meta["psf_wings"] is None
+    assert said.meta["psf_fwhm"] == pytest.approx(3.0, rel=0.05)
+    assert "its wings count for nothing" in caplog.text
 
 
 def test_a_width_that_is_given_beside_the_psf_wins(psf_weights):

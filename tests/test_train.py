@@ -366,6 +366,10 @@ def test_what_is_frozen_stays_and_the_rest_learns(tmp_path):
         assert all(torch.equal(before[key], after[key]) for key in own) == stays, part
     with pytest.raises(ValueError, match="frozen names mouth; the network has"):
         train(replace(config, frozen=("mouth",)), tmp_path / "c", device="cpu")
+    everything = tuple(name for name, _ in load_model(first)[0].named_children())
+    with pytest.raises(ValueError, match="nothing is left to learn"):
+        train(replace(config, frozen=everything), tmp_path / "c", device="cpu")
+    assert not (tmp_path / "c").exists()
 
 
 @pytest.mark.slow

@@ -88,6 +88,7 @@ class ProbablendDeblender(Deblender):
             image,
             rms=float(np.sqrt(mean_sky_level(survey, band).to_value("electron"))),
             background="none",
+            psf_fwhm=psf.calculateFWHM() / scale,
             psf=psf.drawImage(nx=_PSF_SIDE, ny=_PSF_SIDE, scale=scale).array,
             **self.settings,
         )

@@ -125,7 +125,7 @@ PROVENANCE = {
     "model": ("PBMODEL", "weights"),
     "weights_hash": ("PBHASH", "SHA-256 of the weight file, 16 digits"),
     "psf_fwhm": ("PBFWHM", "FWHM of the PSF, pixels"),
-    "psf_wings": ("PBWINGS", "ln of PSF's light in one FWHM over a Gaussian's"),
+    "psf_wings": ("PBWINGS", "ln of PSF's light near it over a Gaussian's"),
     "noise_factor": ("PBNFACT", "how correlated the noise is; 1 if white"),
     "roughness_factor": ("PBROUGH", "how rough the sky is; 1 if it is not"),
     "seed": ("PBSEED", "seed of the samples"),

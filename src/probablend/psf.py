@@ -7,12 +7,15 @@ share of the light within Gaussian weights of one, two and four FWHM, over that 
 They hardly depend on the pixels.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import galsim
 import numpy as np
 from astropy.io import fits
+from astropy.stats import mad_std
+from scipy.optimize import least_squares
 
 from probablend.images import read_image
 
@@ -31,13 +34,16 @@ N_WINGS = len(_WEIGHTS)
 _FWHM_OF_SIGMA = 2.354820045
 _FINER = 6  # points per pixel where a width is measured
 _FEWEST = 5  # pixels, side of an image of a PSF
-_SHARPEST = 1.05  # pixels, FWHM before the pixel; that of a single bright pixel is 1.0
+_SHARPEST = 0.6  # pixels, FWHM before the pixel
+_RESOLVED = 2.5  # samples: a FWHM that interpolation finds wherever they lie
+_MOST_SKY = 0.3  # of the light, were all of the image as bright as its border
+_STANDS_OUT = 3.0  # standard deviations
 _OFF_CENTRE = 0.25  # of the side, at most
 _WHOLE = 0.6  # of its half side: beyond, the image of a PSF falls to zero at the border
 
 
 def clean_psf(image: np.ndarray, name: str) -> np.ndarray:
-    """An image of a PSF without a pedestal, and falling to zero at its border.
+    """An image of a PSF to draw with: without a pedestal, and falling to zero at its border.
 
     Otherwise a square would surround every bright star.
 
@@ -53,14 +59,7 @@ def clean_psf(image: np.ndarray, name: str) -> np.ndarray:
     ValueError
         If it is no image, is not finite or holds nothing.
     """
-    image = np.asarray(image, dtype=float)
-    if image.ndim != 2 or min(image.shape) < _FEWEST:
-        raise ValueError(
-            f"{name} must be an image of at least {_FEWEST} x {_FEWEST} pixels; "
-            f"got shape {image.shape}"
-        )
-    if not np.isfinite(image).all():
-        raise ValueError(f"{name} must hold finite numbers")
+    image = _plane(image, name)
     border = np.concatenate([image[[0, -1]].ravel(), image[:, [0, -1]].ravel()])
     image = np.clip(image - np.median(border), 0, None)
     y, x = np.indices(image.shape)
@@ -70,6 +69,61 @@ def clean_psf(image: np.ndarray, name: str) -> np.ndarray:
     if not image.sum() > 0:
         raise ValueError(f"{name} holds nothing that stands out of its border")
     return image
+
+
+def _plane(image: np.ndarray, name: str) -> np.ndarray:
+    """An image of a PSF as numbers; refused if it is none."""
+    image = np.ma.filled(np.ma.asarray(image).astype(float), np.nan)
+    if image.ndim != 2 or min(image.shape) < _FEWEST:
+        raise ValueError(
+            f"{name} must be an image of at least {_FEWEST} x {_FEWEST} pixels; "
+            f"got shape {image.shape}"
+        )
+    if n_bad := int((~np.isfinite(image)).sum()):
+        raise ValueError(
+            f"{name} must hold finite numbers; {n_bad} pixels are not: cut them off, or set them "
+            "to what they should be"
+        )
+    return image
+
+
+def _core_fwhm(image: np.ndarray, pixel: float) -> float:
+    """FWHM before the pixel response of what a few pixels hold: a Moffat profile, integrated."""
+    width = 2 * np.sqrt((image > image.max() / 2).sum() / np.pi)
+    reach = int(np.ceil(width / 2)) + 1
+    peak = [int(p) for p in np.unravel_index(image.argmax(), image.shape)]
+    first = [max(0, p - reach) for p in peak]
+    box = [slice(low, p + reach + 1) for low, p in zip(first, peak, strict=True)]
+    data = image[tuple(box)] / image.max()
+    within = pixel * ((np.arange(_FINER) + 0.5) / _FINER - 0.5)
+    y, x = ((np.arange(n)[:, None] + within).ravel() for n in data.shape)
+
+    def off(said: np.ndarray) -> np.ndarray:
+        light, at_y, at_x, ln_fwhm, ln_beta = said
+        beta = np.exp(ln_beta)
+        scale = np.exp(ln_fwhm) / (2 * np.sqrt(2 ** (1 / beta) - 1))
+        r2 = (y[:, None] - at_y) ** 2 + (x - at_x) ** 2
+        fine = np.exp(light) * (1 + r2 / scale**2) ** -beta
+        n_y, n_x = data.shape
+        return (fine.reshape(n_y, _FINER, n_x, _FINER).mean(axis=(1, 3)) - data).ravel()
+
+    at = [p - low for p, low in zip(peak, first, strict=True)]
+    start = [0.2, *at, np.log(max(0.9 * width, 0.7)), np.log(4.0)]
+    low = [-3, at[0] - 1, at[1] - 1, np.log(0.3), np.log(3.0)]
+    high = [4, at[0] + 1, at[1] + 1, np.log(3 * width + 1), np.log(30.0)]
+    return float(np.exp(least_squares(off, start, bounds=(low, high)).x[3]))
+
+
+def _without_noise(image: np.ndarray, noise: float) -> np.ndarray:
+    """What is around the peak as far as rings about it stand out of the noise; 0 beyond."""
+    y, x = np.indices(image.shape)
+    peak_y, peak_x = np.unravel_index(image.argmax(), image.shape)
+    ring = np.hypot(y - peak_y, x - peak_x).round().astype(int)
+    n = np.bincount(ring.ravel())
+    mean = np.bincount(ring.ravel(), image.ravel()) / np.maximum(n, 1)
+    lost = (mean <= _STANDS_OUT * noise / np.sqrt(np.maximum(n, 1))) & (n > 0)
+    last = int(np.argmax(lost)) if lost.any() else len(n)
+    return np.where(ring < last, image, 0.0)
 
 
 def half_maximum_width(image: np.ndarray) -> float:
@@ -100,7 +154,7 @@ class PSF:
 
     def __str__(self) -> str:
         share = np.exp(self.wings[0])
-        return f"FWHM {self.fwhm:.2f} pixels, within it {share:.2f} of a Gaussian's light"
+        return f"FWHM {self.fwhm:.2f} pixels, {share:.2f} of a Gaussian's light near it"
 
     @classmethod
     def of(cls, image: np.ndarray, *, sampling: float = 1.0, name: str = "psf") -> "PSF":
@@ -109,19 +163,30 @@ class PSF:
         Parameters
         ----------
         image : ndarray, shape (y, x)
-            As PSFEx, photutils or a pipeline give it, the response of the pixels in it; any unit.
+            As PSFEx, photutils or a pipeline give it, the response of the pixels in it and no
+            background; any unit. The larger the better: what lies beyond counts as no light.
         sampling : float
-            Its pixels, in those of the image that it is for.
+            Side of its pixels, in those of the image that it is for: 1 / oversampling.
         name : str
             For messages.
 
         Raises
         ------
         ValueError
-            If it is no image, is not finite or holds nothing, its peak is far from the middle, or
-            it is as sharp as a pixel.
+            If it is no image, is not finite or holds nothing, has a background or its peak far
+            from the middle, or is as sharp as a pixel.
         """
-        image = clean_psf(image, name)
+        if not (np.isfinite(sampling) and sampling > 0):
+            raise ValueError(f"the sampling of {name} must be positive; got {sampling}")
+        image = _plane(image, name)
+        border = np.concatenate([image[[0, -1]].ravel(), image[:, [0, -1]].ravel()])
+        level, noise = float(np.median(border)), float(mad_std(border))
+        if not image.max() > level + _STANDS_OUT * noise:
+            raise ValueError(f"{name} holds nothing that stands out of its border")
+        alone = _without_noise(image, noise)
+        significant = level > _STANDS_OUT * noise / np.sqrt(len(border))
+        if not alone.sum() > 0 or (significant and level * image.size > _MOST_SKY * alone.sum()):
+            raise ValueError(f"{name} must have no background: take out that of its border")
         peak = np.unravel_index(image.argmax(), image.shape)
         off = max(abs(p - (n - 1) / 2) / n for p, n in zip(peak, image.shape, strict=True))
         if off > _OFF_CENTRE:
@@ -129,15 +194,17 @@ class PSF:
                 f"{name} must be an image of one point source in its middle; the brightest pixel "
                 f"is at y, x = {peak[0]}, {peak[1]} of {image.shape[0]} x {image.shape[1]}"
             )
-        width = half_maximum_width(image)
-        fwhm2 = width**2 - (_FWHM_OF_SIGMA / sampling) ** 2 / 12
-        if fwhm2 * sampling**2 < _SHARPEST**2:
+        pixel = 1 / sampling
+        fwhm2 = half_maximum_width(image) ** 2 - (_FWHM_OF_SIGMA * pixel) ** 2 / 12
+        if fwhm2 < _RESOLVED**2:  # interpolation between so few samples depends on where they lie
+            fwhm2 = _core_fwhm(image, pixel) ** 2
+        if fwhm2 < (_SHARPEST * pixel) ** 2:
             raise ValueError(
-                f"{name} is {width * sampling:.2f} pixels wide, hardly more than one: it must be "
-                "sampled on the pixels of the image, their response in it"
+                f"{name} is hardly wider than a pixel: it must be sampled on the pixels of the "
+                "image, their response in it"
             )
         fwhm = float(np.sqrt(fwhm2))
-        wings = light_in_wings(image, fwhm, pixel=1 / sampling)
+        wings = light_in_wings(alone, fwhm, pixel=pixel)
         return cls(fwhm=fwhm * sampling, wings=tuple(wings.tolist()))
 
     @classmethod
@@ -167,16 +234,29 @@ def as_psf(psf: "PSF | np.ndarray | str | Path") -> PSF:
 
 
 def read_psf(path: str | Path) -> tuple[np.ndarray, float]:
-    """Image of a PSF in a file, as :meth:`PSF.read` takes it, and its pixels in those of images."""
-    if Path(path).is_file():
+    """Image of a PSF in a file, as :meth:`PSF.read` takes it, and its sampling."""
+    name, extension = str(path), None
+    if (named := re.fullmatch(r"(.+)\[(\w+)\]", name)) and not Path(name).exists():
+        name, extension = named.groups()
+    models: list[tuple[np.ndarray, float]] = []
+    if Path(name).is_file():
         try:
-            with fits.open(path) as hdus:
-                for hdu in hdus:
-                    if isinstance(hdu, fits.BinTableHDU) and "PSF_MASK" in hdu.columns.names:
+            with fits.open(name) as hdus:
+                for number, hdu in enumerate(hdus):
+                    wanted = extension in (None, str(number), hdu.name)
+                    if not (wanted and isinstance(hdu, fits.BinTableHDU)):
+                        continue
+                    if "PSF_MASK" in hdu.columns.names:
                         planes = np.asarray(hdu.data["PSF_MASK"][0], dtype=float)
-                        return planes[0], float(hdu.header.get("PSF_SAMP", 1.0))
+                        models.append((planes[0], float(hdu.header.get("PSF_SAMP", 1.0))))
         except OSError:
             pass  # no FITS file: read_image says what it is
+        except (TypeError, ValueError, IndexError) as error:
+            raise ValueError(f"psf {path} cannot be read as a file of PSFEx: {error}") from error
+    if len(models) > 1:
+        raise ValueError(f"psf {path} holds PSFs of {len(models)} chips: name one, {name}[1]")
+    if models:
+        return models[0]
     try:
         return np.asarray(read_image(path).data, dtype=float), 1.0
     except FileNotFoundError as error:

@@ -114,6 +114,7 @@ def train(
         )
     for survey in config.surveys:
         get_survey(survey)  # a wrong name is better said at once
+    freeze(build_model(config.model_settings), config.frozen)
     earlier = config.start_from
     if earlier.endswith(".toml") and not last.exists():
         if devices * num_nodes > 1:

@@ -1,5 +1,6 @@
 """Injection into a user's image: what is put in, what is scored, and what is said of it."""
 
+import galsim
 import numpy as np
 import pytest
 from astropy.io import fits
@@ -7,7 +8,6 @@ from astropy.table import Table
 
 from probablend.emulate.blend import FieldConfig, draw_field
 from probablend.emulate.parametric import ParametricGalaxies
-from probablend.emulate.psf import psf_image
 from probablend.evaluate import inject as module
 from probablend.evaluate.inject import InjectionConfig, inject, injection_table, verdict
 from probablend.images import ImageData
@@ -62,24 +62,30 @@ def test_all_is_written_and_what_was_put_in_is_listed(run):
 
 
 def test_what_is_injected_has_the_psf_that_is_given(image, field_weights, tmp_path, monkeypatch):
-    psf = psf_image(get_survey("lsst-i"), 33)
+    profile = galsim.Gaussian(fwhm=6).shear(g1=0.6, g2=0)  # nothing else is as long
+    psf = profile.drawImage(nx=41, ny=41, scale=1).array
+    fits.writeto(tmp_path / "psf.fits", psf)
+    kept = (tmp_path / "psf.fits").read_bytes()
     drawn = []
     add = module._add
     monkeypatch.setattr(module, "_add", lambda sky, sources, *rest: (
         drawn.extend(sources), add(sky, sources, *rest))[1])  # fmt: skip
     report = inject(
         image, tmp_path, InjectionConfig(n=3, seed=1), model=field_weights, rms=RMS,
-        background="none", psf=psf,
+        background="none", psf=tmp_path / "psf.fits",
     )  # fmt: skip
+    assert (tmp_path / "psf.fits").read_bytes() == kept
     assert report["psf_fwhm"] == PSF.of(psf).fwhm
-    np.testing.assert_allclose(fits.getdata(tmp_path / "psf.fits"), psf)
-    for source in drawn:  # none is sharper than the PSF
-        y, x = np.indices(source.stamp.image.shape)
+    assert report["psf_wings"] == list(PSF.of(psf).wings)
+    assert drawn
+    for source in drawn:
         light = source.stamp.image / source.stamp.image.sum()
+        y, x = np.indices(light.shape)
         y, x = y - (light * y).sum(), x - (light * x).sum()
-        fwhm = report["psf_fwhm"]
-        core = light * np.exp(-(y**2 + x**2) / 2 / fwhm**2)
-        assert (core * (y**2 + x**2)).sum() / core.sum() > 0.9 * 2 * (fwhm / 2.3548) ** 2
+        assert (light * x**2).sum() > 1.5 * (light * y**2).sum()
+    with pytest.raises(ValueError, match="an image of the PSF or its file"):
+        inject(image, tmp_path / "no", CONFIG, model=field_weights, psf=PSF.of(psf))
+    assert not (tmp_path / "no").exists()
 
 
 def test_the_light_that_is_added_is_that_of_the_galaxies(image):

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import astropy.units as u
@@ -41,7 +42,7 @@ from probablend.evaluate.record import write_json
 from probablend.images import ImageData, prepare_image
 from probablend.infer.segment import Segmentation, segment
 from probablend.plot import plot_pit, plot_reliability
-from probablend.psf import as_psf, read_psf
+from probablend.psf import PSF, as_psf, read_psf
 from probablend.survey import Survey
 
 __all__ = ["InjectionConfig", "inject", "injection_table", "verdict"]
@@ -110,8 +111,7 @@ def inject(
     image : ImageData or ndarray, shape (y, x)
         The user's own.
     directory : Path
-        Gets ``inject.json``, ``inject.md``, ``inject.png`` and ``injected.fits``, and
-        ``psf.fits`` if a PSF is given.
+        Gets ``inject.json``, ``inject.md``, ``inject.png`` and ``injected.fits``.
     config : InjectionConfig
         What is injected.
     rms, mask, background, psf_fwhm
@@ -153,7 +153,9 @@ def inject(
 
     known = psf_pixels = None
     if psf is not None:
-        psf_pixels = read_psf(psf)[0] if isinstance(psf, str | Path) else np.asarray(psf)
+        if isinstance(psf, PSF):
+            raise ValueError("psf must be an image of the PSF or its file: galaxies get it")
+        psf_pixels = read_psf(psf)[0] if isinstance(psf, str | Path) else psf
         known = as_psf(psf)
 
     def look(pixels: np.ndarray, fwhm: float | None = psf_fwhm) -> Segmentation:
@@ -168,29 +170,29 @@ def inject(
     known_zeropoint = data.zeropoint if zeropoint is None else zeropoint
     survey, depth = _describe(scale, typical, fwhm, known_zeropoint, gain)
     mag_range = (depth - _BRIGHT, depth + _FAINT)
-    if psf_pixels is not None:
-        directory.mkdir(parents=True, exist_ok=True)
-        fits.writeto(directory / "psf.fits", psf_pixels.astype(np.float32), overwrite=True)
-        survey = replace(survey, psf_profile="image", psf_file=str(directory / "psf.fits"))
-    galaxies = ParametricGalaxies(
-        survey, "test", n_galaxies=max(500, config.n), n_stars=0, mag_range=mag_range,
-        seed=config.seed,
-    )  # fmt: skip
-    generator = np.random.default_rng([config.seed, 23])
-    tables: list[Table] = []
-    done = 0
-    for _ in range(_MOST_ROUNDS):
-        places = _places(before, prepared.mask, config, fwhm, config.n - done, generator)
-        if not len(places):
-            break
-        sources = [_draw(galaxies, at, mag_range, generator) for at in places]
-        after = look(_add(sky, sources, gain, generator), fwhm)
-        tables.append(_judge(sources, before, after, prepared.rms))
-        done += len(sources)
-        if progress:
-            progress(done, config.n)
-        if done >= config.n:
-            break
+    with TemporaryDirectory(prefix="probablend-") as own:
+        if psf_pixels is not None:
+            fits.writeto(Path(own) / "psf.fits", np.asarray(psf_pixels, np.float32))
+            survey = replace(survey, psf_profile="image", psf_file=f"{own}/psf.fits")
+        galaxies = ParametricGalaxies(
+            survey, "test", n_galaxies=max(500, config.n), n_stars=0, mag_range=mag_range,
+            seed=config.seed,
+        )  # fmt: skip
+        generator = np.random.default_rng([config.seed, 23])
+        tables: list[Table] = []
+        done = 0
+        for _ in range(_MOST_ROUNDS):
+            places = _places(before, prepared.mask, config, fwhm, config.n - done, generator)
+            if not len(places):
+                break
+            sources = [_draw(galaxies, at, mag_range, generator) for at in places]
+            after = look(_add(sky, sources, gain, generator), fwhm)
+            tables.append(_judge(sources, before, after, prepared.rms))
+            done += len(sources)
+            if progress:
+                progress(done, config.n)
+            if done >= config.n:
+                break
     if not tables:
         raise ValueError(
             f"image of {sky.shape[1]} × {sky.shape[0]} pixels has no room for injected galaxies"
@@ -210,6 +212,7 @@ def inject(
         "weights": before.meta["weights_hash"],
         "setting": asdict(config),
         "psf_fwhm": fwhm,
+        "psf_wings": None if known is None else list(known.wings),
         "rms": typical,
         "pixel_scale": scale,
         "zeropoint": known_zeropoint,

@@ -38,6 +38,7 @@ from probablend.infer.psf import estimate_psf_fwhm
 from probablend.infer.segment import (
     assumed_psf_fwhm,
     check_numbers,
+    known_wings,
     model_name,
     usable_psf_map,
 )
@@ -221,7 +222,7 @@ def begin(settings: StreamSettings, work: Path, *, resume: bool, overwrite: bool
     if psf is not None:
         log.info("the PSF that is given: %s", psf)
     fwhm, noise_factors, background = _decide(settings, image, meta, psf)
-    wings = None if psf is None else psf.wings
+    wings = known_wings(psf, network)
     plan = {
         "settings": wanted,
         "shape": [n_y, n_x],

@@ -291,8 +291,9 @@ def segment(
         or what PSFEx writes; see :class:`~probablend.psf.PSF`.
     psf_fwhm : float or ndarray, optional
         FWHM of the PSF, pixels, of the image or of every pixel; that of ``psf`` or, without one,
-        of the image's stars if not given. How much light lies in the wings then stays unknown, and
-        posteriors are as wide.
+        of the image's stars if not given; it wins over that of ``psf``. Without ``psf`` it stays
+        unknown how much light lies in the wings, and
+        posteriors are wider accordingly.
     zeropoint : float, optional
         AB magnitude of one unit of flux; read from the file if it says so.
     saturation : float, optional
@@ -366,7 +367,7 @@ def segment(
         psf_fwhm = usable_psf_map(psf_fwhm, prepared.mask)
     result = segment_prepared(
         network.to(where), meta, prepared, data, n_samples=n_samples, seed=seed, device=where,
-        wcs=data.wcs, psf_fwhm=psf_fwhm, psf_wings=None if known is None else known.wings,
+        wcs=data.wcs, psf_fwhm=psf_fwhm, psf_wings=known_wings(known, network),
         noise_factors=prepared.noise_factors,
         zeropoint=data.zeropoint, min_p_source=min_p_source, positions=positions,
         tile_size=tile_size, progress=progress,
@@ -375,6 +376,16 @@ def segment(
         set_flux_unit(result.catalog, data.unit)
     result.meta.update(model_name(model, meta))
     return result
+
+
+def known_wings(psf: PSF | None, network: SegmentationNetwork) -> tuple[float, ...] | None:
+    """What a network is told of the wings of a PSF; None if nothing is, or can be."""
+    if psf is None:
+        return None
+    if not getattr(network.config, "knows_psf", False):
+        log.warning("this model knows the width of the PSF at most: its wings count for nothing")
+        return None
+    return psf.wings
 
 
 def check_numbers(

@@ -72,13 +72,15 @@ def freeze(model: Network, names: Sequence[str]) -> list[nn.Module]:
     Raises
     ------
     ValueError
-        If the network has no such part.
+        If the network has no such part, or no other.
     """
     parts = dict(model.named_children())
     if unknown := sorted(set(names) - set(parts)):
         raise ValueError(f"frozen names {', '.join(unknown)}; the network has {sorted(parts)}")
     for name in names:
         parts[name].requires_grad_(False)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError("frozen names all parts of the network: nothing is left to learn")
     return [parts[name] for name in names]
 
 
