@@ -372,6 +372,16 @@ def test_what_is_frozen_stays_and_the_rest_learns(tmp_path):
     assert not (tmp_path / "c").exists()
 
 
+def test_a_training_with_frozen_parts_is_resumed_to_the_bit(tmp_path):
+    first = train(small("field", n_steps=2), tmp_path / "a", device="cpu")
+    config = replace(small("field", n_steps=4), start_from=str(first), frozen=("encoder", "flow"))
+    whole = load_model(train(config, tmp_path / "whole", device="cpu"))[0].state_dict()
+    train(config, tmp_path / "parts", device="cpu", stop_after=2)
+    resumed = load_model(train(config, tmp_path / "parts", device="cpu", resume=True))[0]
+    for key, value in resumed.state_dict().items():
+        assert torch.equal(value, whole[key]), key
+
+
 @pytest.mark.slow
 def test_two_processes_give_the_losses_of_one_with_both_batches(tmp_path):
     text = """
