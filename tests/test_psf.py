@@ -136,6 +136,13 @@ def test_what_is_no_psf_is_refused(image, message):
         PSF.of(image)
 
 
+def test_a_masked_pixel_is_no_light():
+    image = np.ma.masked_array(drawn(galsim.Gaussian(fwhm=3), 31))
+    image[15, 15] = np.ma.masked
+    with pytest.raises(ValueError, match="1 pixels are not"):
+        as_psf(image)
+
+
 def test_a_file_that_is_not_there_is_said(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist"):
         PSF.read(tmp_path / "none.fits")

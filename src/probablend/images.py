@@ -39,6 +39,7 @@ __all__ = [
     "read_image",
     "rms_of_variance",
     "rms_of_weight",
+    "split_extension",
 ]
 
 log = logging.getLogger(__name__)
@@ -290,11 +291,18 @@ def _open_fits(path: Path) -> Iterator[fits.HDUList]:
         raise ValueError(f"{path} cannot be read as FITS: {_one_line(error)}") from error
 
 
+def split_extension(name: str | Path) -> tuple[Path, str | None]:
+    """The file, and the extension that ``FILE[EXT]`` names, None if it names none."""
+    named = re.fullmatch(r"(.+)\[(\w+)\]", str(name))
+    if named and not Path(name).exists():
+        return Path(named[1]), named[2]
+    return Path(name), None
+
+
 def _named_extension(path: Path, ext: int | str | None) -> tuple[Path, int | str | None]:
-    """The file, and the extension that ``FILE[EXT]`` names."""
-    named = re.fullmatch(r"(.+)\[(\w+)\]", str(path))
-    if named and not path.exists():
-        path, ext = Path(named[1]), named[2] if ext is None else ext
+    """The file, which must be there, and the extension: what is given, or what it names."""
+    path, named = split_extension(path)
+    ext = named if ext is None else ext
     if not path.exists():
         raise FileNotFoundError(f"image file {path} does not exist")
     if path.is_dir() and path.suffix != ".zarr":

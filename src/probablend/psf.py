@@ -7,7 +7,6 @@ share of the light within Gaussian weights of one, two and four FWHM, over that 
 They hardly depend on the pixels.
 """
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from astropy.io import fits
 from astropy.stats import mad_std
 from scipy.optimize import least_squares
 
-from probablend.images import read_image
+from probablend.images import read_image, split_extension
 
 __all__ = [
     "N_WINGS",
@@ -25,6 +24,7 @@ __all__ = [
     "as_psf",
     "clean_psf",
     "half_maximum_width",
+    "interpolated",
     "light_in_wings",
     "read_psf",
 ]
@@ -60,8 +60,7 @@ def clean_psf(image: np.ndarray, name: str) -> np.ndarray:
         If it is no image, is not finite or holds nothing.
     """
     image = _plane(image, name)
-    border = np.concatenate([image[[0, -1]].ravel(), image[:, [0, -1]].ravel()])
-    image = np.clip(image - np.median(border), 0, None)
+    image = np.clip(image - np.median(_border(image)), 0, None)
     y, x = np.indices(image.shape)
     peak_y, peak_x = np.unravel_index(image.argmax(), image.shape)
     reach = np.hypot(y - peak_y, x - peak_x) / (min(image.shape) / 2)
@@ -85,6 +84,11 @@ def _plane(image: np.ndarray, name: str) -> np.ndarray:
             "to what they should be"
         )
     return image
+
+
+def _border(image: np.ndarray) -> np.ndarray:
+    """Pixels of its first and last rows and columns."""
+    return np.concatenate([image[[0, -1]].ravel(), image[:, [0, -1]].ravel()])
 
 
 def _core_fwhm(image: np.ndarray, pixel: float) -> float:
@@ -126,13 +130,18 @@ def _without_noise(image: np.ndarray, noise: float) -> np.ndarray:
     return np.where(ring < last, image, 0.0)
 
 
-def half_maximum_width(image: np.ndarray) -> float:
-    """Diameter of the circle that is as large as what lies above half of the peak, pixels."""
-    n_y, n_x = (_FINER * n for n in image.shape)
-    smooth = galsim.InterpolatedImage(
+def interpolated(image: np.ndarray) -> galsim.GSObject:
+    """What lies between the pixels of an image, which are one unit wide; of unit flux."""
+    return galsim.InterpolatedImage(
         galsim.Image(image, scale=1.0), x_interpolant="lanczos5", flux=1.0,
         gsparams=galsim.GSParams(folding_threshold=1e-2),
     )  # fmt: skip
+
+
+def half_maximum_width(image: np.ndarray) -> float:
+    """Diameter of the circle that is as large as what lies above half of the peak, pixels."""
+    n_y, n_x = (_FINER * n for n in image.shape)
+    smooth = interpolated(image)
     fine = smooth.drawImage(nx=n_x, ny=n_y, scale=1 / _FINER, method="no_pixel").array
     return float(2 * np.sqrt((fine > 0.5 * fine.max()).sum() / np.pi) / _FINER)
 
@@ -179,7 +188,7 @@ class PSF:
         if not (np.isfinite(sampling) and sampling > 0):
             raise ValueError(f"the sampling of {name} must be positive; got {sampling}")
         image = _plane(image, name)
-        border = np.concatenate([image[[0, -1]].ravel(), image[:, [0, -1]].ravel()])
+        border = _border(image)
         level, noise = float(np.median(border)), float(mad_std(border))
         if not image.max() > level + _STANDS_OUT * noise:
             raise ValueError(f"{name} holds nothing that stands out of its border")
@@ -230,16 +239,14 @@ def as_psf(psf: "PSF | np.ndarray | str | Path") -> PSF:
     """A PSF that is given as one, as an image, or as a file."""
     if isinstance(psf, PSF):
         return psf
-    return PSF.read(psf) if isinstance(psf, str | Path) else PSF.of(np.asarray(psf))
+    return PSF.read(psf) if isinstance(psf, str | Path) else PSF.of(psf)
 
 
 def read_psf(path: str | Path) -> tuple[np.ndarray, float]:
     """Image of a PSF in a file, as :meth:`PSF.read` takes it, and its sampling."""
-    name, extension = str(path), None
-    if (named := re.fullmatch(r"(.+)\[(\w+)\]", name)) and not Path(name).exists():
-        name, extension = named.groups()
+    name, extension = split_extension(path)
     models: list[tuple[np.ndarray, float]] = []
-    if Path(name).is_file():
+    if name.is_file():
         try:
             with fits.open(name) as hdus:
                 for number, hdu in enumerate(hdus):

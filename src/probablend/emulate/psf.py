@@ -9,7 +9,7 @@ import numpy as np
 from astropy.io import fits
 from scipy.optimize import brentq
 
-from probablend.psf import PSF, clean_psf, half_maximum_width, light_in_wings
+from probablend.psf import PSF, clean_psf, half_maximum_width, interpolated, light_in_wings
 from probablend.survey import Survey
 
 __all__ = ["psf_image", "psf_images_in", "psf_profile", "survey_psf"]
@@ -83,12 +83,8 @@ def _from_image(name: str, fwhm: float) -> galsim.GSObject:
         raise ValueError(f"psf_file {name}: there is no image in extension {extension}")
     image = np.asarray(fits.getdata(path, int(wanted[:-1].rsplit("[", 1)[1])), dtype=float)
     image = clean_psf(image, f"psf_file {name}")
-    width = half_maximum_width(image)
-    psf = galsim.InterpolatedImage(
-        galsim.Image(image, scale=1.0), x_interpolant="lanczos5", flux=1.0,
-        gsparams=galsim.GSParams(folding_threshold=1e-2),
-    )  # fmt: skip
-    return psf.shift(-psf.centroid).dilate(fwhm / width)
+    psf = interpolated(image)
+    return psf.shift(-psf.centroid).dilate(fwhm / half_maximum_width(image))
 
 
 def _airy(survey: Survey, fwhm: float) -> galsim.GSObject:

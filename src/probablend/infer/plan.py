@@ -31,6 +31,7 @@ from probablend.images import (
     prepare_image,
     rms_of_variance,
     rms_of_weight,
+    split_extension,
 )
 from probablend.infer.measure import pixel_positions, read_positions
 from probablend.infer.planes import RawPlane, make_planes
@@ -310,12 +311,6 @@ def _touched(at: np.ndarray, reach: float, plan: dict[str, Any]) -> list[int]:
     )
 
 
-def _plain(given: str) -> Path:
-    """The file that ``FILE[EXT]`` names."""
-    path = Path(given)
-    return path if path.exists() else Path(given.rpartition("[")[0] or given)
-
-
 def fingerprint(settings: StreamSettings) -> dict[str, Any]:
     """What a run must have been begun with to be gone on with: settings, files and version."""
     marks = asdict(settings) | {"version": __version__}
@@ -323,7 +318,7 @@ def fingerprint(settings: StreamSettings) -> dict[str, Any]:
     for name in (*_FILES, *_OTHER_FILES):
         given = getattr(settings, name)
         if isinstance(given, str):
-            path = _plain(given) if name in _OTHER_FILES else settings.open(name).path
+            path = split_extension(given)[0] if name in _OTHER_FILES else settings.open(name).path
             if not path.exists():
                 raise FileNotFoundError(f"{name} {given} does not exist")
             files = path.rglob("*") if path.is_dir() else [path]

@@ -291,9 +291,8 @@ def segment(
         or what PSFEx writes; see :class:`~probablend.psf.PSF`.
     psf_fwhm : float or ndarray, optional
         FWHM of the PSF, pixels, of the image or of every pixel; that of ``psf`` or, without one,
-        of the image's stars if not given; it wins over that of ``psf``. Without ``psf`` it stays
-        unknown how much light lies in the wings, and
-        posteriors are wider accordingly.
+        of the image's stars if not given. It wins over that of ``psf``. Without ``psf`` it stays
+        unknown how much light lies in the wings, and posteriors are wider accordingly.
     zeropoint : float, optional
         AB magnitude of one unit of flux; read from the file if it says so.
     saturation : float, optional
