@@ -1,4 +1,4 @@
-"""Fluxes and sizes under PSFs of one width and other wings, told by an image of the PSF or not.
+"""Fluxes and sizes under PSFs of one width and other wings: told by image, by width, by stars.
 
 python benchmarks/psfs.py -o benchmarks/psfs
 """
@@ -37,6 +37,7 @@ PROFILES: dict[str, dict[str, Any]] = {
     "Moffat, β = 2.5": {"psf_profile": "moffat", "psf_beta": 2.5},
     "Airy, 30 % obscured": {"psf_profile": "airy", "obscuration": 0.3},
 }
+HOW = {"image": "image", "width": "FWHM alone", "stars": "nothing"}
 _DIFFRACTION = 0.8  # λ/D of the Airy PSF, in FWHM: the rest is jitter
 
 
@@ -56,8 +57,9 @@ def judge(survey: Survey, density: float, *, size: int, seed: int) -> dict[str, 
     scene = draw_field(galaxies, config, generator=np.random.default_rng([seed, 17]))
     psf = psf_image(survey, 65)
     row: dict[str, Any] = {"wings": PSF.of(psf).wings[0]}
-    for how, told in (("image", {"psf": psf}), ("width", {"psf_fwhm": survey.psf_fwhm_pixels})):
-        said = segment(scene.image, rms=scene.rms, background="none", seed=seed, **told)
+    given = {"image": {"psf": psf}, "width": {"psf_fwhm": survey.psf_fwhm_pixels}, "stars": {}}
+    for how in HOW:
+        said = segment(scene.image, rms=scene.rms, background="none", seed=seed, **given[how])
         assert said.sources is not None
         draws = said.sources.draws
         table = matched_sources(scene, said.catalog, draws)
@@ -66,6 +68,8 @@ def judge(survey: Survey, density: float, *, size: int, seed: int) -> dict[str, 
         coverage = coverage_scores(table)
         row[how] = {
             "n": len(table),
+            "fwhm": said.meta["psf_fwhm"],
+            "wings": said.meta["psf_wings"],
             "flux": flux_scores(bright),
             "size": shape_scores(bright),
             "coverage_flux": coverage["flux"]["68"],
@@ -82,18 +86,20 @@ def table(report: dict[str, Any]) -> str:
         f"probablend {report['version']}, `field` {report['weights']}; "
         "above S/N 10 but for the intervals.",
         "",
-        "| depth, FWHM | PSF | light under a weight of σ = FWHM, over a Gaussian PSF's | told "
-        "| flux: too bright by, mag | NMAD, mag | 68 % intervals of flux hold "
-        "| size: median of ln | of size hold |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| depth, FWHM | PSF | light under a weight of σ = FWHM, over a Gaussian PSF's | given "
+        "| taken: FWHM, px | light | flux: too bright by, mag | NMAD, mag "
+        "| 68 % intervals of flux hold | size: median of ln | of size hold |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, rows in report["settings"].items():
         for profile, row in rows.items():
-            for how, said in (("image", "image"), ("width", "FWHM alone")):
+            for how, said in HOW.items():
                 one = row[how]
+                taken = "–" if one["wings"] is None else f"{np.exp(one['wings']):.2f}"
                 cells = [
                     f"`{name}`, {SETTINGS[name][0]} px", profile, f"{np.exp(row['wings']):.2f}",
-                    said, f"{one['flux']['bias']:+.3f}", f"{one['flux']['nmad']:.3f}",
+                    said, f"{one['fwhm']:.2f}", taken,
+                    f"{one['flux']['bias']:+.3f}", f"{one['flux']['nmad']:.3f}",
                     f"{one['coverage_flux']:.3f}", f"{one['size']['ln_hlr_bias']:+.3f}",
                     f"{one['coverage_hlr']:.3f}",
                 ]  # fmt: skip

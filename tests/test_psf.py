@@ -228,6 +228,30 @@ def test_an_image_of_the_psf_counts_in_memory_and_block_by_block(psf_weights, tm
     np.testing.assert_allclose(streamed, np.asarray(told.catalog["flux"]), rtol=2e-3)
 
 
+def test_stars_of_the_image_say_it_where_nothing_is_given(psf_weights, tmp_path):
+    rng = np.random.default_rng(5)
+    psf = galsim.Moffat(beta=2.5, fwhm=2.6)
+    image = rng.normal(size=(400, 400)).astype(np.float32)
+    for _ in range(24):
+        a, b = rng.integers(30, 370, 2)
+        stamp = psf.drawImage(nx=61, ny=61, scale=1, offset=tuple(rng.uniform(-0.5, 0.5, 2)))
+        bright = 10 ** rng.uniform(3, 4)
+        image[a - 30 : a + 31, b - 30 : b + 31] += bright * stamp.array
+    fits.writeto(tmp_path / "image.fits", image)
+    how = {"rms": 1.0, "model": psf_weights, "background": "none", "n_samples": 1}
+    how["min_p_source"] = 1.0  # untrained, it sees sources everywhere
+    said = segment(image, **how)
+    assert said.meta["psf_fwhm"] == pytest.approx(2.6, rel=0.05)
+    assert said.meta["psf_wings"] == pytest.approx(-0.19, abs=0.05)
+    settings = StreamSettings(
+        image=str(tmp_path / "image.fits"), block=128, **how | {"model": str(psf_weights)}
+    )
+    stream(settings, tmp_path / "out")
+    header = fits.getheader(tmp_path / "out" / "maps.fits")
+    assert header["PBWINGS"] == pytest.approx(said.meta["psf_wings"])
+    assert header["PBFWHM"] == pytest.approx(said.meta["psf_fwhm"])
+
+
 def test_a_network_that_knows_no_wings_says_so(field_weights, caplog):
     image = np.random.default_rng(1).normal(size=(64, 64))
     psf = drawn(galsim.Gaussian(fwhm=3.0), 31)

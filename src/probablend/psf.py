@@ -7,6 +7,7 @@ share of the light within Gaussian weights of one, two and four FWHM, over that 
 They hardly depend on the pixels.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,16 +22,19 @@ from probablend.images import read_image, split_extension
 __all__ = [
     "N_WINGS",
     "PSF",
+    "WEIGHTS",
     "as_psf",
     "clean_psf",
+    "fwhm_before_pixel",
     "half_maximum_width",
     "interpolated",
     "light_in_wings",
+    "over_gaussian",
     "read_psf",
 ]
 
-_WEIGHTS = (1.0, 2.0, 4.0)  # σ of the weights, in FWHM
-N_WINGS = len(_WEIGHTS)
+WEIGHTS = (1.0, 2.0, 4.0)  # σ of the weights, in FWHM
+N_WINGS = len(WEIGHTS)
 _FWHM_OF_SIGMA = 2.354820045
 _FINER = 6  # points per pixel where a width is measured
 _FEWEST = 5  # pixels, side of an image of a PSF
@@ -146,6 +150,22 @@ def half_maximum_width(image: np.ndarray) -> float:
     return float(2 * np.sqrt((fine > 0.5 * fine.max()).sum() / np.pi) / _FINER)
 
 
+def fwhm_before_pixel(image: np.ndarray, *, pixel: float = 1.0) -> float:
+    """FWHM of a point source before the response of the pixels that its light was gathered in.
+
+    Parameters
+    ----------
+    image : ndarray, shape (y, x)
+        The source near its middle, its background 0.
+    pixel : float
+        Side of those pixels, in pixels of the image.
+    """
+    fwhm2 = half_maximum_width(image) ** 2 - (_FWHM_OF_SIGMA * pixel) ** 2 / 12
+    if fwhm2 < _RESOLVED**2:  # interpolation between so few samples depends on where they lie
+        return _core_fwhm(image, pixel)
+    return float(np.sqrt(fwhm2))
+
+
 @dataclass(frozen=True, kw_only=True)
 class PSF:
     """What the field model is told of a PSF.
@@ -154,14 +174,16 @@ class PSF:
     ----------
     fwhm : float
         Full width at half maximum before the pixel response, pixels.
-    wings : tuple of 3 float
-        See :func:`light_in_wings`.
+    wings : tuple of 3 float, optional
+        See :func:`light_in_wings`; None if they are not known.
     """
 
     fwhm: float
-    wings: tuple[float, float, float]
+    wings: tuple[float, float, float] | None = None
 
     def __str__(self) -> str:
+        if self.wings is None:
+            return f"FWHM {self.fwhm:.2f} pixels"
         share = np.exp(self.wings[0])
         return f"FWHM {self.fwhm:.2f} pixels, {share:.2f} of a Gaussian's light near it"
 
@@ -204,15 +226,12 @@ class PSF:
                 f"is at y, x = {peak[0]}, {peak[1]} of {image.shape[0]} x {image.shape[1]}"
             )
         pixel = 1 / sampling
-        fwhm2 = half_maximum_width(image) ** 2 - (_FWHM_OF_SIGMA * pixel) ** 2 / 12
-        if fwhm2 < _RESOLVED**2:  # interpolation between so few samples depends on where they lie
-            fwhm2 = _core_fwhm(image, pixel) ** 2
-        if fwhm2 < (_SHARPEST * pixel) ** 2:
+        fwhm = fwhm_before_pixel(image, pixel=pixel)
+        if fwhm < _SHARPEST * pixel:
             raise ValueError(
                 f"{name} is hardly wider than a pixel: it must be sampled on the pixels of the "
                 "image, their response in it"
             )
-        fwhm = float(np.sqrt(fwhm2))
         wings = light_in_wings(alone, fwhm, pixel=pixel)
         return cls(fwhm=fwhm * sampling, wings=tuple(wings.tolist()))
 
@@ -297,10 +316,28 @@ def light_in_wings(
     # The centre of the light of the core, which wings and noise hardly move.
     core = np.where(image > 0.1 * image.max(), image, 0.0)
     y, x = (axis - (core * axis).sum() / core.sum() for axis in (y, x))
+    shares = [
+        (image * np.exp(-0.5 * (y**2 + x**2) / (weight * fwhm) ** 2)).sum() / total
+        for weight in WEIGHTS
+    ]
+    return over_gaussian(shares, fwhm, pixel=pixel)
+
+
+def over_gaussian(shares: Sequence[float], fwhm: float, *, pixel: float = 1.0) -> np.ndarray:
+    """Shares of a point source's light within the weights, over those of a Gaussian PSF.
+
+    Parameters
+    ----------
+    shares : sequence of 3 float
+        Within Gaussian weights of σ = 1, 2 and 4 FWHM.
+    fwhm, pixel : float
+        As for :func:`light_in_wings`.
+
+    Returns
+    -------
+    ndarray, shape (3,)
+        Natural logarithms.
+    """
+    sigma2 = (np.array(WEIGHTS) * fwhm) ** 2
     width2 = (fwhm / _FWHM_OF_SIGMA) ** 2 + pixel**2 / 12
-    said = []
-    for weight in _WEIGHTS:
-        sigma2 = (weight * fwhm) ** 2
-        inside = (image * np.exp(-0.5 * (y**2 + x**2) / sigma2)).sum() / total
-        said.append(np.log(max(inside, 1e-3) * (sigma2 + width2) / sigma2))
-    return np.array(said)
+    return np.log(np.maximum(shares, 1e-3) * (sigma2 + width2) / sigma2)

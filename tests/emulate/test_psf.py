@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
-from probablend.emulate.psf import psf_image, psf_images_in, psf_profile
+from probablend.emulate.psf import moffat_beta, psf_image, psf_images_in, psf_profile, survey_psf
 from probablend.survey import get_survey, survey_from
 
 
@@ -21,6 +21,16 @@ def test_the_profile_has_the_survey_s_fwhm(name):
 def test_analytic_profiles_have_the_fwhm_exactly(survey, profile):
     psf = psf_profile(replace(survey, psf_profile=profile, psf_fwhm=0.7 * u.arcsec))
     assert psf.calculateFWHM() == pytest.approx(0.7, rel=1e-3)
+
+
+@pytest.mark.parametrize("beta", [1.9, 2.5, 4.0])
+def test_the_moffat_profile_that_has_such_wings_is_found(survey, beta):
+    psf = survey_psf(replace(survey, psf_profile="moffat", psf_beta=beta))
+    assert moffat_beta(psf.wings[0]) == pytest.approx(beta, rel=0.01)
+
+
+def test_wings_that_no_moffat_profile_has_give_the_nearest_one():
+    assert (moffat_beta(-2.0), moffat_beta(0.0)) == (1.8, 10.0)
 
 
 def test_the_image_is_centred_and_normalised(survey):

@@ -88,6 +88,24 @@ def test_what_is_injected_has_the_psf_that_is_given(image, field_weights, tmp_pa
     assert not (tmp_path / "no").exists()
 
 
+def test_without_one_it_has_the_wings_of_the_image_s_stars(field_weights, tmp_path, monkeypatch):
+    psf = PSF(fwhm=2.4, wings=(-0.29, -0.14, -0.057))
+    monkeypatch.setattr(module, "measure_psf", lambda *_: psf)
+    drawn = []
+    galaxies = module.ParametricGalaxies
+    monkeypatch.setattr(module, "ParametricGalaxies", lambda survey, *rest, **how: (
+        drawn.append(survey), galaxies(survey, *rest, **how))[1])  # fmt: skip
+    noise = RMS * np.random.default_rng(0).standard_normal((128, 128))
+    report = inject(
+        noise, tmp_path, InjectionConfig(n=2, seed=1), model=field_weights, rms=RMS,
+        background="none", pixel_scale=0.2,
+    )  # fmt: skip
+    assert report["psf_fwhm"] == psf.fwhm
+    assert report["psf_wings"] == list(psf.wings)
+    assert drawn[0].psf_beta == pytest.approx(2.0, abs=0.03)
+    assert drawn[0].psf_fwhm_pixels == pytest.approx(2.4)
+
+
 def test_the_light_that_is_added_is_that_of_the_galaxies(image):
     survey = get_survey("euclid-vis")
     galaxies = ParametricGalaxies(survey, "test", n_galaxies=30, n_stars=0, seed=3)

@@ -2,30 +2,74 @@ import galsim
 import numpy as np
 import pytest
 
-from probablend.infer.psf import estimate_psf_fwhm
+from probablend.infer.psf import measure_psf
+from probablend.psf import light_in_wings
+
+PROFILES = {
+    "gaussian": galsim.Gaussian,
+    "kolmogorov": galsim.Kolmogorov,
+    "moffat": lambda fwhm: galsim.Moffat(beta=2.5, fwhm=fwhm),
+}
 
 
-@pytest.mark.parametrize("fwhm", [2.0, 3.5, 6.0])
-def test_the_fwhm_is_that_of_the_stars_among_galaxies(fwhm):
-    rng = np.random.default_rng(1)
-    image = galsim.ImageF(600, 600)
-    psf = galsim.Kolmogorov(fwhm=fwhm)
-    for k in range(90):
+def sky_with_stars(psf, n=90, side=600, star_every=3, seed=1):
+    rng = np.random.default_rng(seed)
+    image = galsim.ImageF(side, side)
+    for k in range(n):
         flux = 10 ** rng.uniform(3.3, 4.5)
         profile = psf
-        if k % 3:
-            galaxy = galsim.Exponential(half_light_radius=rng.uniform(0.7, 2.5) * fwhm)
-            profile = galsim.Convolve(galaxy, psf)
-        x, y = rng.uniform(20, 580, 2)
+        if k % star_every:
+            size = rng.uniform(0.7, 2.5) * psf.calculateFWHM()
+            profile = galsim.Convolve(galsim.Exponential(half_light_radius=size), psf)
+        x, y = rng.uniform(20, side - 20, 2)
         stamp = (profile * flux).drawImage(
-            nx=64, ny=64, scale=1.0, center=galsim.PositionD(x, y)
+            nx=128, ny=128, scale=1.0, center=galsim.PositionD(x, y)
         )  # fmt: skip
         both = stamp.bounds & image.bounds
         image[both] += stamp[both]
-    signal = image.array + rng.standard_normal(image.array.shape)
-    assert estimate_psf_fwhm(signal, np.zeros(signal.shape, bool)) == pytest.approx(fwhm, rel=0.07)
+    return image.array + rng.standard_normal(image.array.shape)
+
+
+def true_wings(psf, fwhm):
+    drawn = psf.drawImage(nx=289, ny=289, scale=fwhm / 12, method="no_pixel").array
+    return light_in_wings(drawn, 12.0, total=1.0, pixel=0.0)
+
+
+def measured(signal):
+    return measure_psf(signal, np.zeros(signal.shape, bool))
+
+
+@pytest.mark.parametrize("fwhm", [2.0, 3.5, 6.0])
+@pytest.mark.parametrize("name", PROFILES)
+def test_stars_among_galaxies_say_how_wide_the_psf_is_and_what_wings_it_has(name, fwhm):
+    psf = PROFILES[name](fwhm=fwhm)
+    said = measured(sky_with_stars(psf, side=round(200 * fwhm)))
+    assert said.fwhm == pytest.approx(fwhm, rel=0.035)
+    np.testing.assert_allclose(said.wings, true_wings(psf, fwhm), atol=0.06)
+
+
+def test_a_level_of_sky_is_not_taken_for_wings():
+    signal = sky_with_stars(galsim.Gaussian(fwhm=3.0))
+    level = measured(signal + 0.5)
+    np.testing.assert_allclose(level.wings, measured(signal).wings, atol=0.02)
+    assert level.wings[0] > -0.06
+
+
+def test_what_is_masked_does_not_count():
+    signal = sky_with_stars(galsim.Kolmogorov(fwhm=3.0))
+    mask = np.zeros(signal.shape, bool)
+    mask[:, 300:420] = True
+    clean = measure_psf(signal, mask)
+    assert clean.fwhm == pytest.approx(3.0, rel=0.03)
+    signal[mask] = 1e4
+    assert measure_psf(signal, mask) == clean
+
+
+def test_stars_that_are_too_few_say_nothing_of_the_wings():
+    few = measured(sky_with_stars(galsim.Kolmogorov(fwhm=3.0), n=32, star_every=8))
+    assert few.fwhm == pytest.approx(3.0, rel=0.05)
+    assert few.wings is None
 
 
 def test_an_empty_image_tells_nothing():
-    signal = np.random.default_rng(0).standard_normal((200, 200))
-    assert estimate_psf_fwhm(signal, np.zeros(signal.shape, bool)) is None
+    assert measured(np.random.default_rng(0).standard_normal((200, 200))) is None

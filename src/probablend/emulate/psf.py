@@ -12,9 +12,10 @@ from scipy.optimize import brentq
 from probablend.psf import PSF, clean_psf, half_maximum_width, interpolated, light_in_wings
 from probablend.survey import Survey
 
-__all__ = ["psf_image", "psf_images_in", "psf_profile", "survey_psf"]
+__all__ = ["moffat_beta", "psf_image", "psf_images_in", "psf_profile", "survey_psf"]
 
 _FWHM_OF_SIGMA = 2.354820045
+_BETAS = (1.8, 10.0)  # of the Moffat profiles that are like others
 _FINER, _REACH = 6, 12  # points per FWHM, and FWHM to each side, where wings are measured
 
 
@@ -133,6 +134,32 @@ def psf_image(survey: Survey, size: int = 33) -> np.ndarray:
         raise ValueError(f"size must be odd and positive; got {size}")
     image = psf_profile(survey).drawImage(nx=size, ny=size, scale=survey.scale).array
     return (image / image.sum()).astype(np.float32)
+
+
+def moffat_beta(wings: float) -> float:
+    """β of the Moffat profile that has as much light in its wings.
+
+    Parameters
+    ----------
+    wings : float
+        First of the numbers of :func:`~probablend.psf.light_in_wings`.
+
+    Returns
+    -------
+    float
+        From 1.8, with the strongest wings, to 10, with next to none.
+    """
+
+    def off(beta: float) -> float:
+        drawn = galsim.Moffat(beta=beta, fwhm=_FINER).drawImage(
+            nx=2 * _FINER * _REACH + 1, ny=2 * _FINER * _REACH + 1, scale=1.0, method="no_pixel"
+        )  # fmt: skip
+        return float(light_in_wings(drawn.array, _FINER, total=1.0, pixel=0.0)[0]) - wings
+
+    least, most = _BETAS
+    if off(least) > 0:
+        return least
+    return most if off(most) < 0 else float(brentq(off, least, most, xtol=1e-3))
 
 
 @cache

@@ -27,6 +27,7 @@ from probablend.checkpoint import knows_sources, pixels_only
 from probablend.emulate.blend import COUNTS_SLOPE, Placed, draw_mags, place
 from probablend.emulate.classes import FOOTPRINT_THRESHOLD
 from probablend.emulate.parametric import ParametricGalaxies
+from probablend.emulate.psf import moffat_beta
 from probablend.emulate.stamps import Galaxies
 from probablend.evaluate.calibration import brier_score, chance_ece, reliability
 from probablend.evaluate.detection import positions
@@ -40,6 +41,7 @@ from probablend.evaluate.photometry import (
 )
 from probablend.evaluate.record import write_json
 from probablend.images import ImageData, prepare_image
+from probablend.infer.psf import measure_psf
 from probablend.infer.segment import Segmentation, segment
 from probablend.plot import plot_pit, plot_reliability
 from probablend.psf import PSF, as_psf, read_psf
@@ -117,7 +119,8 @@ def inject(
     rms, mask, background, psf_fwhm
         As for :func:`~probablend.segment`.
     psf : ndarray of shape (y, x) or path, optional
-        Image of the PSF, which what is injected has then; a Moffat profile if not given.
+        Image of the PSF, which what is injected has then. A Moffat profile if not given, as wide
+        and with as much light in its wings as the image's stars tell.
     model : str or Path
         Weights.
     pixel_scale : float, optional
@@ -157,6 +160,8 @@ def inject(
             raise ValueError("psf must be an image of the PSF or its file: galaxies get it")
         psf_pixels = read_psf(psf)[0] if isinstance(psf, str | Path) else psf
         known = as_psf(psf)
+    elif psf_fwhm is None:
+        known = measure_psf(prepared.signal, prepared.mask)
 
     def look(pixels: np.ndarray, fwhm: float | None = psf_fwhm) -> Segmentation:
         return segment(
@@ -169,6 +174,8 @@ def inject(
     typical = float(before.meta["rms"])
     known_zeropoint = data.zeropoint if zeropoint is None else zeropoint
     survey, depth = _describe(scale, typical, fwhm, known_zeropoint, gain)
+    if known is not None and known.wings is not None:
+        survey = replace(survey, psf_beta=moffat_beta(known.wings[0]))
     mag_range = (depth - _BRIGHT, depth + _FAINT)
     with TemporaryDirectory(prefix="probablend-") as own:
         if psf_pixels is not None:
@@ -212,7 +219,7 @@ def inject(
         "weights": before.meta["weights_hash"],
         "setting": asdict(config),
         "psf_fwhm": fwhm,
-        "psf_wings": None if known is None else list(known.wings),
+        "psf_wings": None if known is None or known.wings is None else list(known.wings),
         "rms": typical,
         "pixel_scale": scale,
         "zeropoint": known_zeropoint,

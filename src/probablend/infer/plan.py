@@ -35,12 +35,13 @@ from probablend.images import (
 )
 from probablend.infer.measure import pixel_positions, read_positions
 from probablend.infer.planes import RawPlane, make_planes
-from probablend.infer.psf import estimate_psf_fwhm
+from probablend.infer.psf import measure_psf
 from probablend.infer.segment import (
     assumed_psf_fwhm,
     check_numbers,
     known_wings,
     model_name,
+    say_psf,
     usable_psf_map,
 )
 from probablend.infer.sources import N_DRAWS
@@ -219,11 +220,11 @@ def begin(settings: StreamSettings, work: Path, *, resume: bool, overwrite: bool
     network, meta = load_model(settings.model)
     assert isinstance(network, FieldNetwork)
     resolve_device(settings.device)
-    psf = None if settings.psf is None else PSF.read(settings.psf)
-    if psf is not None:
-        log.info("the PSF that is given: %s", psf)
-    fwhm, noise_factors, background = _decide(settings, image, meta, psf)
-    wings = known_wings(psf, network)
+    known = None if settings.psf is None else PSF.read(settings.psf)
+    if known is not None:
+        say_psf(known, network)
+    psf, noise_factors, background = _decide(settings, image, meta, known)
+    fwhm, wings = psf.fwhm, known_wings(psf, network)
     plan = {
         "settings": wanted,
         "shape": [n_y, n_x],
@@ -340,11 +341,11 @@ def check_same(wanted: dict[str, Any], earlier: dict[str, Any], folder: Path) ->
 
 def _decide(
     settings: StreamSettings, image: ImageFile, meta: dict[str, Any], psf: PSF | None
-) -> tuple[float, tuple[float, float], str]:
-    """Width of the PSF, correlation of the noise and kind of background of the whole image."""
-    fwhm = None if isinstance(settings.psf_fwhm, str) else settings.psf_fwhm
-    if settings.psf_fwhm is None and psf is not None:
-        fwhm = psf.fwhm
+) -> tuple[PSF, tuple[float, float], str]:
+    """PSF, correlation of the noise and kind of background of the whole image."""
+    if isinstance(settings.psf_fwhm, float | int):
+        psf = PSF(fwhm=settings.psf_fwhm, wings=None if psf is None else psf.wings)
+    widths: list[float] = []
     background = settings.background
     factors: list[tuple[float, float]] = []
     for box in _samples(image.shape):
@@ -359,16 +360,18 @@ def _decide(
         if background == "auto" and prepared.background:
             background = "subtract"
         if isinstance(settings.psf_fwhm, str):
-            widths = usable_psf_map(settings.open("psf_fwhm").read(*box), prepared.mask)
-            fwhm = fwhm or float(np.median(widths))
-        if fwhm is None:
-            fwhm = estimate_psf_fwhm(prepared.signal, prepared.mask)
+            typical = usable_psf_map(settings.open("psf_fwhm").read(*box), prepared.mask)
+            widths.append(float(np.median(typical)))
+        elif psf is None:
+            psf = measure_psf(prepared.signal, prepared.mask)
     if not factors and len(list(_samples(image.shape))) == 1:
         raise NothingToSegmentError("image has no usable pixel: all are NaN, masked or constant")
-    if fwhm is None:
-        fwhm = assumed_psf_fwhm(meta)
+    if widths:
+        psf = PSF(fwhm=widths[0], wings=None if psf is None else psf.wings)
+    if psf is None:
+        psf = PSF(fwhm=assumed_psf_fwhm(meta))
     near, far = np.median(factors, axis=0).tolist() if factors else WHITE
-    return fwhm, (near, far), "none" if background == "auto" else background
+    return psf, (near, far), "none" if background == "auto" else background
 
 
 def _samples(shape: tuple[int, int]) -> Iterator[tuple[slice, slice]]:

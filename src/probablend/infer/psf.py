@@ -1,4 +1,4 @@
-"""FWHM of the PSF, from the image's own stars."""
+"""The PSF, from the image's own stars: its width, and how much light lies in its wings."""
 
 import logging
 import warnings
@@ -7,47 +7,77 @@ import numpy as np
 from photutils.psf import fit_fwhm
 from scipy import ndimage
 
-__all__ = ["estimate_psf_fwhm"]
+from probablend.psf import PSF, WEIGHTS, fwhm_before_pixel, over_gaussian
+
+__all__ = ["measure_psf"]
 
 log = logging.getLogger(__name__)
 
 _MIN_PEAK = 30.0  # signal to noise in the smoothed image: brighter peaks are measured
 _SMOOTH_RMS = 1 / (2 * np.sqrt(np.pi))  # noise of the smoothed image
-_MAX_STARS = 400
+_MAX_PEAKS = 400
 _FIT, _CORE = 9, 5  # pixels, sides of the fitted boxes
 _SPIKE = 0.6  # share of the light of 3 × 3 pixels in the middle one
 _MIN_FOUND = 8
 _MIN_SHARED = 4  # sources, and
 _SHARE = 0.01  # of all of them, whose widths agree
 _SPREAD = 1.08  # to this factor
-# A Gaussian fitted to a PSF with wings is a little too wide: 5 % for a Kolmogorov profile,
-# 10 % for an undersampled Airy pattern.
-_WINGS = 1.06
+_ODD, _ODD_SHARE = 3, 0.05  # sources may be narrower than stars, or this share of all
 _REGION = 2048  # pixels: the middle of a large image is enough
 
+_MAX_STARS = 50  # the brightest say what wings there are
+_FEWEST = 5
+# Edges of the rings, in FWHM, of which medians are taken; closer in all light counts.
+_EDGES = np.concatenate([np.arange(1.25, 4, 0.25), np.arange(4, 8.01, 0.5)])
+_MIDDLE, _AREA = (_EDGES[1:] + _EDGES[:-1]) / 2, np.pi * np.diff(_EDGES**2)
+_SEEN = 0.7  # of the rings, at least
+_FAR = _MIDDLE > 4  # what is there is sky, and wings that fall off like those of a mirror
+_MOST_UNSURE = 0.05  # of the logarithm of the light
+_RESAMPLINGS = 40
 
-def estimate_psf_fwhm(signal: np.ndarray, mask: np.ndarray) -> float | None:
-    """FWHM of the PSF before the pixel, from the narrowest bright sources.
 
-    Gaussians integrated over pixels are fitted to bright peaks. Stars are the narrowest
-    sources and agree in width: the FWHM is the narrowest width that several of them share.
+def measure_psf(signal: np.ndarray, mask: np.ndarray) -> PSF | None:
+    """The PSF before the pixel, from the narrowest bright sources.
+
+    Stars are the narrowest sources and agree in width: they are those that have the narrowest
+    width that several share, of Gaussians that are fitted to bright peaks. The FWHM is the median
+    of their cores', the light in the wings what rings around all of them hold.
 
     Parameters
     ----------
     signal : ndarray, shape (y, x)
-        Image in units of its noise.
+        Image in units of its noise, background subtracted.
     mask : ndarray of bool, shape (y, x)
         True = not used.
 
     Returns
     -------
-    float or None
-        Pixels; None if there are too few bright sources.
+    PSF or None
+        None if there are too few bright sources; its ``wings`` are None if stars do not agree
+        on them.
     """
     n_y, n_x = signal.shape
     top, left = max(0, (n_y - _REGION) // 2), max(0, (n_x - _REGION) // 2)
     box = (slice(top, top + _REGION), slice(left, left + _REGION))
-    signal, mask = signal[box], mask[box]
+    mask = mask[box]
+    signal = np.where(mask, 0.0, signal[box])
+    stars = _stars(signal, mask)
+    if stars is None:
+        return None
+    y, x, width = stars
+    near = max(width, _CORE / np.sqrt(2))
+    reach = int(np.ceil(near))
+    away = np.hypot(*np.indices((2 * reach + 1,) * 2) - reach)
+    cores = np.where(away <= near, _cut_outs(signal, y, x, reach), 0.0)
+    widths = [fwhm_before_pixel(core) for core in cores if np.isfinite(core).all()]
+    if len(widths) < _MIN_SHARED:
+        return None
+    fwhm = float(np.median(widths))
+    return PSF(fwhm=fwhm, wings=_wings(np.where(mask, np.nan, signal), y, x, fwhm))
+
+
+def _stars(signal: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, float] | None:
+    """Pixels of the stars, the brightest first, and the FWHM of a Gaussian that is like them."""
     smooth = ndimage.gaussian_filter(signal, 1.0)
     peaks = (smooth == ndimage.maximum_filter(smooth, size=2 * _FIT + 1)) & (
         smooth > _MIN_PEAK * _SMOOTH_RMS
@@ -61,22 +91,106 @@ def estimate_psf_fwhm(signal: np.ndarray, mask: np.ndarray) -> float | None:
     y, x = np.nonzero(peaks & inner & ~near_hole & ~spike)
     if len(y) < _MIN_FOUND:
         return None
-    order = np.argsort(-smooth[y, x], kind="stable")[:_MAX_STARS]
-    at = list(zip(x[order], y[order], strict=True))
+    order = np.argsort(-smooth[y, x], kind="stable")[:_MAX_PEAKS]
+    y, x = y[order], x[order]
+    at = list(zip(x, y, strict=True))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         # The core alone, where it is resolved: wings are not Gaussian.
         widths = fit_fwhm(signal, xypos=at, fit_shape=_FIT)
         core = fit_fwhm(signal, xypos=at, fit_shape=_CORE)
     widths = np.where(core < 0.6 * _CORE, core, widths)
-    widths = np.sort(widths[np.isfinite(widths) & (widths > 0.5) & (widths < 2 * _FIT)])
-    if len(widths) < _MIN_FOUND:
+    good = np.isfinite(widths) & (widths > 0.5) & (widths < 2 * _FIT)
+    if good.sum() < _MIN_FOUND:
         return None
+    y, x, widths = y[good], x[good], widths[good]
+    ordered = np.sort(widths)
     # The narrowest width that several sources share: galaxies scatter, stars agree.
     least = max(_MIN_SHARED, round(_SHARE * len(widths)))
-    upper = np.searchsorted(widths, widths * _SPREAD, side="right")
+    upper = np.searchsorted(ordered, ordered * _SPREAD, side="right")
     crowded = np.flatnonzero(upper - np.arange(len(widths)) >= least)
-    if not len(crowded):
+    # What is wider than many others is no star, even if it agrees.
+    if not len(crowded) or crowded[0] > max(_ODD, _ODD_SHARE * len(widths)):
         return None
-    first = crowded[0]
-    return float(np.median(widths[first : upper[first]])) / _WINGS
+    first, last = ordered[crowded[0]], ordered[upper[crowded[0]] - 1]
+    star = (widths >= first) & (widths <= last)
+    return y[star], x[star], float(np.median(widths[star]))
+
+
+def _cut_outs(image: np.ndarray, y: np.ndarray, x: np.ndarray, reach: int) -> np.ndarray:
+    """Squares around pixels, (source, y, x); NaN outside of the image."""
+    wide = np.pad(image.astype(float), reach, constant_values=np.nan)
+    windows = np.lib.stride_tricks.sliding_window_view(wide, (2 * reach + 1, 2 * reach + 1))
+    return windows[y, x]
+
+
+def _wings(
+    image: np.ndarray, y: np.ndarray, x: np.ndarray, fwhm: float
+) -> tuple[float, float, float] | None:
+    """How much light lies in the wings of stars; None if there are few, or they disagree.
+
+    Medians over rings do not see neighbours; in the sum over all stars the bright ones count,
+    beside which neighbours are faint.
+    """
+    cuts = _cut_outs(image, y[:_MAX_STARS], x[:_MAX_STARS], int(np.ceil(_EDGES[-1] * fwhm)) + 1)
+    rows = [row for row in (_rings(cut, fwhm) for cut in cuts) if row is not None]
+    if len(rows) < _FEWEST:
+        return None
+    light = np.array(rows)
+    said = _wings_of(light.sum(axis=0), fwhm)
+    again = np.random.default_rng(0).integers(len(light), size=(_RESAMPLINGS, len(light)))
+    unsure = np.std([_wings_of(light[own].sum(axis=0), fwhm)[0] for own in again])
+    return (said[0], said[1], said[2]) if unsure < _MOST_UNSURE else None
+
+
+def _rings(cut: np.ndarray, fwhm: float) -> np.ndarray | None:
+    """Of one star: light near it, as it is and within the weights, and light per pixel in rings."""
+    y, x = (axis - (len(axis) - 1) / 2 for axis in np.indices(cut.shape).astype(float))
+    core = np.where(np.hypot(y, x) < fwhm, cut, 0.0)
+    if not np.isfinite(core).all():
+        return None
+    core[core < 0.1 * core.max()] = 0
+    y, x = (axis - (core * axis).sum() / core.sum() for axis in (y, x))
+    r = np.hypot(y, x) / fwhm
+    near = r < _EDGES[0]
+    if not np.isfinite(cut[near]).all():
+        return None
+    weights = [np.ones(int(near.sum())), *(np.exp(-0.5 * (r[near] / w) ** 2) for w in WEIGHTS)]
+    ring = np.digitize(r, _EDGES)
+    some = [cut[(ring == k) & np.isfinite(cut)] for k in range(1, len(_EDGES))]
+    seen = np.array([len(pixels) > 0 for pixels in some])
+    if seen.mean() < _SEEN:
+        return None
+    medians = [float(np.median(pixels)) for pixels in some if len(pixels)]
+    medians = np.interp(_MIDDLE, _MIDDLE[seen], medians)
+    return np.concatenate([[(cut[near] * weight).sum() for weight in weights], medians])
+
+
+def _wings_of(light: np.ndarray, fwhm: float) -> np.ndarray:
+    """What :func:`_rings` found, in the numbers of :func:`~probablend.psf.light_in_wings`.
+
+    Far from a star there is the sky, and what a mirror scatters, which falls off with the third
+    power of the distance, also beyond the last ring.
+    """
+    near, rings = light[:4] / light[0], light[4:] / light[0] * fwhm**2
+    root = np.sqrt(_AREA[_FAR])
+    terms = np.stack([_MIDDLE[_FAR] ** -3, np.ones(int(_FAR.sum()))], axis=1) * root[:, None]
+    tail, level = np.linalg.lstsq(terms, rings[_FAR] * root, rcond=None)[0]
+    if tail < 0:
+        tail, level = 0.0, np.average(rings[_FAR], weights=_AREA[_FAR])
+    beyond = np.arange(_EDGES[-1], 60.0, 0.1) + 0.05
+    light_within = []
+    for k, weight in enumerate((np.inf, *WEIGHTS)):
+        fall = np.exp(-0.5 * (_MIDDLE / weight) ** 2)
+        far = tail * (2 * np.pi * beyond**-2 * np.exp(-0.5 * (beyond / weight) ** 2)).sum() * 0.1
+        sky = level * 2 * np.pi * _disc(weight)
+        light_within.append(near[k] - sky + ((rings - level) * _AREA * fall).sum() + far)
+    shares = np.array(light_within[1:]) / light_within[0]
+    return np.minimum(over_gaussian(shares, fwhm), 0.0)
+
+
+def _disc(weight: float) -> float:
+    """∫ r w(r) dr over what lies closer than the rings."""
+    if np.isinf(weight):
+        return float(_EDGES[0] ** 2 / 2)
+    return float(weight**2 * (1 - np.exp(-0.5 * (_EDGES[0] / weight) ** 2)))

@@ -41,7 +41,7 @@ from probablend.infer.outputs import (
     products_in,
     remove,
 )
-from probablend.infer.psf import estimate_psf_fwhm
+from probablend.infer.psf import measure_psf
 from probablend.infer.scan import Found, scan_image
 from probablend.infer.sources import Measured, measure_sources
 from probablend.infer.tiles import WHOLE, Window
@@ -290,9 +290,10 @@ def segment(
         The PSF, best known: an image of it on the pixels of this one, a file with such an image,
         or what PSFEx writes; see :class:`~probablend.psf.PSF`.
     psf_fwhm : float or ndarray, optional
-        FWHM of the PSF, pixels, of the image or of every pixel; that of ``psf`` or, without one,
-        of the image's stars if not given. It wins over that of ``psf``. Without ``psf`` it stays
-        unknown how much light lies in the wings, and posteriors are wider accordingly.
+        FWHM of the PSF, pixels, of the image or of every pixel; it wins over that of ``psf``.
+        Without either, the PSF is measured on the image's stars, and as much of its wings as
+        they tell. With a FWHM alone it stays unknown how much light lies in the wings, and
+        posteriors are wider accordingly.
     zeropoint : float, optional
         AB magnitude of one unit of flux; read from the file if it says so.
     saturation : float, optional
@@ -327,10 +328,8 @@ def segment(
         raise ValueError(f"tile_size must be at least 1 pixel; got {tile_size}")
     data = as_image(image, rms=rms, mask=mask, wcs=wcs, zeropoint=zeropoint, saturation=saturation)
     known = None if psf is None else as_psf(psf)
-    if psf_fwhm is None and known is not None:
-        psf_fwhm = known.fwhm
     if known is not None:
-        log.info("the PSF that is given: %s", known)
+        psf_fwhm = known.fwhm if psf_fwhm is None else psf_fwhm
     check_precision(precision)
     where = resolve_device(device)
     network, meta = load_model(model)
@@ -338,6 +337,8 @@ def segment(
         network.use_precision(precision)
     elif precision != "single":
         raise ValueError(f"precision {precision} is for field models; {model} is of another kind")
+    if known is not None:
+        say_psf(known, network)
     if not isinstance(network, SegmentationNetwork):
         raise ValueError(f"model {model} looks at stamps of two galaxies only; use 'field'")
     if network.config.n_bands != 1 or network.config.n_classes != N_CLASSES:
@@ -359,7 +360,12 @@ def segment(
         n_masked = int(prepared.mask.sum())
         log.warning("%d of %d pixels are masked: NaN in the maps", n_masked, prepared.mask.size)
     if psf_fwhm is None and isinstance(network, FieldNetwork):
-        psf_fwhm = _psf_fwhm(prepared, meta)
+        known = measure_psf(prepared.signal, prepared.mask)
+        if known is None:
+            known = PSF(fwhm=assumed_psf_fwhm(meta))
+        else:
+            log.info("PSF from the image's stars: %s", known)
+        psf_fwhm = known.fwhm
     if psf_fwhm is None:
         psf_fwhm = float(np.median(_trained_fwhms(meta)))
     if isinstance(psf_fwhm, np.ndarray):
@@ -379,12 +385,15 @@ def segment(
 
 def known_wings(psf: PSF | None, network: SegmentationNetwork) -> tuple[float, ...] | None:
     """What a network is told of the wings of a PSF; None if nothing is, or can be."""
-    if psf is None:
-        return None
+    knows = getattr(network.config, "knows_psf", False)
+    return psf.wings if psf is not None and knows else None
+
+
+def say_psf(psf: PSF, network: Any) -> None:
+    """Log what PSF was given, and whether the network has a use for all of it."""
+    log.info("the PSF that is given: %s", psf)
     if not getattr(network.config, "knows_psf", False):
         log.warning("this model knows the width of the PSF at most: its wings count for nothing")
-        return None
-    return psf.wings
 
 
 def check_numbers(
@@ -548,15 +557,6 @@ def assumed_psf_fwhm(meta: Mapping[str, Any]) -> float:
         "give psf_fwhm (--psf-fwhm) to say otherwise", assumed,
     )  # fmt: skip
     return assumed
-
-
-def _psf_fwhm(prepared: PreparedImage, meta: Mapping[str, Any]) -> float:
-    """FWHM of the image's own stars, or what the model was trained on."""
-    found = estimate_psf_fwhm(prepared.signal, prepared.mask)
-    if found is None:
-        return assumed_psf_fwhm(meta)
-    log.info("PSF from the image's stars: FWHM %.2f pixels", found)
-    return found
 
 
 def _detections(found: Found, prepared: PreparedImage, min_p_source: float) -> np.ndarray:
