@@ -38,6 +38,8 @@ N_WINGS = len(WEIGHTS)
 _FWHM_OF_SIGMA = 2.354820045
 _FINER = 6  # points per pixel where a width is measured
 _FEWEST = 5  # pixels, side of an image of a PSF
+_MOFFAT, _BARE = (3.0, 30.0), (20.0, 50.0)  # exponents of Moffat profiles
+_MISFIT = 0.012  # of the brightest pixel
 _SHARPEST = 0.6  # pixels, FWHM before the pixel
 _RESOLVED = 2.5  # samples: a FWHM that interpolation finds wherever they lie
 _MOST_SKY = 0.3  # of the light, were all of the image as bright as its border
@@ -95,13 +97,31 @@ def _border(image: np.ndarray) -> np.ndarray:
     return np.concatenate([image[[0, -1]].ravel(), image[:, [0, -1]].ravel()])
 
 
-def _core_fwhm(image: np.ndarray, pixel: float) -> float:
-    """FWHM before the pixel response of what a few pixels hold: a Moffat profile, integrated."""
+def _core_fit(
+    image: np.ndarray, pixel: float, *, core: bool = False
+) -> tuple[float, float, np.ndarray]:
+    """A Moffat profile, integrated over the pixels, fitted to the brightest few of them.
+
+    Parameters
+    ----------
+    image : ndarray, shape (y, x)
+        A point source.
+    pixel : float
+        Side of the pixels that its light was gathered in.
+    core : bool
+        Whether the profile has hardly any wings, and is fitted to what is above half maximum.
+
+    Returns
+    -------
+    float, float, ndarray
+        FWHM before the pixel response; brightest pixel; what is left of the pixels.
+    """
     width = 2 * np.sqrt((image > image.max() / 2).sum() / np.pi)
-    reach = int(np.ceil(width / 2)) + 1
+    n_around = max(1, round(width / 3)) if core else int(np.ceil(width / 2)) + 1
+    betas = _BARE if core else _MOFFAT
     peak = [int(p) for p in np.unravel_index(image.argmax(), image.shape)]
-    first = [max(0, p - reach) for p in peak]
-    box = [slice(low, p + reach + 1) for low, p in zip(first, peak, strict=True)]
+    first = [max(0, p - n_around) for p in peak]
+    box = [slice(low, p + n_around + 1) for low, p in zip(first, peak, strict=True)]
     data = image[tuple(box)] / image.max()
     within = pixel * ((np.arange(_FINER) + 0.5) / _FINER - 0.5)
     y, x = ((np.arange(n)[:, None] + within).ravel() for n in data.shape)
@@ -116,10 +136,11 @@ def _core_fwhm(image: np.ndarray, pixel: float) -> float:
         return (fine.reshape(n_y, _FINER, n_x, _FINER).mean(axis=(1, 3)) - data).ravel()
 
     at = [p - low for p, low in zip(peak, first, strict=True)]
-    start = [0.2, *at, np.log(max(0.9 * width, 0.7)), np.log(4.0)]
-    low = [-3, at[0] - 1, at[1] - 1, np.log(0.3), np.log(3.0)]
-    high = [4, at[0] + 1, at[1] + 1, np.log(3 * width + 1), np.log(30.0)]
-    return float(np.exp(least_squares(off, start, bounds=(low, high)).x[3]))
+    start = [0.2, *at, np.log(max(0.9 * width, 0.7)), np.log(1.3 * betas[0])]
+    low = [-3, at[0] - 1, at[1] - 1, np.log(0.3), np.log(betas[0])]
+    high = [4, at[0] + 1, at[1] + 1, np.log(3 * width + 1), np.log(betas[1])]
+    fit = least_squares(off, start, bounds=(low, high))
+    return float(np.exp(fit.x[3])), float(image.max()), fit.fun * image.max()
 
 
 def _without_noise(image: np.ndarray, noise: float) -> np.ndarray:
@@ -150,20 +171,37 @@ def half_maximum_width(image: np.ndarray) -> float:
     return float(2 * np.sqrt((fine > 0.5 * fine.max()).sum() / np.pi) / _FINER)
 
 
-def fwhm_before_pixel(image: np.ndarray, *, pixel: float = 1.0) -> float:
-    """FWHM of a point source before the response of the pixels that its light was gathered in.
+def fwhm_before_pixel(
+    images: Sequence[np.ndarray], *, pixel: float = 1.0, noise: float = 0.0
+) -> float:
+    """FWHM of a PSF before the response of the pixels that its light was gathered in.
 
     Parameters
     ----------
-    image : ndarray, shape (y, x)
-        The source near its middle, its background 0.
+    images : sequence of ndarray, shape (y, x)
+        Point sources near their middles, their background 0.
     pixel : float
-        Side of those pixels, in pixels of the image.
+        Side of those pixels, in pixels of the images.
+    noise : float
+        Of each pixel.
+
+    Returns
+    -------
+    float
+        Where it is resolved, that of what is interpolated between the samples; else that of a
+        Moffat profile or, if the images are none, of one without wings fitted to their cores.
     """
-    fwhm2 = half_maximum_width(image) ** 2 - (_FWHM_OF_SIGMA * pixel) ** 2 / 12
-    if fwhm2 < _RESOLVED**2:  # interpolation between so few samples depends on where they lie
-        return _core_fwhm(image, pixel)
-    return float(np.sqrt(fwhm2))
+    widths = np.array([half_maximum_width(image) for image in images])
+    fwhm2 = float(np.median(widths)) ** 2 - (_FWHM_OF_SIGMA * pixel) ** 2 / 12
+    if fwhm2 >= _RESOLVED**2:
+        return float(np.sqrt(fwhm2))
+    # Interpolation between so few samples depends on where they lie.
+    fits = [_core_fit(image, pixel) for image in images]
+    light = sum(peak**2 * left.size for _, peak, left in fits)
+    misfit = sum((left**2).sum() - noise**2 * (left.size - 5) for _, _, left in fits)
+    if misfit > _MISFIT**2 * light:  # diffraction rings, say
+        fits = [_core_fit(image, pixel, core=True) for image in images]
+    return float(np.median([fwhm for fwhm, _, _ in fits]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,7 +264,7 @@ class PSF:
                 f"is at y, x = {peak[0]}, {peak[1]} of {image.shape[0]} x {image.shape[1]}"
             )
         pixel = 1 / sampling
-        fwhm = fwhm_before_pixel(image, pixel=pixel)
+        fwhm = fwhm_before_pixel([image], pixel=pixel, noise=noise)
         if fwhm < _SHARPEST * pixel:
             raise ValueError(
                 f"{name} is hardly wider than a pixel: it must be sampled on the pixels of the "

@@ -45,7 +45,7 @@ def measured(signal):
 def test_stars_among_galaxies_say_how_wide_the_psf_is_and_what_wings_it_has(name, fwhm):
     psf = PROFILES[name](fwhm=fwhm)
     said = measured(sky_with_stars(psf, side=round(200 * fwhm)))
-    assert said.fwhm == pytest.approx(fwhm, rel=0.035)
+    assert said.fwhm == pytest.approx(fwhm, rel=0.05)
     np.testing.assert_allclose(said.wings, true_wings(psf, fwhm), atol=0.06)
 
 

@@ -69,10 +69,10 @@ def measure_psf(signal: np.ndarray, mask: np.ndarray) -> PSF | None:
     reach = int(np.ceil(near))
     away = np.hypot(*np.indices((2 * reach + 1,) * 2) - reach)
     cores = np.where(away <= near, _cut_outs(signal, y, x, reach), 0.0)
-    widths = [fwhm_before_pixel(core) for core in cores if np.isfinite(core).all()]
-    if len(widths) < _MIN_SHARED:
+    cores = cores[np.isfinite(cores).all(axis=(1, 2))]
+    if len(cores) < _MIN_SHARED:
         return None
-    fwhm = float(np.median(widths))
+    fwhm = fwhm_before_pixel(list(cores[:_MAX_STARS]), noise=1.0)
     return PSF(fwhm=fwhm, wings=_wings(np.where(mask, np.nan, signal), y, x, fwhm))
 
 
