@@ -23,6 +23,7 @@ from probablend.evaluate.classical import run_sep
 from probablend.evaluate.detection import positions
 from probablend.evaluate.match import match_positions
 from probablend.images import prepare_image
+from probablend.infer.psf import measure_psf
 from probablend.infer.segment import Segmentation, segment
 from probablend.plot import plot_class_probabilities, plot_image, plot_probability
 
@@ -68,12 +69,20 @@ def _plane(path: Path) -> np.ndarray:
         return next(np.asarray(h.data, np.float32) for h in hdus if h.data is not None)
 
 
-def look(field: Field, model: str, sign: int = 1) -> Segmentation:
+def look(field: Field, model: str) -> tuple[Segmentation, Segmentation]:
+    """The sky, and the same sky turned negative, with the same PSF."""
     prepared = prepare_image(field.image, rms=field.rms)
-    return segment(
-        sign * prepared.signal, rms=1.0, mask=prepared.mask, background="none", model=model,
-        psf=field.psf, psf_fwhm=field.psf_fwhm,
+    psf = field.psf
+    if psf is None and field.psf_fwhm is None:
+        psf = measure_psf(prepared.signal, prepared.mask, prepared.rms)
+    result, negative = (
+        segment(
+            sign * prepared.signal, rms=1.0, mask=prepared.mask, background="none", model=model,
+            psf=psf, psf_fwhm=field.psf_fwhm,
+        )
+        for sign in (1, -1)
     )  # fmt: skip
+    return result, negative
 
 
 def own_noise(signal: np.ndarray) -> float:
@@ -238,9 +247,9 @@ def main() -> None:
     report: dict[str, Any] = {"version": __version__, "model": arguments.model, "fields": {}}
     kept: dict[str, Segmentation] = {}
     for field in fields(data):
-        result = look(field, arguments.model)
+        result, negative = look(field, arguments.model)
         report["weights"] = result.meta["weights_hash"]
-        report["fields"][field.name] = score(field, result, look(field, arguments.model, -1))
+        report["fields"][field.name] = score(field, result, negative)
         print(field.name, report["fields"][field.name], flush=True)
         kept[field.name] = result
         if field.name == "dc2-i":

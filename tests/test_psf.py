@@ -228,6 +228,14 @@ def test_an_image_of_the_psf_counts_in_memory_and_block_by_block(psf_weights, tm
     np.testing.assert_allclose(streamed, np.asarray(told.catalog["flux"]), rtol=2e-3)
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"fwhm": np.nan}, {"fwhm": -1.0}, {"fwhm": 2.0, "wings": (1.0,)}]
+)
+def test_numbers_that_are_no_psf_are_refused(wrong):
+    with pytest.raises(ValueError, match="of a PSF"):
+        PSF(**wrong)
+
+
 def test_stars_of_the_image_say_it_where_nothing_is_given(psf_weights, tmp_path):
     rng = np.random.default_rng(5)
     psf = galsim.Moffat(beta=2.5, fwhm=2.6)

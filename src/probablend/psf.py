@@ -39,6 +39,7 @@ _FWHM_OF_SIGMA = 2.354820045
 _FINER = 6  # points per pixel where a width is measured
 _FEWEST = 5  # pixels, side of an image of a PSF
 _MOFFAT, _BARE = (3.0, 30.0), (20.0, 50.0)  # exponents of Moffat profiles
+_LONGEST = 0.5  # ellipticities up to this
 _MISFIT = 0.012  # of the brightest pixel
 _SHARPEST = 0.6  # pixels, FWHM before the pixel
 _RESOLVED = 2.5  # samples: a FWHM that interpolation finds wherever they lie
@@ -100,7 +101,7 @@ def _border(image: np.ndarray) -> np.ndarray:
 def _core_fit(
     image: np.ndarray, pixel: float, *, core: bool = False
 ) -> tuple[float, float, np.ndarray]:
-    """A Moffat profile, integrated over the pixels, fitted to the brightest few of them.
+    """An elliptical Moffat profile, integrated over pixels, fitted to the brightest few of them.
 
     Parameters
     ----------
@@ -109,7 +110,7 @@ def _core_fit(
     pixel : float
         Side of the pixels that its light was gathered in.
     core : bool
-        Whether the profile has hardly any wings, and is fitted to what is above half maximum.
+        Whether it is round and has hardly any wings, and is fitted to what is above half maximum.
 
     Returns
     -------
@@ -127,18 +128,22 @@ def _core_fit(
     y, x = ((np.arange(n)[:, None] + within).ravel() for n in data.shape)
 
     def off(said: np.ndarray) -> np.ndarray:
-        light, at_y, at_x, ln_fwhm, ln_beta = said
+        light, at_y, at_x, ln_fwhm, ln_beta, *ellipticity = said
         beta = np.exp(ln_beta)
         scale = np.exp(ln_fwhm) / (2 * np.sqrt(2 ** (1 / beta) - 1))
-        r2 = (y[:, None] - at_y) ** 2 + (x - at_x) ** 2
+        dy, dx = y[:, None] - at_y, x - at_x
+        e1, e2 = ellipticity or (0.0, 0.0)
+        r2 = (1 + e1) * dy**2 + (1 - e1) * dx**2 - 2 * e2 * dx * dy
+        r2 /= np.sqrt(1 - e1**2 - e2**2)  # of circles as large as the ellipses
         fine = np.exp(light) * (1 + r2 / scale**2) ** -beta
         n_y, n_x = data.shape
         return (fine.reshape(n_y, _FINER, n_x, _FINER).mean(axis=(1, 3)) - data).ravel()
 
     at = [p - low for p, low in zip(peak, first, strict=True)]
-    start = [0.2, *at, np.log(max(0.9 * width, 0.7)), np.log(1.3 * betas[0])]
-    low = [-3, at[0] - 1, at[1] - 1, np.log(0.3), np.log(betas[0])]
-    high = [4, at[0] + 1, at[1] + 1, np.log(3 * width + 1), np.log(betas[1])]
+    shape = [] if core else [_LONGEST] * 2  # few pixels tell nothing of it
+    start = [0.2, *at, np.log(max(0.9 * width, 0.7)), np.log(1.3 * betas[0]), *np.zeros(len(shape))]
+    low = [-3, at[0] - 1, at[1] - 1, np.log(0.3), np.log(betas[0]), *(-e for e in shape)]
+    high = [4, at[0] + 1, at[1] + 1, np.log(3 * width + 1), np.log(betas[1]), *shape]
     fit = least_squares(off, start, bounds=(low, high))
     return float(np.exp(fit.x[3])), float(image.max()), fit.fun * image.max()
 
@@ -197,9 +202,13 @@ def fwhm_before_pixel(
         return float(np.sqrt(fwhm2))
     # Interpolation between so few samples depends on where they lie.
     fits = [_core_fit(image, pixel) for image in images]
-    light = sum(peak**2 * left.size for _, peak, left in fits)
-    misfit = sum((left**2).sum() - noise**2 * (left.size - 5) for _, _, left in fits)
-    if misfit > _MISFIT**2 * light:  # diffraction rings, say
+    bright = np.median([peak for _, peak, _ in fits])
+    misfits = [
+        ((left**2).sum() - noise**2 * (left.size - 7)) / (peak**2 * left.size)
+        for _, peak, left in fits
+        if peak >= bright
+    ]
+    if np.median(misfits) > _MISFIT**2:  # diffraction rings, say
         fits = [_core_fit(image, pixel, core=True) for image in images]
     return float(np.median([fwhm for fwhm, _, _ in fits]))
 
@@ -218,6 +227,13 @@ class PSF:
 
     fwhm: float
     wings: tuple[float, float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.fwhm) and self.fwhm > 0):
+            raise ValueError(f"the fwhm of a PSF must be positive, pixels; got {self.fwhm}")
+        wings = self.wings
+        if wings is not None and not (len(wings) == N_WINGS and np.isfinite(wings).all()):
+            raise ValueError(f"the wings of a PSF are {N_WINGS} finite numbers; got {wings}")
 
     def __str__(self) -> str:
         if self.wings is None:

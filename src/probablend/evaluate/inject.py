@@ -119,8 +119,9 @@ def inject(
     rms, mask, background, psf_fwhm
         As for :func:`~probablend.segment`.
     psf : ndarray of shape (y, x) or path, optional
-        Image of the PSF, which what is injected has then. A Moffat profile if not given, as wide
-        and with as much light in its wings as the image's stars tell.
+        Image of the PSF, which what is injected has then. If not given, a Moffat profile of
+        ``psf_fwhm`` and β = 3 or, without that, as wide and with as much light near its middle
+        as the image's stars tell.
     model : str or Path
         Weights.
     pixel_scale : float, optional
@@ -161,7 +162,7 @@ def inject(
         psf_pixels = read_psf(psf)[0] if isinstance(psf, str | Path) else psf
         known = as_psf(psf)
     elif psf_fwhm is None:
-        known = measure_psf(prepared.signal, prepared.mask)
+        known = measure_psf(prepared.signal, prepared.mask, prepared.rms)
 
     def look(pixels: np.ndarray, fwhm: float | None = psf_fwhm) -> Segmentation:
         return segment(
@@ -220,6 +221,7 @@ def inject(
         "setting": asdict(config),
         "psf_fwhm": fwhm,
         "psf_wings": None if known is None or known.wings is None else list(known.wings),
+        "psf_beta": None if psf_pixels is not None else survey.psf_beta,
         "rms": typical,
         "pixel_scale": scale,
         "zeropoint": known_zeropoint,

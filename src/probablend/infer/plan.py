@@ -340,11 +340,12 @@ def check_same(wanted: dict[str, Any], earlier: dict[str, Any], folder: Path) ->
 
 
 def _decide(
-    settings: StreamSettings, image: ImageFile, meta: dict[str, Any], psf: PSF | None
+    settings: StreamSettings, image: ImageFile, meta: dict[str, Any], known: PSF | None
 ) -> tuple[PSF, tuple[float, float], str]:
     """PSF, correlation of the noise and kind of background of the whole image."""
     if isinstance(settings.psf_fwhm, float | int):
-        psf = PSF(fwhm=settings.psf_fwhm, wings=None if psf is None else psf.wings)
+        known = PSF(fwhm=settings.psf_fwhm, wings=None if known is None else known.wings)
+    psf = known
     widths: list[float] = []
     background = settings.background
     factors: list[tuple[float, float]] = []
@@ -362,8 +363,9 @@ def _decide(
         if isinstance(settings.psf_fwhm, str):
             typical = usable_psf_map(settings.open("psf_fwhm").read(*box), prepared.mask)
             widths.append(float(np.median(typical)))
-        elif psf is None:
-            psf = measure_psf(prepared.signal, prepared.mask)
+        elif known is None and (psf is None or psf.wings is None):
+            found = measure_psf(prepared.signal, prepared.mask, prepared.rms)
+            psf = found if psf is None or (found and found.wings) else psf
     if not factors and len(list(_samples(image.shape))) == 1:
         raise NothingToSegmentError("image has no usable pixel: all are NaN, masked or constant")
     if widths:

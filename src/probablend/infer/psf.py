@@ -32,11 +32,11 @@ _EDGES = np.concatenate([np.arange(1.25, 4, 0.25), np.arange(4, 8.01, 0.5)])
 _MIDDLE, _AREA = (_EDGES[1:] + _EDGES[:-1]) / 2, np.pi * np.diff(_EDGES**2)
 _SEEN = 0.7  # of the rings, at least
 _FAR = _MIDDLE > 4  # what is there is sky, and wings that fall off like those of a mirror
-_MOST_UNSURE = 0.05  # of the logarithm of the light
+_MOST_UNSURE = np.array([0.05, 0.04, 0.03])  # of the logarithms of the light
 _RESAMPLINGS = 40
 
 
-def measure_psf(signal: np.ndarray, mask: np.ndarray) -> PSF | None:
+def measure_psf(signal: np.ndarray, mask: np.ndarray, rms: float | np.ndarray = 1.0) -> PSF | None:
     """The PSF before the pixel, from the narrowest bright sources.
 
     Stars are the narrowest sources and agree in width: they are those that have the narrowest
@@ -49,6 +49,9 @@ def measure_psf(signal: np.ndarray, mask: np.ndarray) -> PSF | None:
         Image in units of its noise, background subtracted.
     mask : ndarray of bool, shape (y, x)
         True = not used.
+    rms : float or ndarray, shape (y, x)
+        The noise, of which only its changes over the image count: a map that knows of the
+        photons of the stars would flatten them.
 
     Returns
     -------
@@ -60,11 +63,16 @@ def measure_psf(signal: np.ndarray, mask: np.ndarray) -> PSF | None:
     top, left = max(0, (n_y - _REGION) // 2), max(0, (n_x - _REGION) // 2)
     box = (slice(top, top + _REGION), slice(left, left + _REGION))
     mask = mask[box]
-    signal = np.where(mask, 0.0, signal[box])
+    if isinstance(rms, np.ndarray):
+        rms = rms[box]
+        signal = signal[box] * rms / np.median(rms[~mask]) if not mask.all() else signal[box]
+    else:
+        signal = signal[box]
+    signal = np.where(mask, 0.0, signal)
     stars = _stars(signal, mask)
     if stars is None:
         return None
-    y, x, width = stars
+    y, x, width, sure = stars
     near = max(width, _CORE / np.sqrt(2))
     reach = int(np.ceil(near))
     away = np.hypot(*np.indices((2 * reach + 1,) * 2) - reach)
@@ -73,11 +81,20 @@ def measure_psf(signal: np.ndarray, mask: np.ndarray) -> PSF | None:
     if len(cores) < _MIN_SHARED:
         return None
     fwhm = fwhm_before_pixel(list(cores[:_MAX_STARS]), noise=1.0)
-    return PSF(fwhm=fwhm, wings=_wings(np.where(mask, np.nan, signal), y, x, fwhm))
+    wings = _wings(np.where(mask, np.nan, signal), y, x, fwhm) if sure else None
+    psf = PSF(fwhm=fwhm, wings=wings)
+    log.info("PSF of the image's stars: %s%s", psf, "" if wings else ", its wings unknown")
+    return psf
 
 
-def _stars(signal: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, float] | None:
-    """Pixels of the stars, the brightest first, and the FWHM of a Gaussian that is like them."""
+def _stars(
+    signal: np.ndarray, mask: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, float, bool] | None:
+    """Pixels of the stars, the brightest first, and the FWHM of a Gaussian that is like them.
+
+    The last of what is returned is whether they are more than what is a little wider: galaxies
+    that happen to agree are not.
+    """
     smooth = ndimage.gaussian_filter(signal, 1.0)
     peaks = (smooth == ndimage.maximum_filter(smooth, size=2 * _FIT + 1)) & (
         smooth > _MIN_PEAK * _SMOOTH_RMS
@@ -114,7 +131,8 @@ def _stars(signal: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray
         return None
     first, last = ordered[crowded[0]], ordered[upper[crowded[0]] - 1]
     star = (widths >= first) & (widths <= last)
-    return y[star], x[star], float(np.median(widths[star]))
+    wider = (widths > last) & (widths <= last * _SPREAD)
+    return y[star], x[star], float(np.median(widths[star])), bool(star.sum() > wider.sum())
 
 
 def _cut_outs(image: np.ndarray, y: np.ndarray, x: np.ndarray, reach: int) -> np.ndarray:
@@ -139,14 +157,15 @@ def _wings(
     light = np.array(rows)
     said = _wings_of(light.sum(axis=0), fwhm)
     again = np.random.default_rng(0).integers(len(light), size=(_RESAMPLINGS, len(light)))
-    unsure = np.std([_wings_of(light[own].sum(axis=0), fwhm)[0] for own in again])
-    return (said[0], said[1], said[2]) if unsure < _MOST_UNSURE else None
+    unsure = np.std([_wings_of(light[own].sum(axis=0), fwhm) for own in again], axis=0)
+    near, far, farthest = said.tolist()
+    return (near, far, farthest) if (unsure < _MOST_UNSURE).all() else None
 
 
 def _rings(cut: np.ndarray, fwhm: float) -> np.ndarray | None:
     """Of one star: light near it, as it is and within the weights, and light per pixel in rings."""
     y, x = (axis - (len(axis) - 1) / 2 for axis in np.indices(cut.shape).astype(float))
-    core = np.where(np.hypot(y, x) < fwhm, cut, 0.0)
+    core = np.where(np.hypot(y, x) < max(fwhm, 1.5), cut, 0.0)
     if not np.isfinite(core).all():
         return None
     core[core < 0.1 * core.max()] = 0

@@ -360,11 +360,9 @@ def segment(
         n_masked = int(prepared.mask.sum())
         log.warning("%d of %d pixels are masked: NaN in the maps", n_masked, prepared.mask.size)
     if psf_fwhm is None and isinstance(network, FieldNetwork):
-        known = measure_psf(prepared.signal, prepared.mask)
+        known = measure_psf(prepared.signal, prepared.mask, prepared.rms)
         if known is None:
             known = PSF(fwhm=assumed_psf_fwhm(meta))
-        else:
-            log.info("PSF from the image's stars: %s", known)
         psf_fwhm = known.fwhm
     if psf_fwhm is None:
         psf_fwhm = float(np.median(_trained_fwhms(meta)))
@@ -390,9 +388,9 @@ def known_wings(psf: PSF | None, network: SegmentationNetwork) -> tuple[float, .
 
 
 def say_psf(psf: PSF, network: Any) -> None:
-    """Log what PSF was given, and whether the network has a use for all of it."""
+    """Log what PSF is given, and whether the network has a use for all of it."""
     log.info("the PSF that is given: %s", psf)
-    if not getattr(network.config, "knows_psf", False):
+    if psf.wings is not None and not getattr(network.config, "knows_psf", False):
         log.warning("this model knows the width of the PSF at most: its wings count for nothing")
 
 
