@@ -92,8 +92,8 @@ def _stars(
 ) -> tuple[np.ndarray, np.ndarray, float, bool] | None:
     """Pixels of the stars, the brightest first, and the FWHM of a Gaussian that is like them.
 
-    The last of what is returned is whether they are more than what is a little wider: galaxies
-    that happen to agree are not.
+    The last of what is returned is whether they, or those as much wider as they differ, are more
+    than what is wider still: galaxies that happen to agree are not.
     """
     smooth = ndimage.gaussian_filter(signal, 1.0)
     peaks = (smooth == ndimage.maximum_filter(smooth, size=2 * _FIT + 1)) & (
@@ -131,8 +131,9 @@ def _stars(
         return None
     first, last = ordered[crowded[0]], ordered[upper[crowded[0]] - 1]
     star = (widths >= first) & (widths <= last)
-    wider = (widths > last) & (widths <= last * _SPREAD)
-    return y[star], x[star], float(np.median(widths[star])), bool(star.sum() > wider.sum())
+    wider, widest = (np.sum((widths > w) & (widths <= w * _SPREAD)) for w in (last, last * _SPREAD))
+    sure = max(star.sum(), wider) > widest
+    return y[star], x[star], float(np.median(widths[star])), bool(sure)
 
 
 def _cut_outs(image: np.ndarray, y: np.ndarray, x: np.ndarray, reach: int) -> np.ndarray:
