@@ -92,8 +92,8 @@ def _stars(
 ) -> tuple[np.ndarray, np.ndarray, float, bool] | None:
     """Pixels of the stars, the brightest first, and the FWHM of a Gaussian that is like them.
 
-    The last of what is returned is whether they, or those as much wider as they differ, are more
-    than what is wider still: galaxies that happen to agree are not.
+    The last of what is returned is whether there are clearly fewer of a width just beyond theirs:
+    of galaxies there would be more.
     """
     smooth = ndimage.gaussian_filter(signal, 1.0)
     peaks = (smooth == ndimage.maximum_filter(smooth, size=2 * _FIT + 1)) & (
@@ -131,9 +131,9 @@ def _stars(
         return None
     first, last = ordered[crowded[0]], ordered[upper[crowded[0]] - 1]
     star = (widths >= first) & (widths <= last)
-    wider, widest = (np.sum((widths > w) & (widths <= w * _SPREAD)) for w in (last, last * _SPREAD))
-    sure = max(star.sum(), wider) > widest
-    return y[star], x[star], float(np.median(widths[star])), bool(sure)
+    n = np.histogram(widths, [first, *(last * _SPREAD ** np.arange(3))])[0]
+    sure = bool((n[:-1] - n[1:] > np.sqrt(n[:-1] + n[1:])).any())
+    return y[star], x[star], float(np.median(widths[star])), sure
 
 
 def _cut_outs(image: np.ndarray, y: np.ndarray, x: np.ndarray, reach: int) -> np.ndarray:
