@@ -63,12 +63,9 @@ def measure_psf(signal: np.ndarray, mask: np.ndarray, rms: float | np.ndarray = 
     top, left = max(0, (n_y - _REGION) // 2), max(0, (n_x - _REGION) // 2)
     box = (slice(top, top + _REGION), slice(left, left + _REGION))
     mask = mask[box]
-    if isinstance(rms, np.ndarray):
-        rms = rms[box]
-        signal = signal[box] * rms / np.median(rms[~mask]) if not mask.all() else signal[box]
-    else:
-        signal = signal[box]
-    signal = np.where(mask, 0.0, signal)
+    signal = np.where(mask, 0.0, signal[box])
+    if isinstance(rms, np.ndarray) and not mask.all():
+        signal *= np.where(mask, 1.0, rms[box]) / np.median(rms[box][~mask])
     stars = _stars(signal, mask)
     if stars is None:
         return None
