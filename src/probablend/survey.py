@@ -34,6 +34,10 @@ PSF_PROFILES = ("gaussian", "moffat", "kolmogorov", "airy", "image")
 # and not hundreds.
 PSF_RANGE = (1.3, 7.0)
 _SCALE_RANGE = (0.03, 0.4)
+# Of Moffat profiles. What stars of images say reaches from 1.8 (KiDS) on.
+_BETA_RANGE = (1.8, 4.5)
+# Telescopes on the ground see what is like a Moffat profile: it comes twice as often.
+_PROFILES = ("gaussian", "moffat", "moffat", "kolmogorov", "airy")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,7 +265,7 @@ def draw_survey(generator: np.random.Generator, *, psf_files: Sequence[str] = ()
     pixels = between(*PSF_RANGE)
     low, high = (scale * pixels for scale in _SCALE_RANGE)
     fwhm = between(max(low, 0.1), min(high, 1.4))
-    profile = str(generator.choice([p for p in PSF_PROFILES if p != "image"]))
+    profile = str(generator.choice(_PROFILES))
     # The magnitude of a point source of S/N 5, noise over the area of a Gaussian PSF.
     depth, zeropoint = generator.uniform(23.5, 28.0), 25.0
     sky_rms = 10 ** (-0.4 * (depth - zeropoint)) / (5 * math.sqrt(4 * math.pi) * pixels / 2.3548)
@@ -277,7 +281,7 @@ def draw_survey(generator: np.random.Generator, *, psf_files: Sequence[str] = ()
         sky_rms=sky_rms,
         psf_fwhm=fwhm * u.arcsec,
         psf_profile=profile,
-        psf_beta=float(generator.uniform(2.2, 4.5)),
+        psf_beta=float(generator.uniform(*_BETA_RANGE)),
         diffraction_scale=fwhm / generator.uniform(1.05, 1.6) * u.arcsec,
         obscuration=float(generator.uniform(0, 0.45)),
         psf_g1=shear * math.cos(angle),

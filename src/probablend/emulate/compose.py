@@ -40,7 +40,9 @@ _SHALLOWEST = 2.5
 # How uncertain estimates of the noise factors are on small images, in their logarithms; on larger
 # ones less.
 _UNSURE = (0.03, 0.08)
-_WINGS_UNSURE = 0.1  # of the wings of a PSF, since images of one end, in their logarithm
+# The same of a PSF that few stars tell of: of the logarithms of its width, and of the light near it.
+_WIDTH_UNSURE = 0.03
+_WINGS_UNSURE = (0.05, 0.04, 0.03)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -421,11 +423,12 @@ def draw_batch(
         seen = batch.noise_factors * (unsure * unsure.new_tensor(_UNSURE)).exp()
         batch = replace(batch, noise_factors=seen.clamp(min=1))
     if config.wings_fraction:
-        wings = bank.psf_wings[survey]
         told = uniform(n, 1) < config.wings_fraction
-        off = _WINGS_UNSURE * torch.randn(n, 1, generator=generator, device=device)
-        wings = torch.where(told, wings * off.exp(), torch.nan)
-        batch = replace(batch, psf_wings=wings)
+        limits = torch.tensor([_WIDTH_UNSURE, *_WINGS_UNSURE], device=device)
+        unsure = uniform(n, 1) * torch.randn(n, 4, generator=generator, device=device) * limits
+        wings = torch.where(told, bank.psf_wings[survey] + unsure[:, 1:], torch.nan)
+        fwhm = batch.psf_fwhm * unsure[:, 0].exp()
+        batch = replace(batch, psf_fwhm=fwhm, psf_wings=wings)
     return batch
 
 

@@ -24,8 +24,11 @@ _SHARP = 0.05  # errors of ln flux below this count by their square
 _HEAT_WIDTH = 1.0  # σ of the target around a centre, pixels
 _WORST = 200.0  # nats: one source that nothing explains must not spoil a step
 # Most of the nats of the classes are pixels on the rim of a footprint, of which nothing can be
-# known; they would outvote the few that say whether there is a galaxy.
-_WEIGHT = {"cross_entropy": 0.4, "centres": 3.0, "photometry": 0.5}
+# known; they would outvote the few that say whether there is a galaxy, and those of its flux.
+_WEIGHT = {
+    "cross_entropy": 0.3, "centres": 3.0, "existence": 3.0, "existence_given": 2.0,
+    "flow_peaks": 2.0, "flow": 2.0, "photometry": 0.5,
+}  # fmt: skip
 # A crowded scene has thirty times the sources of one with a lone galaxy, and would outvote it.
 _USUAL = 8  # sources in a scene; where there are n, each counts ∛(this / n)
 
