@@ -23,7 +23,6 @@ from probablend.evaluate.classical import run_sep
 from probablend.evaluate.detection import positions
 from probablend.evaluate.match import match_positions
 from probablend.images import prepare_image
-from probablend.infer.psf import measure_psf
 from probablend.infer.segment import Segmentation, segment
 from probablend.plot import plot_class_probabilities, plot_image, plot_probability
 
@@ -72,17 +71,10 @@ def _plane(path: Path) -> np.ndarray:
 def look(field: Field, model: str) -> tuple[Segmentation, Segmentation]:
     """The sky, and the same sky turned negative, with the same PSF."""
     prepared = prepare_image(field.image, rms=field.rms)
-    psf = field.psf
-    if psf is None and field.psf_fwhm is None:
-        psf = measure_psf(prepared.signal, prepared.mask, prepared.rms)
-    result, negative = (
-        segment(
-            sign * prepared.signal, rms=1.0, mask=prepared.mask, background="none", model=model,
-            psf=psf, psf_fwhm=field.psf_fwhm,
-        )
-        for sign in (1, -1)
-    )  # fmt: skip
-    return result, negative
+    sky = prepared.signal * prepared.rms
+    how = {"rms": prepared.rms, "mask": prepared.mask, "background": "none", "model": model}
+    result = segment(sky, **how, psf=field.psf, psf_fwhm=field.psf_fwhm)
+    return result, segment(-sky, **how, psf=result.psf)
 
 
 def own_noise(signal: np.ndarray) -> float:

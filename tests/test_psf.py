@@ -213,6 +213,8 @@ def test_an_image_of_the_psf_counts_in_memory_and_block_by_block(psf_weights, tm
     untold = segment(image, psf_fwhm=width, **how)
     assert told.meta["psf_fwhm"] == untold.meta["psf_fwhm"] == pytest.approx(width)
     assert untold.meta["psf_wings"] is None
+    assert untold.psf.wings is None
+    assert told.psf == PSF.of(psf)
     assert told.meta["psf_wings"] == pytest.approx(PSF.of(psf).wings[0])
     assert len(told.catalog) == len(untold.catalog) > 0
     assert not np.allclose(told.catalog["flux"], untold.catalog["flux"], rtol=1e-4)

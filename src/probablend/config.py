@@ -41,7 +41,7 @@ class BankConfig:
         Surveys that might be, drawn anew for every bank beside those with a name; see
         :func:`~probablend.survey.draw_survey`.
     psf_images : tuple of str
-        FITS files with images of real PSFs: every other survey that might be has one.
+        FITS files with images of real PSFs: every third survey that might be has one.
     """
 
     source: str = "parametric"

@@ -34,8 +34,9 @@ PSF_PROFILES = ("gaussian", "moffat", "kolmogorov", "airy", "image")
 # and not hundreds.
 PSF_RANGE = (1.3, 7.0)
 _SCALE_RANGE = (0.03, 0.4)
-# Of Moffat profiles. What stars of images say reaches from 1.8 (KiDS) on.
+# Of Moffat profiles, even in 1/β, as the light in their wings is. Stars of KiDS say 1.9.
 _BETA_RANGE = (1.8, 4.5)
+_WITH_IMAGE = 1 / 3  # of the surveys, where there are images of PSFs
 # Telescopes on the ground see what is like a Moffat profile: it comes twice as often.
 _PROFILES = ("gaussian", "moffat", "moffat", "kolmogorov", "airy")
 
@@ -255,7 +256,7 @@ def draw_survey(generator: np.random.Generator, *, psf_files: Sequence[str] = ()
     generator : numpy.random.Generator
         Chooses PSF (width, profile, ellipticity), pixel scale, depth and gain.
     psf_files : sequence of str
-        Images of real PSFs, as in :class:`Survey`; where there are any, every other survey has
+        Images of real PSFs, as in :class:`Survey`; where there are any, every third survey has
         one of them.
     """
 
@@ -271,7 +272,7 @@ def draw_survey(generator: np.random.Generator, *, psf_files: Sequence[str] = ()
     sky_rms = 10 ** (-0.4 * (depth - zeropoint)) / (5 * math.sqrt(4 * math.pi) * pixels / 2.3548)
     shear, angle = 0.1 * generator.uniform() ** 2, generator.uniform(0, 2 * math.pi)
     psf_file = ""
-    if psf_files and generator.uniform() < 0.5:
+    if psf_files and generator.uniform() < _WITH_IMAGE:
         profile, psf_file = "image", str(generator.choice(psf_files))
     return Survey(
         name=f"{profile}-{pixels:.2f}px",
@@ -281,7 +282,7 @@ def draw_survey(generator: np.random.Generator, *, psf_files: Sequence[str] = ()
         sky_rms=sky_rms,
         psf_fwhm=fwhm * u.arcsec,
         psf_profile=profile,
-        psf_beta=float(generator.uniform(*_BETA_RANGE)),
+        psf_beta=float(1 / generator.uniform(1 / _BETA_RANGE[1], 1 / _BETA_RANGE[0])),
         diffraction_scale=fwhm / generator.uniform(1.05, 1.6) * u.arcsec,
         obscuration=float(generator.uniform(0, 0.45)),
         psf_g1=shear * math.cos(angle),

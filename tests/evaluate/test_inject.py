@@ -90,7 +90,7 @@ def test_what_is_injected_has_the_psf_that_is_given(image, field_weights, tmp_pa
 
 def test_without_one_it_has_the_wings_of_the_image_s_stars(field_weights, tmp_path, monkeypatch):
     psf = PSF(fwhm=2.4, wings=(-0.29, -0.14, -0.057))
-    monkeypatch.setattr(module, "measure_psf", lambda *_: psf)
+    monkeypatch.setattr("probablend.infer.segment.measure_psf", lambda *_: psf)
     drawn = []
     galaxies = module.ParametricGalaxies
     monkeypatch.setattr(module, "ParametricGalaxies", lambda survey, *rest, **how: (

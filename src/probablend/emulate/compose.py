@@ -29,6 +29,7 @@ __all__ = [
     "compose",
     "draw_batch",
     "draw_depth",
+    "numbers",
 ]
 
 # A crowded scene: more galaxies, most of them with a companion, bright ones as common as faint.
@@ -40,7 +41,7 @@ _SHALLOWEST = 2.5
 # How uncertain estimates of the noise factors are on small images, in their logarithms; on larger
 # ones less.
 _UNSURE = (0.03, 0.08)
-# The same of a PSF that few stars tell of: of the logarithms of its width, and of the light near it.
+# The same of a PSF that few stars tell of: logarithms of its width, and of its light near it.
 _WIDTH_UNSURE = 0.03
 _WINGS_UNSURE = (0.05, 0.04, 0.03)
 
@@ -219,7 +220,8 @@ class Sources:
         return torch.isfinite(self.hlr + self.g1 + self.g2)
 
     def keep(self, which: Tensor) -> "Sources":
-        """Those for which ``which`` is true."""
+        """Those for which ``which`` is true, or of these numbers."""
+        which = numbers(which)
         return Sources(**{f.name: getattr(self, f.name)[which] for f in fields(self)})
 
 
@@ -569,7 +571,7 @@ def compose(
     x = torch.where(flip_x, side - 1 - x, x)
     y0 = (centre[:, 0] - y).round().long()
     x0 = (centre[:, 1] - x).round().long()
-    seen = (y0 < size) & (x0 < size) & (y0 + side > 0) & (x0 + side > 0)
+    seen = numbers((y0 < size) & (x0 < size) & (y0 + side > 0) & (x0 + side > 0))
     scene, which, side, y0, x0, y, x, mag = (
         t[seen] for t in (scene, which, side, y0, x0, y, x, mag)
     )
@@ -601,7 +603,7 @@ def compose(
     def total(values: Tensor, index: Tensor = source, length: int = n_sources) -> Tensor:
         return torch.zeros(length, device=values.device).index_add_(0, index, values)
 
-    inside = (row >= 0) & (row < size) & (column >= 0) & (column < size)
+    inside = numbers((row >= 0) & (row < size) & (column >= 0) & (column < size))
     if depth is not None:
         last = size - 1
         middle = (torch.stack([y0 + y, x0 + x]).round().long()).clamp(0, last)
@@ -610,12 +612,13 @@ def compose(
         value, brought = value / noise_here, brought / noise_here
         flux = flux / depth[scene, middle[0], middle[1]]
     target = (scene[source] * size + row) * size + column
-    footprint = value > FOOTPRINT_THRESHOLD
-    here, at = source[inside], target[inside]
-    noiseless = total(value[inside], at, n * size * size)
-    count = total(footprint[inside].float(), at, n * size * size)
+    here, at, visible = source[inside], target[inside], value[inside]
+    bright = visible > FOOTPRINT_THRESHOLD
+    noiseless = total(visible, at, n * size * size)
+    count = total(bright.float(), at, n * size * size)
 
     # Footprint: area and second moments about the centre of the light.
+    footprint = numbers(value > FOOTPRINT_THRESHOLD)
     own = source[footprint]
     dy = (row[footprint] - (y0 + y)[own]).float()
     dx = (column[footprint] - (x0 + x)[own]).float()
@@ -625,9 +628,9 @@ def compose(
     yy = total(dy * dy, own) / area + 1 / 12
     xx, xy = total(dx * dx, own) / area + 1 / 12, total(dx * dy, own) / area
 
-    power = total(value[inside] ** 2, here)
-    with_all = total(value[inside] * noiseless[at], here)
-    shared = footprint[inside] & (count[at] > 1)
+    power = total(visible**2, here)
+    with_all = total(visible * noiseless[at], here)
+    shared = bright & (count[at] > 1)
     sources = Sources(
         scene=scene,
         y=y0 + y,
@@ -651,7 +654,7 @@ def compose(
         electrons = electrons / depth
     variance = 1 + noiseless.clamp(min=0) / electrons
     if bool(bank.noise.any()):  # real galaxies bring some of it along
-        carried = brought[inside] ** 2 * (value[inside] != 0)
+        carried = brought[inside] ** 2 * (visible != 0)
         variance = variance - total(carried, at, n * size * size).reshape(variance.shape)
     image = noiseless + noise * variance.clamp(min=0).sqrt()
     return SceneBatch(
@@ -660,8 +663,13 @@ def compose(
         classes=count.reshape(n, size, size).long().clamp(max=2),
         psf_fwhm=bank.psf_fwhm[survey],
         sources=sources,
-        footprints=torch.stack([here, at])[:, footprint[inside]],
+        footprints=torch.stack([here, at])[:, numbers(bright)],
     )
+
+
+def numbers(which: Tensor) -> Tensor:
+    """Where a mask is true, (n,): every look-up by a mask searches it, and a GPU waits for it."""
+    return which.nonzero(as_tuple=True)[0] if which.dtype == torch.bool else which
 
 
 def _span(first: Tensor, side: Tensor, size: int, whole: Tensor) -> tuple[Tensor, Tensor]:

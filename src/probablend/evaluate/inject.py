@@ -41,10 +41,9 @@ from probablend.evaluate.photometry import (
 )
 from probablend.evaluate.record import write_json
 from probablend.images import ImageData, prepare_image
-from probablend.infer.psf import measure_psf
 from probablend.infer.segment import Segmentation, segment
 from probablend.plot import plot_pit, plot_reliability
-from probablend.psf import PSF, as_psf, read_psf
+from probablend.psf import PSF, read_psf
 from probablend.survey import Survey
 
 __all__ = ["InjectionConfig", "inject", "injection_table", "verdict"]
@@ -155,28 +154,27 @@ def inject(
     prepared = prepare_image(data.data, rms=rms, mask=mask, background=background)
     sky = np.where(prepared.mask, np.nan, prepared.signal * prepared.rms)
 
-    known = psf_pixels = None
+    psf_pixels = None
     if psf is not None:
         if isinstance(psf, PSF):
             raise ValueError("psf must be an image of the PSF or its file: galaxies get it")
         psf_pixels = read_psf(psf)[0] if isinstance(psf, str | Path) else psf
-        known = as_psf(psf)
-    elif psf_fwhm is None:
-        known = measure_psf(prepared.signal, prepared.mask, prepared.rms)
 
-    def look(pixels: np.ndarray, fwhm: float | None = psf_fwhm) -> Segmentation:
+    def look(pixels: np.ndarray, **known: Any) -> Segmentation:
         return segment(
             pixels, rms=prepared.rms, mask=prepared.mask, background="none", model=model,
-            seed=config.seed, psf=known, psf_fwhm=fwhm,
+            seed=config.seed, **known,
         )  # fmt: skip
 
-    before = look(sky)
-    fwhm = float(before.meta["psf_fwhm"])
+    before = look(sky, psf=psf, psf_fwhm=psf_fwhm)
+    its_psf = before.psf
+    assert its_psf is not None
+    fwhm = its_psf.fwhm
     typical = float(before.meta["rms"])
     known_zeropoint = data.zeropoint if zeropoint is None else zeropoint
     survey, depth = _describe(scale, typical, fwhm, known_zeropoint, gain)
-    if known is not None and known.wings is not None:
-        survey = replace(survey, psf_beta=moffat_beta(known.wings[0]))
+    if its_psf.wings is not None:
+        survey = replace(survey, psf_beta=moffat_beta(its_psf.wings[0]))
     mag_range = (depth - _BRIGHT, depth + _FAINT)
     with TemporaryDirectory(prefix="probablend-") as own:
         if psf_pixels is not None:
@@ -194,7 +192,7 @@ def inject(
             if not len(places):
                 break
             sources = [_draw(galaxies, at, mag_range, generator) for at in places]
-            after = look(_add(sky, sources, gain, generator), fwhm)
+            after = look(_add(sky, sources, gain, generator), psf=its_psf)
             tables.append(_judge(sources, before, after, prepared.rms))
             done += len(sources)
             if progress:
@@ -207,7 +205,7 @@ def inject(
         )
     table = vstack(tables, metadata_conflicts="silent")
     table["mag"] = survey.mag(np.asarray(table["flux_true"], float))
-    negative = look(-sky, fwhm)
+    negative = look(-sky, psf=its_psf)
     mags = {
         "detections": survey.mag(np.asarray(before.catalog["flux"], float)),
         "false": survey.mag(np.asarray(negative.catalog["flux"], float)),
@@ -220,7 +218,7 @@ def inject(
         "weights": before.meta["weights_hash"],
         "setting": asdict(config),
         "psf_fwhm": fwhm,
-        "psf_wings": None if known is None or known.wings is None else list(known.wings),
+        "psf_wings": None if its_psf.wings is None else list(its_psf.wings),
         "psf_beta": None if psf_pixels is not None else survey.psf_beta,
         "rms": typical,
         "pixel_scale": scale,

@@ -5,7 +5,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,8 @@ class Segmentation:
         Celestial coordinates.
     sources : Measured or None
         Posterior of every row of the catalogue; None if the model knows pixels only.
+    psf : PSF or None
+        The PSF that was given, measured or assumed.
     meta : dict
         Where it all comes from: version, model, seed, number of samples, noise, background.
     """
@@ -101,6 +103,7 @@ class Segmentation:
     signal: np.ndarray
     wcs: WCS | None = None
     sources: Measured | None = None
+    psf: PSF | None = None
     meta: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -378,7 +381,8 @@ def segment(
     if data.unit is not None:
         set_flux_unit(result.catalog, data.unit)
     result.meta.update(model_name(model, meta))
-    return result
+    wings = None if known is None else known.wings
+    return replace(result, psf=PSF(fwhm=result.meta["psf_fwhm"], wings=wings))
 
 
 def known_wings(psf: PSF | None, network: SegmentationNetwork) -> tuple[float, ...] | None:
