@@ -35,6 +35,7 @@ PROFILES: dict[str, dict[str, Any]] = {
     "Kolmogorov": {"psf_profile": "kolmogorov"},
     "Moffat, β = 4": {"psf_profile": "moffat", "psf_beta": 4.0},
     "Moffat, β = 2.5": {"psf_profile": "moffat", "psf_beta": 2.5},
+    "Moffat, β = 1.9": {"psf_profile": "moffat", "psf_beta": 1.9},
     "Airy, 30 % obscured": {"psf_profile": "airy", "obscuration": 0.3},
 }
 HOW = {"image": "image", "width": "FWHM alone", "stars": "nothing"}

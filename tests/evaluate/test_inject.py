@@ -90,7 +90,8 @@ def test_what_is_injected_has_the_psf_that_is_given(image, field_weights, tmp_pa
 
 def test_without_one_it_has_the_wings_of_the_image_s_stars(field_weights, tmp_path, monkeypatch):
     psf = PSF(fwhm=2.4, wings=(-0.29, -0.14, -0.057))
-    monkeypatch.setattr("probablend.infer.segment.measure_psf", lambda *_: psf)
+    measured = [PSF(fwhm=3.0), psf]  # once: the next time it would be another one
+    monkeypatch.setattr("probablend.infer.segment.measure_psf", lambda *_: measured.pop())
     drawn = []
     galaxies = module.ParametricGalaxies
     monkeypatch.setattr(module, "ParametricGalaxies", lambda survey, *rest, **how: (
@@ -104,6 +105,7 @@ def test_without_one_it_has_the_wings_of_the_image_s_stars(field_weights, tmp_pa
     assert report["psf_wings"] == list(psf.wings)
     assert drawn[0].psf_beta == pytest.approx(2.0, abs=0.03)
     assert drawn[0].psf_fwhm_pixels == pytest.approx(2.4)
+    assert len(measured) == 1
 
 
 def test_the_light_that_is_added_is_that_of_the_galaxies(image):

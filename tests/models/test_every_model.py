@@ -60,6 +60,18 @@ def test_the_loss_is_fixed_by_its_generator(network, batch_of):
     assert torch.equal(first["loss"], again["loss"])
 
 
+@torch.inference_mode()
+def test_peaks_of_an_empty_sky_are_learnt_from(network, batch_of):
+    for name, parameter in network.named_parameters():
+        if name == "heat.2.bias":
+            parameter.data.fill_(-1.0)
+    batch = batch_of(torch.randn(2, 1, 32, 32), torch.zeros(2, 32, 32).long(), n_sources=0)
+    terms = network.training_loss(batch, generator=torch.Generator().manual_seed(5), beta=1.0)
+    assert torch.isfinite(terms["loss"])
+    if "existence" in terms:  # a field model
+        assert terms["existence"] > 0
+
+
 @pytest.mark.parametrize("shape", [(32, 32), (33, 47), (1, 1)])
 @torch.inference_mode()
 def test_any_size_comes_back_as_it_went_in(network, shape):

@@ -131,7 +131,7 @@ def draw_bank(
     n_random_surveys : int
         Surveys that might be, beside the others.
     psf_images : sequence of str
-        FITS files with images of real PSFs, which every other one of these has.
+        FITS files with images of real PSFs, which every third one of these has.
     """
     generator = np.random.default_rng([seed, 11])
     psf_files = [name for path in psf_images for name in psf_images_in(path)]

@@ -29,7 +29,7 @@ __all__ = [
     "compose",
     "draw_batch",
     "draw_depth",
-    "numbers",
+    "where_true",
 ]
 
 # A crowded scene: more galaxies, most of them with a companion, bright ones as common as faint.
@@ -101,6 +101,8 @@ class SceneConfig:
         Share of scenes with a rest of the sky: level, gradient and waves.
     wings_fraction : float
         Share of scenes of which it is told how much of a point source's light lies in its wings.
+        If there are any, width and wings are told as well as stars of an image tell them: the width
+        of the PSF of every scene is off by up to some three per cent.
     mag_range : tuple of float
         Brightest and faintest AB magnitude.
     """
@@ -221,7 +223,7 @@ class Sources:
 
     def keep(self, which: Tensor) -> "Sources":
         """Those for which ``which`` is true, or of these numbers."""
-        which = numbers(which)
+        which = where_true(which)
         return Sources(**{f.name: getattr(self, f.name)[which] for f in fields(self)})
 
 
@@ -238,7 +240,7 @@ class SceneBatch:
     classes : Tensor of int64, shape (scene, y, x)
         0 sky, 1 one source, 2 blend; −100 where there is no truth.
     psf_fwhm : Tensor, shape (scene,)
-        Pixels.
+        Pixels, as it is told: see ``wings_fraction`` of :class:`SceneConfig`.
     sources : Sources
         Every one that throws light into a scene.
     footprints : Tensor of int64, shape (2, pixel)
@@ -571,7 +573,7 @@ def compose(
     x = torch.where(flip_x, side - 1 - x, x)
     y0 = (centre[:, 0] - y).round().long()
     x0 = (centre[:, 1] - x).round().long()
-    seen = numbers((y0 < size) & (x0 < size) & (y0 + side > 0) & (x0 + side > 0))
+    seen = where_true((y0 < size) & (x0 < size) & (y0 + side > 0) & (x0 + side > 0))
     scene, which, side, y0, x0, y, x, mag = (
         t[seen] for t in (scene, which, side, y0, x0, y, x, mag)
     )
@@ -603,7 +605,7 @@ def compose(
     def total(values: Tensor, index: Tensor = source, length: int = n_sources) -> Tensor:
         return torch.zeros(length, device=values.device).index_add_(0, index, values)
 
-    inside = numbers((row >= 0) & (row < size) & (column >= 0) & (column < size))
+    inside = where_true((row >= 0) & (row < size) & (column >= 0) & (column < size))
     if depth is not None:
         last = size - 1
         middle = (torch.stack([y0 + y, x0 + x]).round().long()).clamp(0, last)
@@ -618,7 +620,7 @@ def compose(
     count = total(bright.float(), at, n * size * size)
 
     # Footprint: area and second moments about the centre of the light.
-    footprint = numbers(value > FOOTPRINT_THRESHOLD)
+    footprint = where_true(value > FOOTPRINT_THRESHOLD)
     own = source[footprint]
     dy = (row[footprint] - (y0 + y)[own]).float()
     dx = (column[footprint] - (x0 + x)[own]).float()
@@ -663,13 +665,16 @@ def compose(
         classes=count.reshape(n, size, size).long().clamp(max=2),
         psf_fwhm=bank.psf_fwhm[survey],
         sources=sources,
-        footprints=torch.stack([here, at])[:, numbers(bright)],
+        footprints=torch.stack([here, at])[:, where_true(bright)],
     )
 
 
-def numbers(which: Tensor) -> Tensor:
-    """Where a mask is true, (n,): every look-up by a mask searches it, and a GPU waits for it."""
-    return which.nonzero(as_tuple=True)[0] if which.dtype == torch.bool else which
+def where_true(which: Tensor) -> Tensor:
+    """Numbers of what a mask, (n,), lets through; numbers are returned as they are.
+
+    A look-up by a mask searches it first, every time, and a GPU waits for the answer.
+    """
+    return which.nonzero().squeeze(1) if which.dtype == torch.bool else which
 
 
 def _span(first: Tensor, side: Tensor, size: int, whole: Tensor) -> tuple[Tensor, Tensor]:

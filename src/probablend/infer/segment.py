@@ -89,7 +89,7 @@ class Segmentation:
     sources : Measured or None
         Posterior of every row of the catalogue; None if the model knows pixels only.
     psf : PSF or None
-        The PSF that was given, measured or assumed.
+        The PSF that was given, measured or assumed; of a map of widths the median.
     meta : dict
         Where it all comes from: version, model, seed, number of samples, noise, background.
     """

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from probablend.emulate.compose import SceneBatch, Sources, numbers
+from probablend.emulate.compose import SceneBatch, Sources, where_true
 from probablend.emulate.damage import IGNORED
 from probablend.models.field_distribution import Candidates, FieldDistribution
 from probablend.models.fields import spline_matrix
@@ -45,7 +45,7 @@ def training_loss(
     batch : SceneBatch
         Scenes with their truth.
     generator : torch.Generator
-        Of the draws; its numbers decide those of one on the device.
+        Of the draws; its where_true decide those of one on the device.
     """
     n = len(batch.image)
     generator = _generator_on(batch.image.device, generator)
@@ -145,7 +145,7 @@ def _peak_loss(
         edge = _MATCH_RADIUS  # partners may lie outside
         inner = (found.y > edge) & (found.y < n_y - 1 - edge)
         inner &= (found.x > edge) & (found.x < n_x - 1 - edge)
-        inner = numbers(inner)
+        inner = where_true(inner)
         scene, y, x, partner = (t[inner] for t in (found.scene, found.y, found.x, partner))
     zero = said.heat_logits.new_zeros(())
     if not len(scene):
@@ -156,9 +156,9 @@ def _peak_loss(
     existence = F.binary_cross_entropy_with_logits(
         network.kinds(context)[:, 0], real.to(context), weight=weight, reduction="sum"
     )
-    real = numbers(real & kept.has_shape[partner.clamp(min=0)])
-    if not len(real):
+    if not bool(real.any()):
         return {"existence": existence, "flow_peaks": zero}
+    real = where_true(real & kept.has_shape[partner.clamp(min=0)])
     own = kept.keep(partner[real])
     noise = torch.randn(len(own), 5, generator=generator, device=generator.device)
     fwhm = said.log_fwhm_at(own.scene, y[real], x[real]).exp()
@@ -190,7 +190,7 @@ def _source_loss(
     fwhm = said.log_fwhm_at(sources.scene, y, x).exp()
     weights = _weights(kept, len(said.image))
     weight = weights[sources.scene]
-    known = numbers(sources.has_shape)  # real galaxies may have none
+    known = where_true(sources.has_shape)  # real galaxies may have none
     wanted = truth(sources, y, x, fwhm, noise[:, :5])[known]
     nats = -network.flow(context[known]).log_prob(wanted)
     kind = network.kinds(context)
@@ -201,7 +201,7 @@ def _source_loss(
     at = torch.rand(n, 2, generator=generator, device=generator.device)
     at = at * torch.tensor(said.shape_yx, device=at.device) - 0.5
     away = _distances(sources.scene, at[:, 0], at[:, 1], kept).amin(dim=1)
-    blank = numbers(away > _MATCH_RADIUS)
+    blank = where_true(away > _MATCH_RADIUS)
     empty = said.context(sources.scene[blank], at[blank, 0], at[blank, 1], detected=False)
     logits = torch.cat([kind[:, 0], network.kinds(empty)[:, 0]])
     there = torch.cat([torch.ones(n), torch.zeros(len(empty))]).to(logits)
@@ -219,7 +219,7 @@ def _source_loss(
 
 
 def _generator_on(device: torch.device, generator: torch.Generator) -> torch.Generator:
-    """A generator on the device, whose numbers follow from those of another one."""
+    """A generator on the device, whose where_true follow from those of another one."""
     if generator.device.type == device.type:
         return generator
     seed = torch.randint(2**62, (1,), generator=generator, device=generator.device)
