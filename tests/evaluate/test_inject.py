@@ -8,6 +8,7 @@ from astropy.table import Table
 
 from probablend.emulate.blend import FieldConfig, draw_field
 from probablend.emulate.parametric import ParametricGalaxies
+from probablend.emulate.psf import survey_psf
 from probablend.evaluate import inject as module
 from probablend.evaluate.inject import InjectionConfig, inject, injection_table, verdict
 from probablend.images import ImageData
@@ -96,16 +97,25 @@ def test_without_one_it_has_the_wings_of_the_image_s_stars(field_weights, tmp_pa
     galaxies = module.ParametricGalaxies
     monkeypatch.setattr(module, "ParametricGalaxies", lambda survey, *rest, **how: (
         drawn.append(survey), galaxies(survey, *rest, **how))[1])  # fmt: skip
+    told = []
+    look = module.segment
+    monkeypatch.setattr(module, "segment", lambda *image, **how: (
+        told.append(how["psf"]), look(*image, **how))[1])  # fmt: skip
     noise = RMS * np.random.default_rng(0).standard_normal((128, 128))
     report = inject(
         noise, tmp_path, InjectionConfig(n=2, seed=1), model=field_weights, rms=RMS,
         background="none", pixel_scale=0.2,
     )  # fmt: skip
-    assert report["psf_fwhm"] == psf.fwhm
-    assert report["psf_wings"] == list(psf.wings)
     assert drawn[0].psf_beta == pytest.approx(2.0, abs=0.03)
     assert drawn[0].psf_fwhm_pixels == pytest.approx(2.4)
     assert len(measured) == 1
+    # What the model is told from then on is the PSF of what is injected.
+    injected = survey_psf(drawn[0])
+    assert injected.wings[0] == pytest.approx(psf.wings[0], abs=1e-3)
+    assert len(told) >= 4
+    assert told[1:] == [injected] * (len(told) - 1)
+    assert report["psf_fwhm"] == injected.fwhm
+    assert report["psf_wings"] == list(injected.wings)
 
 
 def test_the_light_that_is_added_is_that_of_the_galaxies(image):

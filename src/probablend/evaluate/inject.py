@@ -27,7 +27,7 @@ from probablend.checkpoint import knows_sources, pixels_only
 from probablend.emulate.blend import COUNTS_SLOPE, Placed, draw_mags, place
 from probablend.emulate.classes import FOOTPRINT_THRESHOLD
 from probablend.emulate.parametric import ParametricGalaxies
-from probablend.emulate.psf import moffat_beta
+from probablend.emulate.psf import moffat_beta, survey_psf
 from probablend.emulate.stamps import Galaxies
 from probablend.evaluate.calibration import brier_score, chance_ece, reliability
 from probablend.evaluate.detection import positions
@@ -120,7 +120,7 @@ def inject(
     psf : ndarray of shape (y, x) or path, optional
         Image of the PSF, which what is injected has then. If not given, a Moffat profile of
         ``psf_fwhm`` and β = 3 or, without that, as wide and with as much light near its middle
-        as the image's stars tell.
+        as the image's stars tell; its wings are what the model is told.
     model : str or Path
         Weights.
     pixel_scale : float, optional
@@ -173,8 +173,10 @@ def inject(
     typical = float(before.meta["rms"])
     known_zeropoint = data.zeropoint if zeropoint is None else zeropoint
     survey, depth = _describe(scale, typical, fwhm, known_zeropoint, gain)
-    if its_psf.wings is not None:
+    if its_psf.wings is not None and psf_pixels is None:
         survey = replace(survey, psf_beta=moffat_beta(its_psf.wings[0]))
+        its_psf = survey_psf(survey)  # what is injected has the PSF that is told, far wings too
+        before = look(sky, psf=its_psf)
     mag_range = (depth - _BRIGHT, depth + _FAINT)
     with TemporaryDirectory(prefix="probablend-") as own:
         if psf_pixels is not None:
@@ -463,7 +465,7 @@ def injection_table(report: dict[str, Any]) -> str:
         "",
         f"`{report['command']}`",
         "",
-        "What is injected has the PSF that the model is told: a wrong width does not show here.",
+        "What is injected has the PSF that the model is told: a wrong one does not show here.",
         "",
         f"{report['n_injected']} galaxies injected into {report['image']}, PSF "
         f"{report['psf_fwhm']:.2f} pixels, noise {report['rms']:.4g} per pixel, 5 σ depth "
