@@ -22,6 +22,7 @@ from probablend.images import read_image, split_extension
 __all__ = [
     "N_WINGS",
     "PSF",
+    "STARS_UNSURE",
     "WEIGHTS",
     "as_psf",
     "clean_psf",
@@ -35,6 +36,7 @@ __all__ = [
 
 WEIGHTS = (1.0, 2.0, 4.0)  # σ of the weights, in FWHM
 N_WINGS = len(WEIGHTS)
+STARS_UNSURE = (0.05, 0.04, 0.03)  # of these logarithms, what few stars may leave open
 _FWHM_OF_SIGMA = 2.354820045
 _FINER = 6  # points per pixel where a width is measured
 _FEWEST = 5  # pixels, side of an image of a PSF

@@ -17,6 +17,7 @@ from probablend.emulate.blend import COUNTS_SLOPE, FIELD_MARGIN, STAR_COUNTS_SLO
 from probablend.emulate.classes import FOOTPRINT_THRESHOLD
 from probablend.emulate.damage import damage, seam, tilt_sky
 from probablend.emulate.noise import correlate, draw_kernels, noise_factors
+from probablend.psf import STARS_UNSURE
 
 if TYPE_CHECKING:
     from probablend.emulate.bank import Bank
@@ -41,9 +42,7 @@ _SHALLOWEST = 2.5
 # How uncertain estimates of the noise factors are on small images, in their logarithms; on larger
 # ones less.
 _UNSURE = (0.03, 0.08)
-# The same of a PSF that few stars tell of: logarithms of its width, and of its light near it.
-_WIDTH_UNSURE = 0.03
-_WINGS_UNSURE = (0.05, 0.04, 0.03)
+_WIDTH_UNSURE = 0.03  # the same of the logarithm of the width of a PSF that few stars tell of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -428,7 +427,7 @@ def draw_batch(
         batch = replace(batch, noise_factors=seen.clamp(min=1))
     if config.wings_fraction:
         told = uniform(n, 1) < config.wings_fraction
-        limits = torch.tensor([_WIDTH_UNSURE, *_WINGS_UNSURE], device=device)
+        limits = torch.tensor([_WIDTH_UNSURE, *STARS_UNSURE], device=device)
         unsure = uniform(n, 1) * torch.randn(n, 4, generator=generator, device=device) * limits
         wings = torch.where(told, bank.psf_wings[survey] + unsure[:, 1:], torch.nan)
         fwhm = batch.psf_fwhm * unsure[:, 0].exp()

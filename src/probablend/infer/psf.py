@@ -7,7 +7,7 @@ import numpy as np
 from photutils.psf import fit_fwhm
 from scipy import ndimage
 
-from probablend.psf import PSF, WEIGHTS, fwhm_before_pixel, over_gaussian
+from probablend.psf import PSF, STARS_UNSURE, WEIGHTS, fwhm_before_pixel, over_gaussian
 
 __all__ = ["measure_psf"]
 
@@ -32,7 +32,6 @@ _EDGES = np.concatenate([np.arange(1.25, 4, 0.25), np.arange(4, 8.01, 0.5)])
 _MIDDLE, _AREA = (_EDGES[1:] + _EDGES[:-1]) / 2, np.pi * np.diff(_EDGES**2)
 _SEEN = 0.7  # of the rings, at least
 _FAR = _MIDDLE > 4  # what is there is sky, and wings that fall off like those of a mirror
-_MOST_UNSURE = np.array([0.05, 0.04, 0.03])  # of the logarithms of the light
 _RESAMPLINGS = 40
 
 
@@ -157,7 +156,7 @@ def _wings(
     again = np.random.default_rng(0).integers(len(light), size=(_RESAMPLINGS, len(light)))
     unsure = np.std([_wings_of(light[own].sum(axis=0), fwhm) for own in again], axis=0)
     near, far, farthest = said.tolist()
-    return (near, far, farthest) if (unsure < _MOST_UNSURE).all() else None
+    return (near, far, farthest) if (unsure < STARS_UNSURE).all() else None
 
 
 def _rings(cut: np.ndarray, fwhm: float) -> np.ndarray | None:

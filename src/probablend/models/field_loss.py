@@ -45,7 +45,7 @@ def training_loss(
     batch : SceneBatch
         Scenes with their truth.
     generator : torch.Generator
-        Of the draws; its where_true decide those of one on the device.
+        Of the draws; its numbers decide those of one on the device.
     """
     n = len(batch.image)
     generator = _generator_on(batch.image.device, generator)
@@ -219,7 +219,7 @@ def _source_loss(
 
 
 def _generator_on(device: torch.device, generator: torch.Generator) -> torch.Generator:
-    """A generator on the device, whose where_true follow from those of another one."""
+    """A generator on the device, whose numbers follow from those of another one."""
     if generator.device.type == device.type:
         return generator
     seed = torch.randint(2**62, (1,), generator=generator, device=generator.device)
