@@ -248,6 +248,23 @@ def test_a_training_can_start_from_earlier_weights(tmp_path):
     assert not (tmp_path / "c").exists()
 
 
+def test_what_earlier_weights_have_seen_is_not_out_of_range(tmp_path):
+    first = train(small(n_steps=1), tmp_path / "a", device="cpu")
+    faint = replace(small().scenes, mag_range=(24.0, 25.0))
+    config = replace(small(n_steps=1), start_from=str(first), scenes=faint)
+    before, after, alone = (
+        load_model(weights)[1]["trained_range"]
+        for weights in (
+            first,
+            train(config, tmp_path / "b", device="cpu"),
+            train(replace(config, start_from=""), tmp_path / "c", device="cpu"),
+        )
+    )
+    assert after["flux"] == before["flux"]
+    assert alone["flux"][1] < 0.1 * before["flux"][1]
+    assert after["hlr"][1] >= before["hlr"][1]
+
+
 @pytest.mark.slow
 def test_held_out_scenes_are_of_other_surveys_that_might_be(tmp_path):
     bank = BankConfig(n_galaxies=20, n_stars=2, refresh_every=1, n_random_surveys=2)

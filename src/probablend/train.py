@@ -126,8 +126,11 @@ def train(
         resume = False
     torch.manual_seed(config.seed)
     bare = build_model(config.model_settings)
+    reach: dict[str, float] = {}
     if earlier and not resume:
-        take_over(bare, load_model(earlier)[0], config.fresh, name=earlier)
+        before, meta = load_model(earlier)
+        take_over(bare, before, config.fresh, name=earlier)
+        reach = _reach_before(meta)
     tensors, state = load_tensors(last) if resume else ({}, {})
     if state.get("finished") and state["config"] == _plain(config):
         return best
@@ -171,7 +174,7 @@ def train(
     enough = state.get("enough", False)
     if enough:  # it was stopped while it learnt what its training looked like
         end = start
-    reach = state.get("reach", {})
+    reach = state.get("reach", reach)
 
     began, done = time.monotonic(), start
     n_pixels = config.scenes.size**2
@@ -570,6 +573,15 @@ def _meta(config: TrainConfig, row: dict[str, float], reach: Mapping[str, float]
         },
         "metrics": row,
     }
+
+
+def _reach_before(meta: Mapping[str, Any]) -> dict[str, float]:
+    """What earlier weights have seen: what starts from them has too. As :func:`reach_of` counts."""
+    seen = meta.get("trained_range", {})
+    reach = {key: seen[key][1] for key in ("flux", "hlr") if key in seen}
+    if "psf_fwhm" in seen:
+        reach["least_fwhm"], reach["fwhm"] = seen["psf_fwhm"]
+    return reach
 
 
 def _state(

@@ -157,9 +157,9 @@ REPORT = {
     "error_factor": 1.4,
     "n_found": 1000,
     "bins": [
-        {"bin": "snr", "low": 5.0, "completeness": 0.7},
-        {"bin": "snr", "low": 10.0, "completeness": 0.95},
-        {"bin": "snr", "low": 20.0, "completeness": 0.99},
+        {"bin": "snr", "low": 5.0, "high": 10.0, "completeness": 0.7},
+        {"bin": "snr", "low": 10.0, "high": 20.0, "completeness": 0.95},
+        {"bin": "snr", "low": 20.0, "high": None, "completeness": 0.99},
     ],
     "n_detections": 200,
     "n_negative": 3,
@@ -174,7 +174,11 @@ def test_the_verdict_says_what_to_do():
     assert "(1.5 %)" in said
     assert "trust them" in verdict(REPORT | {"coverage": {"flux": {"68": 0.66}}})
     # Of few galaxies nothing can be said for sure.
-    assert "trust them" in verdict(REPORT | {"n_found": 40})
+    few = {"n_found": 40, "coverage": {"flux": {"68": 0.6}}}
+    assert "right as far as 40 galaxies tell (± 15 %), inject more" in verdict(REPORT | few)
+    assert "too narrow" in verdict(REPORT | {"n_found": 40, "coverage": {"flux": {"68": 0.3}}})
+    faintest = {"bin": "snr", "low": 3.0, "high": 5.0, "completeness": 0.08}
+    assert "of S/N 3 to 5, 8 % are found" in verdict(REPORT | {"bins": [faintest]})
     bins = [
         row | {"completeness": c} for row, c in zip(REPORT["bins"], (0.91, 0.6, 0.95), strict=True)
     ]

@@ -55,6 +55,7 @@ _BRIGHT, _FAINT = 6.0, 0.5  # magnitudes around the depth of the image
 _DEPTH = 26.0  # 5 σ, of an image whose zero point is not known
 _MIN_IN_BIN = 20
 _FEW_PERCENT = 0.04
+_UNDECIDED = 0.1  # an uncertainty of a share beyond which nothing follows from it
 _FALSE = 0.05  # share of false detections that is worth a word
 
 
@@ -147,18 +148,17 @@ def inject(
     """
     if not knows_sources(model):
         raise pixels_only(model)
+    psf_pixels = None
+    if psf is not None:
+        if isinstance(psf, PSF):
+            raise ValueError("psf must be an image of the PSF or its file: galaxies get it")
+        psf_pixels = read_psf(psf)[0] if isinstance(psf, str | Path) else psf
     data = image if isinstance(image, ImageData) else ImageData(data=image)
     scale = _pixel_scale(data) if pixel_scale is None else pixel_scale
     if not (np.isfinite(scale) and scale > 0):
         raise ValueError(f"pixel_scale must be positive, arcsec; got {scale}")
     prepared = prepare_image(data.data, rms=rms, mask=mask, background=background)
     sky = np.where(prepared.mask, np.nan, prepared.signal * prepared.rms)
-
-    psf_pixels = None
-    if psf is not None:
-        if isinstance(psf, PSF):
-            raise ValueError("psf must be an image of the PSF or its file: galaxies get it")
-        psf_pixels = read_psf(psf)[0] if isinstance(psf, str | Path) else psf
 
     def look(pixels: np.ndarray, **known: Any) -> Segmentation:
         return segment(
@@ -429,11 +429,13 @@ def verdict(report: dict[str, Any]) -> str:
         share, n = coverage["68"], report["n_found"]
         sure = 2 * np.sqrt(0.68 * 0.32 / n)
         text = f"68 % intervals of the flux hold {100 * share:.0f} %: "
-        if abs(share - 0.68) <= max(_FEW_PERCENT, sure):
-            text += "trust them"
-        else:
+        if abs(share - 0.68) > max(_FEW_PERCENT, sure):
             kind = "too narrow" if share < 0.68 else "too wide"
             text += f"{kind}, multiply the errors by {report['error_factor']:.2f}"
+        elif sure > _UNDECIDED:
+            text += f"right as far as {n} galaxies tell (± {100 * sure:.0f} %), inject more"
+        else:
+            text += "trust them"
         parts.append(text)
     by_snr = [row for row in report["bins"] if row["bin"] == "snr"]
     deep = None  # every bin from there on is complete
@@ -444,7 +446,9 @@ def verdict(report: dict[str, Any]) -> str:
     if deep is not None:
         parts.append(f"above S/N {deep:g}, 90 % and more are found")
     elif by_snr:
-        parts.append(f"of the brightest {100 * by_snr[-1]['completeness']:.0f} % are found")
+        low, high, share = (by_snr[-1][key] for key in ("low", "high", "completeness"))
+        where = f"above S/N {low:g}," if high is None else f"of S/N {low:g} to {high:g},"
+        parts.append(f"{where} {100 * share:.0f} % are found")
     for row in report["bins"]:
         if row["bin"] == "mag" and row["false"] > _FALSE * max(row["detections"], 1):
             purity = max(0.0, 1 - row["false"] / max(row["detections"], 1))
