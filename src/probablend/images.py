@@ -485,17 +485,8 @@ def prepare_image(
     image = as_plane(np.asarray(image), "image")
     if background not in ("auto", "subtract", "none"):
         raise ValueError(f"background must be auto, subtract or none; got {background!r}")
-    bad = ~np.isfinite(image) | _holes(image)
-    if hidden.any():
-        bad |= hidden.reshape(image.shape)
-    if mask is not None:
-        mask = np.asarray(mask)
-        if mask.shape != image.shape:
-            raise ValueError(f"mask must have the image's shape {image.shape}; got {mask.shape}")
-        bad |= mask.astype(bool)
-    noise = None if rms is None else _check_rms(rms, image.shape)
-    if isinstance(noise, np.ndarray):
-        bad |= ~(np.isfinite(noise) & (noise > 0))
+    given = None if rms is None else _check_rms(rms, image.shape)
+    bad = _unusable(image, hidden, mask, given)
     if bad.all():
         raise NothingToSegmentError(
             "image has no usable pixel: all are NaN, masked or without noise"
@@ -506,40 +497,29 @@ def prepare_image(
 
     clean = np.where(bad, np.median(good), image).astype(np.float32)
     level, spread = estimate_sky(clean, bad)
-    seen = None
-    if noise is None:
+    seen = None  # level and noise of the sky between the sources, where those fill the image
+    if given is None:
         if not (np.isfinite(spread) and spread > 0):
             raise NothingToSegmentError("the noise cannot be estimated: give it with rms")
         seen = sky_between_sources(clean, bad, level, spread)
         level, noise = seen or (level, spread)
-        middle = _middle(bad)
-        here, under = (v[middle] if isinstance(v, np.ndarray) else v for v in (level, noise))
-        with np.errstate(over="ignore"):
-            flat = ((clean[middle] - here) / under).clip(-MAX_SIGNAL, MAX_SIGNAL)
-        factor = correlation_factor(flat.astype(np.float32), bad[middle])
-        typical = _typical(noise, bad)
-        log.info(
-            "estimated noise: %.4g per pixel%s%s", typical,
-            ", a map, since it changes over the image" if isinstance(noise, np.ndarray) else "",
-            f", counted as {typical * factor:.4g}, since it is correlated: {factor:.2f} times as "
-            "strong on the scale of a source" if factor > 1 else "",
-        )  # fmt: skip
-        noise = noise * factor
-    elif compare_noise:
-        _compare_noise(_typical(noise, bad), spread)
+        noise = noise * _correlation(clean, bad, level, noise)
+    else:
+        noise = given
+        if compare_noise:
+            _compare_noise(_typical(noise, bad), spread)
     # Half the field may be deeper: compare with the typical noise.
     typical = _typical(noise, bad)
-    if rms is not None and background != "none":
-        excess = max(abs(float(np.median(level))), float(np.std(level, dtype=float)))
-        large = background == "subtract" or excess > _LEVEL_TOLERANCE * typical
+    if given is not None and background != "none":
+        large = background == "subtract" or max(_strength(level)) > _LEVEL_TOLERANCE * typical
         seen = sky_between_sources(clean, bad, level, spread) if large else None
         level, _ = seen or (level, spread)
-    tolerance = (_LEVEL_TOLERANCE if seen else _BACKGROUND_TOLERANCE) * typical
+    height, changes = _strength(level)
     subtract = background == "subtract" or (
         background == "auto"
         and (
-            abs(float(np.median(level))) > tolerance
-            or float(np.std(level, dtype=float)) > _BACKGROUND_TOLERANCE * typical
+            height > (_LEVEL_TOLERANCE if seen else _BACKGROUND_TOLERANCE) * typical
+            or changes > _BACKGROUND_TOLERANCE * typical
         )
     )
     if subtract:
@@ -555,6 +535,50 @@ def prepare_image(
         mask=bad,
         background=float(np.median(level)) if subtract else 0.0,
     )
+
+
+def _unusable(
+    image: np.ndarray,
+    hidden: np.ndarray,
+    mask: np.ndarray | None,
+    noise: float | np.ndarray | None,
+) -> np.ndarray:
+    """Pixels that are missing, masked or without noise; ``hidden`` by the array itself."""
+    bad = ~np.isfinite(image) | _holes(image)
+    if hidden.any():
+        bad |= hidden.reshape(image.shape)
+    if mask is not None:
+        mask = np.asarray(mask)
+        if mask.shape != image.shape:
+            raise ValueError(f"mask must have the image's shape {image.shape}; got {mask.shape}")
+        bad |= mask.astype(bool)
+    if isinstance(noise, np.ndarray):
+        bad |= ~(np.isfinite(noise) & (noise > 0))
+    return bad
+
+
+def _correlation(
+    clean: np.ndarray, bad: np.ndarray, level: float | np.ndarray, noise: float | np.ndarray
+) -> float:
+    """By what the noise counts as more than the scatter of pixels; says what was estimated."""
+    middle = _middle(bad)
+    here, under = (v[middle] if isinstance(v, np.ndarray) else v for v in (level, noise))
+    with np.errstate(over="ignore"):
+        flat = ((clean[middle] - here) / under).clip(-MAX_SIGNAL, MAX_SIGNAL)
+    factor = correlation_factor(flat.astype(np.float32), bad[middle])
+    typical = _typical(noise, bad)
+    log.info(
+        "estimated noise: %.4g per pixel%s%s", typical,
+        ", a map, since it changes over the image" if isinstance(noise, np.ndarray) else "",
+        f", counted as {typical * factor:.4g}, since it is correlated: {factor:.2f} times as "
+        "strong on the scale of a source" if factor > 1 else "",
+    )  # fmt: skip
+    return factor
+
+
+def _strength(level: float | np.ndarray) -> tuple[float, float]:
+    """How high a background is, and how much it changes."""
+    return abs(float(np.median(level))), float(np.std(level, dtype=float))
 
 
 def _middle(mask: np.ndarray) -> tuple[slice, ...]:
