@@ -46,6 +46,18 @@ def test_every_shipped_model_loads():
         assert sum(p.numel() for p in network.parameters()) > 1000
 
 
+@pytest.mark.parametrize("name", available_models())
+def test_what_is_said_beside_shipped_weights_is_said_in_them(name):
+    path = find_model(name)
+    _, meta = load_tensors(path)
+    beside = json.loads(path.with_suffix(".json").read_text())
+    assert {k: v for k, v in meta.items() if k != "command"} == {
+        k: v for k, v in beside.items() if k != "command"
+    }
+    for image in meta["config"]["bank"].get("psf_images", []):
+        assert Path(image).name == image  # no folder of the machine that trained
+
+
 def test_the_sums_are_those_of_all_shipped_weights():
     folder = Path(str(files("probablend") / "weights"))
     lines = [line.split() for line in (folder / "SHA256SUMS").read_text().splitlines()]

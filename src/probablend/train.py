@@ -47,7 +47,9 @@ log = logging.getLogger(__name__)
 
 _N_VALIDATION_SAMPLES = 8
 _TIE = 1e-3  # losses so close, relatively, are told apart by their calibration
-_FAMILIAR = 4  # scenes of training galaxies per held-out one, when familiarity is learnt
+# When familiarity is learnt: held-out scenes per one of the validation, and scenes of training
+# galaxies per one of those.
+_HELD_OUT, _FAMILIAR = 3, 4
 
 
 def train(
@@ -374,7 +376,7 @@ def familiarise(
     if not isinstance(model, FieldNetwork):
         raise ValueError(f"{weights} is no field model: it gathers nothing at sources")
     place = resolve_device(device)
-    n = -(-config.n_validation // _at_once(config))
+    n = _HELD_OUT * -(-config.n_validation // _at_once(config))
     last = config.bank.number_at((n_steps or config.optimizer.n_steps) - 1)
     training = training_bank(config, directory, "train", last).to(place)
     validation = training_bank(config, directory, "validation", 0).to(place)

@@ -49,6 +49,23 @@ def test_a_feature_that_never_changed_teaches_little():
     assert torch.isfinite(familiarity.whitening).all()
 
 
+def test_where_sources_are_few_they_are_not_outvoted():
+    # One part of the sky holds fifty times the sources of another, which looks different.
+    shift = 8 * torch.diag(gaussian(20_000, 1).std(dim=0))[0]
+
+    def sky(seed):
+        crowded, empty = gaussian(20_000, seed), shift + gaussian(400, seed + 10)
+        return torch.cat([crowded, empty]), torch.cat([torch.ones(20_000), 50 * torch.ones(400)])
+
+    (seen, weight), (held_out, weight_held_out) = sky(1), sky(2)
+    counted, weighted = Familiarity(6), Familiarity(6)
+    counted.learn(seen, held_out)
+    weighted.learn(seen, held_out, (weight, weight_held_out))
+    new = shift + gaussian(2000, 30)
+    assert float((counted(new) > 1).float().mean()) > 0.05
+    assert float((weighted(new) > 1).float().mean()) < 0.02
+
+
 def test_few_sources_teach_nothing():
     familiarity = Familiarity(6)
     familiarity.learn(gaussian(2000, 1), gaussian(20, 2))

@@ -5,6 +5,9 @@ whatever else. Their mean and covariance over the sources of the training make a
 (Mahalanobis; Lee et al. 2018, arXiv:1807.03888); how far training-like scenes that were held
 out reach, a limit. What lies beyond it was never learnt, whatever the posterior says: there
 posteriors are made wider, as many times as the limit is surpassed.
+
+Every part of the sky counts alike, not every source: where a square of a hundred pixels holds one
+galaxy it would be outvoted by where it holds fifty, and be strange for that alone.
 """
 
 import logging
@@ -62,7 +65,12 @@ class Familiarity(nn.Module):
         """
         return ((features - self.mean) @ self.whitening.T).square().sum(dim=1)
 
-    def learn(self, seen: Tensor, held_out: Tensor) -> None:
+    def learn(
+        self,
+        seen: Tensor,
+        held_out: Tensor,
+        weights: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
         """Take the statistics of the training, and the limit of what was held out.
 
         Too few sources teach nothing: then everything stays familiar.
@@ -71,20 +79,27 @@ class Familiarity(nn.Module):
         ----------
         seen, held_out : Tensor, shape (source, feature)
             Features at sources of the training and at others like them.
+        weights : two Tensors of shape (source,), optional
+            How much each of them counts; alike if not given.
         """
         if min(len(seen), len(held_out)) < _FEWEST:
             log.warning("too few sources to learn what the training looks like: no limit is set")
             return
         seen, held_out = seen.cpu().double(), held_out.cpu().double()
-        mean, spread = seen.mean(dim=0), seen.std(dim=0)
+        if weights is None:
+            weights = seen.new_ones(len(seen)), seen.new_ones(len(held_out))
+        share, share_held_out = (w.cpu().double() / w.cpu().double().sum() for w in weights)
+        mean = share @ seen
+        spread = (share @ (seen - mean).square()).sqrt()
         # What hardly ever changed would make the least change infinitely strange.
         spread = spread.clamp(min=_LEAST * float(spread.max()))
-        correlation = torch.cov(((seen - mean) / spread).T)
+        correlation = torch.cov(((seen - mean) / spread).T, aweights=share, correction=0)
         shrunk = (1 - _SHRINKAGE) * correlation
         shrunk.diagonal().add_(_SHRINKAGE)
         whitening = torch.linalg.inv(torch.linalg.cholesky(shrunk)) / spread
-        squared = ((held_out - mean) @ whitening.T).square().sum(dim=1)
-        limit = torch.quantile(squared, 1 - FALSE_ALARMS)
+        squared, order = ((held_out - mean) @ whitening.T).square().sum(dim=1).sort()
+        place = torch.searchsorted(share_held_out[order].cumsum(0), 1 - FALSE_ALARMS)
+        limit = squared[place.clamp(max=len(squared) - 1)]
         self.mean.copy_(mean)
         self.whitening.copy_(whitening / limit.sqrt())
 

@@ -367,14 +367,20 @@ class FieldNetwork(SegmentationNetwork):
             Scenes that were learnt from, and others like them; peaks of true sources count.
         """
         self.eval()
-        self.familiar.learn(*(
-            torch.cat([self._surroundings(batch) for batch in batches])
+        (seen, weight), (others, weight_of_others) = (
+            map(torch.cat, zip(*map(self._surroundings, batches), strict=True))
             for batches in (training, held_out)
-        ))  # fmt: skip
+        )
+        self.familiar.learn(seen, others, (weight, weight_of_others))
 
-    def _surroundings(self, batch: SceneBatch) -> Tensor:
-        """Coarsest features at the peaks that are true sources, (source, channel)."""
+    def _surroundings(self, batch: SceneBatch) -> tuple[Tensor, Tensor]:
+        """Coarsest features at the peaks that are true sources, (source, channel).
+
+        And how many pixels of its scene there are for each, (source,).
+        """
         said = self(batch.image, **batch.known)
         found = said.candidates()
         real = partners(found, looked_for(batch)) >= 0
-        return said.surroundings(found.scene[real], found.y[real], found.x[real])
+        scene = found.scene[real]
+        n_pixels = batch.image[0, 0].numel() / torch.bincount(scene)[scene]
+        return said.surroundings(scene, found.y[real], found.x[real]), n_pixels
