@@ -175,7 +175,8 @@ def test_the_verdict_says_what_to_do():
     assert "trust them" in verdict(REPORT | {"coverage": {"flux": {"68": 0.66}}})
     # Of few galaxies nothing can be said for sure.
     few = {"n_found": 40, "coverage": {"flux": {"68": 0.6}}}
-    assert "right as far as 40 galaxies tell (± 15 %), inject more" in verdict(REPORT | few)
+    said = verdict(REPORT | few)
+    assert "hold 60 %: 40 galaxies (± 15 %) are too few to tell, inject more" in said
     assert "too narrow" in verdict(REPORT | {"n_found": 40, "coverage": {"flux": {"68": 0.3}}})
     faintest = {"bin": "snr", "low": 3.0, "high": 5.0, "completeness": 0.08}
     assert "of S/N 3 to 5, 8 % are found" in verdict(REPORT | {"bins": [faintest]})

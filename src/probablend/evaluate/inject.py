@@ -433,7 +433,7 @@ def verdict(report: dict[str, Any]) -> str:
             kind = "too narrow" if share < 0.68 else "too wide"
             text += f"{kind}, multiply the errors by {report['error_factor']:.2f}"
         elif sure > _UNDECIDED:
-            text += f"right as far as {n} galaxies tell (± {100 * sure:.0f} %), inject more"
+            text += f"{n} galaxies (± {100 * sure:.0f} %) are too few to tell, inject more"
         else:
             text += "trust them"
         parts.append(text)
