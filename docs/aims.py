@@ -228,7 +228,7 @@ def aims() -> str:
             field, sep, correlated = (
                 entry["methods"][key] for key in ("field", "sep", "field, correlated noise")
             )
-            found = field["at_purity"]["completeness_blended"]
+            found = (field["at_purity"] or {"completeness_blended": 0.0})["completeness_blended"]
             # Where `sep` is less pure than that it is cut by S/N until it is as pure; if it never
             # is, a cut can only lose some of what it finds without.
             rival = sep if sep["purity"] >= 0.95 else sep["at_purity"]

@@ -132,7 +132,7 @@ def train(
     if earlier and not resume:
         before, meta = load_model(earlier)
         take_over(bare, before, config.fresh, name=earlier)
-        reach = _reach_before(meta)
+        reach = {} if config.fresh else _reach_before(meta)
     tensors, state = load_tensors(last) if resume else ({}, {})
     if state.get("finished") and state["config"] == _plain(config):
         return best
@@ -578,12 +578,9 @@ def _meta(config: TrainConfig, row: dict[str, float], reach: Mapping[str, float]
 
 
 def _reach_before(meta: Mapping[str, Any]) -> dict[str, float]:
-    """What earlier weights have seen: what starts from them has too. As :func:`reach_of` counts."""
+    """Flux and size that earlier weights have seen; a training for one PSF forgets the others."""
     seen = meta.get("trained_range", {})
-    reach = {key: seen[key][1] for key in ("flux", "hlr") if key in seen}
-    if "psf_fwhm" in seen:
-        reach["least_fwhm"], reach["fwhm"] = seen["psf_fwhm"]
-    return reach
+    return {key: seen[key][1] for key in ("flux", "hlr") if key in seen}
 
 
 def _state(
