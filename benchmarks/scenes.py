@@ -11,7 +11,6 @@ import argparse
 import json
 import sys
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +60,8 @@ def look(
     """Of about n galaxies that are found: whether the flux is in the interval, and blended."""
     at_once = max(1, _PIXELS // config.size**2)
     inside, blended = [], []
-    for index in count():
+    while sum(map(len, inside)) < n:
+        index = len(inside)
         batch = draw_batch(bank, config, n=at_once, seed=SEED, index=index)
         said, kept = network(batch.image, **batch.known), looked_for(batch)
         found = said.candidates(limit=512)
@@ -79,9 +79,7 @@ def look(
         place = (flux < own.flux).float().mean(dim=0)
         inside.append(((place - 0.5).abs() < 0.34)[likely])
         blended.append(own.blended[likely])
-        if sum(map(len, inside)) >= n:
-            return torch.cat(inside).float(), torch.cat(blended)
-    raise AssertionError
+    return torch.cat(inside).float(), torch.cat(blended)
 
 
 def run(name: str, network: FieldNetwork, config: SceneConfig, n: int) -> dict[str, Any]:

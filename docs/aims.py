@@ -228,16 +228,18 @@ def aims() -> str:
             field, sep, correlated = (
                 entry["methods"][key] for key in ("field", "sep", "field, correlated noise")
             )
-            found = (field["at_purity"] or {"completeness_blended": 0.0})["completeness_blended"]
+            pure = field["at_purity"]
+            found = pure["completeness_blended"] if pure else 0.0
             # Where `sep` is less pure than that it is cut by S/N until it is as pure; if it never
             # is, a cut can only lose some of what it finds without.
             rival = sep if sep["purity"] >= 0.95 else sep["at_purity"]
             base = (rival or sep)["completeness_blended"]
             least = 0.5 if name in ("euclid-vis", "lsst-i") else 0.1
             gained = (found - base) / (1 - base)
-            said = cell(gained, ".2f", gained >= least)
-            if rival is None:
-                said = f"at least {gained:.2f}, {'met' if gained >= least else 'undecided'}"
+            if rival or gained >= least:
+                said = ("" if rival else "at least ") + cell(gained, ".2f", gained >= least)
+            else:
+                said = f"at least {gained:.2f}, undecided"
             inside, coloured = (m["photometry"]["coverage"]["flux"]["68"]
                                 for m in (field, correlated))  # fmt: skip
             purity = correlated["purity"] - field["purity"]

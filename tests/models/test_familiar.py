@@ -2,6 +2,8 @@ import pytest
 import torch
 
 from probablend.checkpoint import load_model, load_tensors, save_tensors, save_weights
+from probablend.emulate.bank import draw_bank
+from probablend.emulate.compose import SceneConfig, draw_batch
 from probablend.models.familiar import FALSE_ALARMS, Familiarity
 
 
@@ -64,6 +66,32 @@ def test_where_sources_are_few_they_are_not_outvoted():
     new = shift + gaussian(2000, 30)
     assert float((counted(new) > 1).float().mean()) > 0.05
     assert float((weighted(new) > 1).float().mean()) < 0.02
+
+
+def test_a_source_counts_by_the_sky_that_it_has_for_itself(field_weights, monkeypatch):
+    network, _ = load_model(field_weights)
+    stamps = draw_bank(
+        "parametric", ["euclid-vis"], "train", n_galaxies=40, n_stars=0, mag_range=(20.0, 24.0),
+        seed=1,
+    )  # fmt: skip
+    scenes = {size: SceneConfig(size=size, mag_range=(20.0, 24.0)) for size in (32, 64)}
+    batches = {n: draw_batch(stamps, one, n=6, seed=2, index=0) for n, one in scenes.items()}
+    told = []
+    monkeypatch.setattr(network.familiar, "learn", lambda *them: told.extend(them))
+    network.learn_familiar([batches[32], batches[64]], [batches[64]])
+    seen, held_out, (weights, weights_held_out) = told
+    assert len(seen) == len(weights)
+    assert len(held_out) == len(weights_held_out)
+    # Those of a scene have its pixels together; a scene without any counts nothing.
+    assert weights_held_out.max() == 64**2 > weights_held_out.min()
+    n_small, n_large = (
+        sum(bool((batch.sources.scene == k).any()) for k in range(6)) for batch in batches.values()
+    )
+    assert float(weights_held_out.sum()) % 64**2 == pytest.approx(0, abs=1)
+    assert 0 < float(weights_held_out.sum()) <= n_large * 64**2
+    assert weights[: len(weights) - len(weights_held_out)].max() <= 32**2
+    assert float(weights.sum() - weights_held_out.sum()) <= n_small * 32**2
+    torch.testing.assert_close(weights[-len(weights_held_out) :], weights_held_out)
 
 
 def test_few_sources_teach_nothing():

@@ -87,8 +87,8 @@ class Familiarity(nn.Module):
             return
         seen, held_out = seen.cpu().double(), held_out.cpu().double()
         if weights is None:
-            weights = seen.new_ones(len(seen)), seen.new_ones(len(held_out))
-        share, share_held_out = (w.cpu().double() / w.cpu().double().sum() for w in weights)
+            weights = torch.ones(len(seen)), torch.ones(len(held_out))
+        share, share_held_out = (w / w.sum() for w in (w.cpu().double() for w in weights))
         mean = share @ seen
         spread = (share @ (seen - mean).square()).sqrt()
         # What hardly ever changed would make the least change infinitely strange.
