@@ -10,11 +10,12 @@ import torch
 from probablend.banks import BanksAhead
 from probablend.checkpoint import load_model, load_tensors
 from probablend.config import BankConfig, OptimizerConfig, TrainConfig, read_train_config
-from probablend.emulate.bank import load_bank
+from probablend.emulate.bank import draw_bank, load_bank
 from probablend.emulate.compose import SceneConfig
 from probablend.models import MODELS, build_model
 from probablend.models.start import take_over
-from probablend.train import _Best, familiarise, train
+from probablend.survey import PSF_RANGE, get_survey
+from probablend.train import _Best, _sky, familiarise, train
 
 
 def small(kind="punet", n_steps=6):
@@ -234,6 +235,22 @@ def test_trained_weights_know_their_training(tmp_path, monkeypatch, small_weight
         familiarise(small_weights, config, tmp_path / "whole")
 
 
+def test_large_skies_are_no_lone_galaxies():
+    # One galaxy would count as much there as hundreds, see Familiarity.
+    scenes = replace(small().scenes, isolated_fraction=1.0, density_range=(3000.0, 3000.0))
+    config = replace(small("field"), scenes=scenes)
+    bank = draw_bank(
+        "parametric", ["euclid-vis"], "train", n_galaxies=20, n_stars=0, mag_range=(21.0, 26.0),
+        seed=1,
+    )  # fmt: skip
+    batches = list(_sky(config, bank, 6))
+    sizes = [batch.image.shape[-1] for batch in batches]
+    assert sizes == [32] * 6 + [96] * 6
+    for batch, size in zip(batches, sizes, strict=True):
+        n = torch.bincount(batch.sources.scene, minlength=len(batch.image))
+        assert (n == 1).all() == (size == 32)
+
+
 def test_a_training_can_start_from_earlier_weights(tmp_path):
     first = train(small(n_steps=3), tmp_path / "a", device="cpu")
     still = OptimizerConfig(n_steps=1, batch_size=4, learning_rate=1e-12)
@@ -263,6 +280,20 @@ def test_what_earlier_weights_have_seen_is_not_out_of_range(tmp_path):
     assert after["flux"] == before["flux"]
     assert alone["flux"][1] < 0.1 * before["flux"][1]
     assert after["hlr"][1] >= before["hlr"][1]
+    # Nor after a training that was broken off.
+    config = replace(config, optimizer=replace(config.optimizer, n_steps=2), validate_every=1)
+    train(config, tmp_path / "d", device="cpu", stop_after=1)
+    resumed = train(config, tmp_path / "d", device="cpu", resume=True)
+    assert load_model(resumed)[1]["trained_range"]["flux"] == before["flux"]
+
+
+def test_a_survey_sharper_than_any_that_might_be_is_in_the_range(tmp_path):
+    bank = BankConfig(n_galaxies=8, n_stars=2, n_random_surveys=1)
+    config = replace(small(n_steps=1), surveys=("roman-f158",), bank=bank)
+    low, high = load_model(train(config, tmp_path, device="cpu"))[1]["trained_range"]["psf_fwhm"]
+    assert low == pytest.approx(get_survey("roman-f158").psf_fwhm_pixels, abs=0.1)
+    assert low < PSF_RANGE[0]
+    assert high >= PSF_RANGE[1]
 
 
 @pytest.mark.slow

@@ -49,7 +49,7 @@ _N_VALIDATION_SAMPLES = 8
 _TIE = 1e-3  # losses so close, relatively, are told apart by their calibration
 # When familiarity is learnt: held-out scenes per one of the validation, and scenes of training
 # galaxies per one of those.
-_HELD_OUT, _FAMILIAR = 3, 4
+_HELD_OUT, _FAMILIAR = 8, 2
 
 
 def train(
@@ -524,8 +524,12 @@ def _at_once(config: TrainConfig) -> int:
 
 def _sky(config: TrainConfig, bank: Bank, n_batches: int) -> Iterator[SceneBatch]:
     """Scenes as they were learnt from, and larger ones: most of an image is far from its border."""
-    for factor in (1, 3):
-        scenes = replace(config.scenes, size=factor * config.scenes.size)
+    # A large sky with one galaxy would count as much as one with hundreds, and is none.
+    natural = replace(
+        config.scenes, isolated_fraction=0.0, pair_fraction=0.0, centred_fraction=0.0
+    )
+    for factor, kind in ((1, config.scenes), (3, natural)):
+        scenes = replace(kind, size=factor * kind.size)
         n = max(1, _at_once(config) // factor**2)
         for k in range(n_batches):
             yield draw_batch(bank, scenes, n=n, seed=config.seed + 2, index=k)
@@ -553,6 +557,7 @@ def _plain(config: TrainConfig) -> dict[str, Any]:
 
 def _meta(config: TrainConfig, row: dict[str, float], reach: Mapping[str, float]) -> dict[str, Any]:
     surveys = [get_survey(name) for name in config.surveys]
+    drawn = PSF_RANGE if config.bank.n_random_surveys else ()
     settings = {
         "kind": config.model["kind"],
         **asdict(build_model(config.model_settings).config),
@@ -567,9 +572,9 @@ def _meta(config: TrainConfig, row: dict[str, float], reach: Mapping[str, float]
         "surveys": [survey.as_dict() for survey in surveys],
         "psf_fwhm_pixels": [survey.psf_fwhm_pixels for survey in surveys],
         "trained_range": {
-            "psf_fwhm": list(PSF_RANGE)
-            if config.bank.n_random_surveys
-            else [reach["least_fwhm"], reach["fwhm"]],
+            "psf_fwhm": [
+                min([reach["least_fwhm"], *drawn]), max([reach["fwhm"], *drawn]),
+            ],
             "flux": [0.0, reach["flux"]],  # in units of the noise
             "hlr": [0.0, reach["hlr"]],  # pixels
         },

@@ -214,6 +214,23 @@ def test_isolated_scenes_hold_one_galaxy(stamps):
     assert not (batch.classes == 2).any()
 
 
+def test_lone_galaxies_are_rarer_where_scenes_hold_few_anyway(stamps):
+    # 1.1 galaxies per scene of Euclid, 4.6 of LSST; of each scene that is drawn as usual many stars.
+    config = SceneConfig(
+        size=64, density_range=(100.0, 100.0), isolated_fraction=1.0, star_density=1000.0, few=4.0
+    )
+    batch = draw_batch(stamps, config, n=400, seed=3, index=0)
+    alone = torch.bincount(batch.sources.scene, minlength=400) == 1
+    is_lsst = batch.psf_fwhm > 2.5
+    assert alone[is_lsst].all()
+    expected = 100 * (64 * 0.1 / 60) ** 2 / 4
+    assert float(alone[~is_lsst].float().mean()) == pytest.approx(expected, abs=0.09)
+    without = draw_batch(stamps, replace(config, few=0.0), n=400, seed=3, index=0)
+    assert (torch.bincount(without.sources.scene) == 1).all()
+    with pytest.raises(ValueError, match="few must not be negative"):
+        SceneConfig(few=-1.0)
+
+
 def test_a_bank_survives_the_disc_and_is_small(stamps, tmp_path):
     save_bank(tmp_path / "bank.safetensors", stamps)
     again = load_bank(tmp_path / "bank.safetensors")

@@ -168,7 +168,7 @@ REPORT = {
 
 def test_the_verdict_says_what_to_do():
     said = verdict(REPORT)
-    assert "hold 55 %: too narrow, multiply the errors by 1.40" in said
+    assert "hold 55 %: too narrow, multiply the errors by 1.40 (± 0.09)" in said
     assert "above S/N 10, 90 % and more" in said
     assert "3 false detections" in said
     assert "(1.5 %)" in said
@@ -191,6 +191,23 @@ def test_the_verdict_says_what_to_do():
     )
     assert "purity" not in verdict(REPORT | {"bins": [bright]})
     assert "too wide" in verdict(REPORT | {"coverage": {"flux": {"68": 0.9}}})
+
+
+def test_the_verdict_says_where_intervals_fail_though_they_hold_on_the_whole():
+    near = {"bin": "separation", "low": 0.0, "high": 5.0, "found": 60, "coverage68": 0.30}
+    far = {"bin": "separation", "low": 5.0, "high": None, "found": 390, "coverage68": 0.74}
+    noise = {"bin": "snr", "low": 0.0, "high": 3.0, "found": 90, "coverage68": 0.1}
+    bright = {"bin": "snr", "low": 50.0, "high": None, "found": 40, "coverage68": 0.52}
+    rows = [row | {"completeness": 0.95} for row in (noise, bright, near, far)]
+    good = REPORT | {"coverage": {"flux": {"68": 0.68}}}
+    said = verdict(good | {"bins": rows})
+    assert "trust them – but within 5 px of a real source they hold 30 %: too narrow" in said
+    # Chance alone: 40 galaxies above S/N 50, ± 15 %.
+    assert "but" not in verdict(good | {"bins": [noise | {"completeness": 0.05}, rows[1], rows[3]]})
+    wide = rows[3] | {"coverage68": 0.8}
+    assert "but beyond 5 px from a real source they hold 80 %: too wide" in verdict(
+        good | {"bins": [wide]}
+    )
 
 
 def test_errors_that_are_half_as_large_as_they_should_be_are_found_out():

@@ -68,6 +68,14 @@ def test_where_sources_are_few_they_are_not_outvoted():
     assert float((weighted(new) > 1).float().mean()) < 0.02
 
 
+def test_a_limit_that_rests_on_a_handful_is_said_to(caplog):
+    # As many as two thousand that count alike: ten beyond the limit. Three hundred: one.
+    for n, warned in ((2000, False), (300, True)):
+        caplog.clear()
+        Familiarity(6).learn(gaussian(20_000, 1), gaussian(n, 2))
+        assert ("hold out more scenes" in caplog.text) == warned
+
+
 def test_a_source_counts_by_the_sky_that_it_has_for_itself(field_weights, monkeypatch):
     network, _ = load_model(field_weights)
     stamps = draw_bank(

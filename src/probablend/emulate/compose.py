@@ -71,6 +71,11 @@ class SceneConfig:
         :func:`~probablend.emulate.blend.draw_pair` makes them. The central galaxy comes first.
     pair_mag_range : tuple of float
         Brightest and faintest AB magnitude of their galaxies.
+    few : float
+        Where a scene of ``size`` holds fewer galaxies than this on average, at the middle of
+        ``density_range``, those with a single one and with a pair are that much rarer: where pixels
+        are small, scenes hold one to three anyway, and what is drawn as bright as faint and as
+        blended would outweigh the sky.
     pair_spread : float
         How far from the middle the central galaxy of a pair may lie along each axis, pixels. A
         network sees where the scene ends, and where the cells of its grids lie: if all pairs are
@@ -115,6 +120,7 @@ class SceneConfig:
     isolated_fraction: float = 0.0
     pair_fraction: float = 0.0
     pair_mag_range: tuple[float, float] = (18.5, 23.0)
+    few: float = 0.0
     pair_spread: float = 0.0
     centred_fraction: float = 0.0
     crowded_share: float = 1.0
@@ -156,10 +162,9 @@ class SceneConfig:
             raise ValueError(
                 f"companion_range must lie between 0 and 1, ascending; got {self.companion_range}"
             )
-        if min(self.star_density, self.companion_distance, self.pair_spread) < 0:
-            raise ValueError(
-                "star_density, companion_distance and pair_spread must not be negative"
-            )
+        for key in ("star_density", "companion_distance", "pair_spread", "few"):
+            if not getattr(self, key) >= 0:
+                raise ValueError(f"{key} must not be negative; got {getattr(self, key)}")
         for key in ("mag_range", "pair_mag_range"):
             bright, faint = getattr(self, key)
             if not bright < faint:
@@ -333,10 +338,11 @@ def draw_batch(
 
     # Kind of each scene.
     survey = (uniform(n) * len(bank.surveys)).long().clamp(max=len(bank.surveys) - 1)
-    isolated = uniform(n) < config.isolated_fraction
+    usual = _as_usual(bank.scale, config)[survey]
+    isolated = uniform(n) < usual * config.isolated_fraction
     paired = torch.zeros_like(isolated)
     if config.pair_fraction:
-        paired = ~isolated & (uniform(n) < config.pair_fraction)
+        paired = ~isolated & (uniform(n) < usual * config.pair_fraction)
     single = isolated | paired  # neither density nor stars
     crowded = ~single & (uniform(n) < config.crowded_share_at(progress))
     sparse = ~single & ~crowded & (uniform(n) < config.sparse_fraction)
@@ -433,6 +439,14 @@ def draw_batch(
         fwhm = batch.psf_fwhm * unsure[:, 0].exp()
         batch = replace(batch, psf_fwhm=fwhm, psf_wings=wings)
     return batch
+
+
+def _as_usual(scale: Tensor, config: SceneConfig) -> Tensor:
+    """How often scenes of one or two galaxies are drawn, as a share of what is asked for."""
+    if not config.few:
+        return torch.ones_like(scale)
+    density = math.sqrt(math.prod(config.density_range))
+    return (density * (config.size * scale / 60) ** 2 / config.few).clamp(max=1)
 
 
 def draw_depth(n: int, size: int, *, fraction: float, generator: torch.Generator) -> Tensor:

@@ -56,6 +56,10 @@ _DEPTH = 26.0  # 5 σ, of an image whose zero point is not known
 _MIN_IN_BIN = 20
 _FEW_PERCENT = 0.04
 _UNDECIDED = 0.1  # an uncertainty of a share beyond which nothing follows from it
+_FAR_OFF = 0.1  # how wrong intervals of some of the galaxies are that are warned of, …
+_N_SIGMA = 3  # … if chance does not do that
+# Relative error of a standard deviation that is read from the 68 % quantile of |pull|, times √n.
+_FACTOR_ERROR = 0.96
 _FALSE = 0.05  # share of false detections that is worth a word
 
 
@@ -410,6 +414,7 @@ def _scores(table: Table, depth: float, mags: dict[str, np.ndarray]) -> dict[str
                 continue
             row = {"bin": key, "low": low, "high": high if np.isfinite(high) else None}
             row |= {"injected": int(inside.sum()), "completeness": float(found[inside].mean())}
+            row["found"] = int(found[inside].sum())
             if key == "mag":
                 row |= {name: int(((m >= low) & (m < high)).sum()) for name, m in mags.items()}
             some = table[inside & found]
@@ -431,11 +436,16 @@ def verdict(report: dict[str, Any]) -> str:
         text = f"68 % intervals of the flux hold {100 * share:.0f} %: "
         if abs(share - 0.68) > max(_FEW_PERCENT, sure):
             kind = "too narrow" if share < 0.68 else "too wide"
-            text += f"{kind}, multiply the errors by {report['error_factor']:.2f}"
+            factor = report["error_factor"]
+            unsure = 2 * factor * _FACTOR_ERROR / np.sqrt(n)
+            text += f"{kind}, multiply the errors by {factor:.2f} (± {unsure:.2f})"
         elif sure > _UNDECIDED:
             text += f"{n} galaxies (± {100 * sure:.0f} %) are too few to tell, inject more"
         else:
             text += "trust them"
+        if (row := _worst(report["bins"])) is not None:
+            kind = "too narrow" if row["coverage68"] < 0.68 else "too wide"
+            text += f" – but {_where(row)} they hold {100 * row['coverage68']:.0f} %: {kind}"
         parts.append(text)
     by_snr = [row for row in report["bins"] if row["bin"] == "snr"]
     deep = None  # every bin from there on is complete
@@ -446,9 +456,8 @@ def verdict(report: dict[str, Any]) -> str:
     if deep is not None:
         parts.append(f"above S/N {deep:g}, 90 % and more are found")
     elif by_snr:
-        low, high, share = (by_snr[-1][key] for key in ("low", "high", "completeness"))
-        where = f"above S/N {low:g}," if high is None else f"of S/N {low:g} to {high:g},"
-        parts.append(f"{where} {100 * share:.0f} % are found")
+        row = by_snr[-1]
+        parts.append(f"{_where(row)}, {100 * row['completeness']:.0f} % are found")
     for row in report["bins"]:
         if row["bin"] == "mag" and row["false"] > _FALSE * max(row["detections"], 1):
             purity = max(0.0, 1 - row["false"] / max(row["detections"], 1))
@@ -460,6 +469,35 @@ def verdict(report: dict[str, Any]) -> str:
         + (f" ({100 * false / n:.1f} %)" if n else "")
     )
     return "; ".join(parts) + "."
+
+
+def _worst(bins: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Galaxies alike in S/N or separation whose intervals are the most certainly wrong.
+
+    Of what lies in the noise only what is scattered upwards is found, and too bright: left out.
+    """
+    wrong = []
+    for row in bins:
+        too_faint = row["bin"] == "snr" and not row["low"]
+        if row["bin"] == "mag" or too_faint or "coverage68" not in row:
+            continue
+        off = abs(row["coverage68"] - 0.68)
+        chance = np.sqrt(0.68 * 0.32 / row["found"])
+        if off > max(_FAR_OFF, _N_SIGMA * chance):
+            wrong.append((off / chance, row))
+    return max(wrong, key=lambda one: one[0])[1] if wrong else None
+
+
+def _where(row: dict[str, Any]) -> str:
+    """A bin of S/N or separation in words."""
+    low, high = row["low"], row["high"]
+    if row["bin"] == "snr":
+        return f"above S/N {low:g}" if high is None else f"of S/N {low:g} to {high:g}"
+    if high is None:
+        return f"beyond {low:g} px from a real source"
+    if low:
+        return f"{low:g} to {high:g} px from a real source"
+    return f"within {high:g} px of a real source"
 
 
 def injection_table(report: dict[str, Any]) -> str:

@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 FALSE_ALARMS = 0.005  # share of held-out sources beyond the limit
 _SHRINKAGE = 0.05  # of the correlations towards none
 _FEWEST = 200  # sources, without which the limit means nothing
+_FEWEST_BEYOND = 2  # sources beyond the limit, of as many that count alike
 _LEAST = 1e-6  # spread of a feature that counts, of the widest
 
 
@@ -97,6 +98,12 @@ class Familiarity(nn.Module):
         shrunk = (1 - _SHRINKAGE) * correlation
         shrunk.diagonal().add_(_SHRINKAGE)
         whitening = torch.linalg.inv(torch.linalg.cholesky(shrunk)) / spread
+        if (rests_on := FALSE_ALARMS / float(share_held_out.square().sum())) < _FEWEST_BEYOND:
+            log.warning(
+                "the limit of what looks like the training rests on some %.0f held-out sources: "
+                "hold out more scenes",
+                rests_on,
+            )
         squared, order = ((held_out - mean) @ whitening.T).square().sum(dim=1).sort()
         place = torch.searchsorted(share_held_out[order].cumsum(0), 1 - FALSE_ALARMS)
         limit = squared[place.clamp(max=len(squared) - 1)]
