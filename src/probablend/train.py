@@ -525,9 +525,7 @@ def _at_once(config: TrainConfig) -> int:
 def _sky(config: TrainConfig, bank: Bank, n_batches: int) -> Iterator[SceneBatch]:
     """Scenes as they were learnt from, and larger ones: most of an image is far from its border."""
     # A large sky with one galaxy would count as much as one with hundreds, and is none.
-    natural = replace(
-        config.scenes, isolated_fraction=0.0, pair_fraction=0.0, centred_fraction=0.0
-    )
+    natural = replace(config.scenes, isolated_fraction=0.0, pair_fraction=0.0, centred_fraction=0.0)
     for factor, kind in ((1, config.scenes), (3, natural)):
         scenes = replace(kind, size=factor * kind.size)
         n = max(1, _at_once(config) // factor**2)
@@ -573,7 +571,8 @@ def _meta(config: TrainConfig, row: dict[str, float], reach: Mapping[str, float]
         "psf_fwhm_pixels": [survey.psf_fwhm_pixels for survey in surveys],
         "trained_range": {
             "psf_fwhm": [
-                min([reach["least_fwhm"], *drawn]), max([reach["fwhm"], *drawn]),
+                min([reach["least_fwhm"], *drawn]),
+                max([reach["fwhm"], *drawn]),
             ],
             "flux": [0.0, reach["flux"]],  # in units of the noise
             "hlr": [0.0, reach["hlr"]],  # pixels

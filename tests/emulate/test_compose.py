@@ -215,7 +215,7 @@ def test_isolated_scenes_hold_one_galaxy(stamps):
 
 
 def test_lone_galaxies_are_rarer_where_scenes_hold_few_anyway(stamps):
-    # 1.1 galaxies per scene of Euclid, 4.6 of LSST; of each scene that is drawn as usual many stars.
+    # 1.1 galaxies per scene of Euclid, 4.6 of LSST; many stars in what is drawn as usual.
     config = SceneConfig(
         size=64, density_range=(100.0, 100.0), isolated_fraction=1.0, star_density=1000.0, few=4.0
     )
