@@ -265,6 +265,21 @@ def test_a_training_can_start_from_earlier_weights(tmp_path):
     assert not (tmp_path / "c").exists()
 
 
+def test_what_starts_from_weights_is_their_network_if_no_other_is_named(tmp_path):
+    first = train(small("field", n_steps=1), tmp_path / "a", device="cpu")
+    text = f'name = "mine"\nstart_from = "{first}"\nn_validation = 4\n'
+    text += "[bank]\nn_galaxies = 8\nn_stars = 2\n[scenes]\nsize = 64\nmag_range = [21.0, 25.0]\n"
+    text += "[optimizer]\nn_steps = 1\nbatch_size = 2\n"
+    (tmp_path / "mine.toml").write_text(text)
+    config = read_train_config(tmp_path / "mine.toml")
+    mine, _ = load_model(train(config, tmp_path / "b", device="cpu"))
+    before, _ = load_model(first)
+    assert mine.config == replace(before.config, patch_size=64)
+    (tmp_path / "mine.toml").write_text(text.replace(str(first), "nowhere.safetensors"))
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        read_train_config(tmp_path / "mine.toml")
+
+
 def test_what_earlier_weights_have_seen_is_not_out_of_range(tmp_path):
     first = train(small(n_steps=1), tmp_path / "a", device="cpu")
     faint = replace(small().scenes, mag_range=(24.0, 25.0))

@@ -127,7 +127,8 @@ class TrainConfig:
     frozen : tuple of str
         Parts of the network that stay as they are.
     model : mapping
-        ``kind`` and settings of the network, see :func:`~probablend.models.build_model`.
+        ``kind`` and settings of the network, see :func:`~probablend.models.build_model`. A file
+        that names weights in ``start_from`` may leave it out: see :func:`read_train_config`.
     bank, scenes, optimizer
         See the classes.
     n_validation : int
@@ -238,13 +239,23 @@ def find_config(name: str | Path) -> Path:
     return path if own else shipped
 
 
+def _network_of(weights: str) -> dict[str, Any]:
+    """The network of a weight file as a training's ``model``."""
+    from probablend.checkpoint import load_model  # it builds networks, whose settings are read here
+
+    settings = load_model(weights)[1]["model"]
+    return {key: value for key, value in settings.items() if key != "patch_size"}
+
+
 def read_train_config(path: Path) -> TrainConfig:
     """Read a training's settings from TOML.
+
+    What starts from weights and has no ``model`` is the network of those weights.
 
     Raises
     ------
     FileNotFoundError
-        If there is no such file.
+        If there is no such file, or no such weights to start from.
     ValueError
         If it is not TOML or its settings are not those of :class:`TrainConfig`.
     """
@@ -254,4 +265,8 @@ def read_train_config(path: Path) -> TrainConfig:
         values = tomllib.loads(path.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid TOML: {error}") from error
+    earlier = values.get("start_from", "")
+    is_weights = isinstance(earlier, str) and earlier and not earlier.endswith(".toml")
+    if is_weights and "model" not in values:
+        values["model"] = _network_of(earlier)
     return from_mapping(TrainConfig, values, where=str(path))

@@ -62,8 +62,9 @@ class Population:
 
     Notes
     -----
-    The field model's training adds scenes with one or two galaxies to those of the sky: of the
-    sources in all scenes they are a few per cent.
+    The field model's training adds scenes with one or two galaxies, bright ones as common as faint,
+    to those of the sky. Each source counts by the inverse cube root of how many its scene holds: in
+    the sum they are about a tenth at Euclid's pixels, more where pixels are smaller.
     """
 
     mag_range: tuple[float, float] = (18.0, 26.0)
