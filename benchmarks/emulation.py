@@ -30,7 +30,8 @@ _AT_ONCE = 64  # scenes: batches for a GPU are too large here
 # The parts of which `field` was made.
 CONFIGS = (
     "field-wide", "field-calm", "field-depth", "field-cutouts", "field-sky", "field-large",
-    "field-rough", "field-wings", "field-stars", "field-crowds", "field-betas", "field",
+    "field-rough", "field-wings", "field-stars", "field-crowds", "field-betas", "field-borders",
+    "field",
 )  # fmt: skip
 
 

@@ -28,6 +28,7 @@ from probablend.models.start import freeze
 
 _AT_ONCE = 16  # scenes whose operations are counted
 SHOWN = ("cross_entropy", "centres", "existence", "flow_peaks", "photometry")
+_FEWEST = 6  # validations
 
 
 def operations(config: TrainConfig) -> float:
@@ -46,7 +47,12 @@ def operations(config: TrainConfig) -> float:
 
 
 def power_law(scenes: np.ndarray, loss: np.ndarray) -> dict[str, float] | None:
-    """Loss = floor + fall · scenes^−exponent through the log; None where it does not fall."""
+    """Loss = floor + fall · scenes^−exponent through the log; None where that is no law.
+
+    Nor where hardly a validation is left beside the three numbers that are fitted.
+    """
+    if len(loss) < _FEWEST:
+        return None
 
     def law(n: np.ndarray, floor: float, fall: float, exponent: float) -> np.ndarray:
         return floor + fall * (n / scenes[0]) ** -exponent

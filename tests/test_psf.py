@@ -260,6 +260,25 @@ def test_stars_of_the_image_say_it_where_nothing_is_given(psf_weights, tmp_path)
     header = fits.getheader(tmp_path / "out" / "maps.fits")
     assert header["PBWINGS"] == pytest.approx(said.meta["psf_wings"])
     assert header["PBFWHM"] == pytest.approx(said.meta["psf_fwhm"])
+    assert said.psf.origin == header["PBPSF"] == "measured"
+
+
+def test_a_psf_that_is_assumed_is_no_measured_one(psf_weights, tmp_path):
+    empty = np.random.default_rng(1).normal(size=(96, 96)).astype(np.float32)
+    how = {"rms": 1.0, "background": "none", "n_samples": 1, "min_p_source": 1.0}
+    assert segment(empty, model=psf_weights, **how).psf.origin == "assumed"
+    fits.writeto(tmp_path / "empty.fits", empty)
+    for psf_fwhm, origin in ((None, "assumed"), (3.0, "given")):
+        settings = StreamSettings(
+            image=str(tmp_path / "empty.fits"), block=64, psf_fwhm=psf_fwhm,
+            model=str(psf_weights), **how,
+        )  # fmt: skip
+        stream(settings, tmp_path / origin)
+        assert fits.getheader(tmp_path / origin / "maps.fits")["PBPSF"] == origin
+    given = segment(empty, model=psf_weights, psf_fwhm=3.0, **how)
+    assert given.psf.origin == given.meta["psf_from"] == "given"
+    with pytest.raises(ValueError, match="origin of a PSF"):
+        PSF(fwhm=3.0, origin="guessed")
 
 
 def test_a_network_that_knows_no_wings_says_so(field_weights, caplog):

@@ -36,6 +36,7 @@ __all__ = [
 
 WEIGHTS = (1.0, 2.0, 4.0)  # σ of the weights, in FWHM
 N_WINGS = len(WEIGHTS)
+_ORIGINS = ("given", "measured", "assumed")
 STARS_UNSURE = (0.05, 0.04, 0.03)  # of these logarithms, what few stars may leave open
 _FWHM_OF_SIGMA = 2.354820045
 _FINER = 6  # points per pixel where a width is measured
@@ -225,12 +226,17 @@ class PSF:
         Full width at half maximum before the pixel response, pixels.
     wings : tuple of 3 float, optional
         See :func:`light_in_wings`; None if they are not known.
+    origin : str
+        ``"given"``, ``"measured"`` on the image's own stars, or ``"assumed"`` without any.
     """
 
     fwhm: float
     wings: tuple[float, float, float] | None = None
+    origin: str = "given"
 
     def __post_init__(self) -> None:
+        if self.origin not in _ORIGINS:
+            raise ValueError(f"the origin of a PSF is one of {_ORIGINS}; got {self.origin!r}")
         if not (np.isfinite(self.fwhm) and self.fwhm > 0):
             raise ValueError(f"the fwhm of a PSF must be positive, pixels; got {self.fwhm}")
         wings = self.wings

@@ -107,7 +107,7 @@ def test_maps_are_those_of_the_image_in_one_piece(streamed, whole):
         assert (ours["LABELS"].data != wanted["LABELS"].data).mean() < 1e-3
         for key in ("CRVAL1", "CRPIX2", "CTYPE1"):
             assert ours["P_BLEND"].header[key] == wanted["P_BLEND"].header[key]
-        for key in ("PBMODEL", "PBHASH", "PBSEED", "PBFWHM"):
+        for key in ("PBMODEL", "PBHASH", "PBSEED", "PBFWHM", "PBPSF"):
             assert ours[0].header[key] == wanted[0].header[key]
         ours.verify("exception")
     with fits.open(streamed[0] / "samples.fits") as ours, fits.open(whole / "samples.fits") as w:

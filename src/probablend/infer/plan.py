@@ -239,6 +239,7 @@ def begin(settings: StreamSettings, work: Path, *, resume: bool, overwrite: bool
         "meta": {
             "version": __version__,
             "psf_fwhm": fwhm,
+            "psf_from": psf.origin,
             "psf_wings": None if wings is None else wings[0],
             "noise_factor": noise_factors[0],
             "roughness_factor": noise_factors[1],
@@ -371,7 +372,7 @@ def _decide(
     if widths:
         psf = PSF(fwhm=widths[0], wings=None if psf is None else psf.wings)
     if psf is None:
-        psf = PSF(fwhm=assumed_psf_fwhm(meta))
+        psf = PSF(fwhm=assumed_psf_fwhm(meta), origin="assumed")
     near, far = np.median(factors, axis=0).tolist() if factors else WHITE
     return psf, (near, far), "none" if background == "auto" else background
 

@@ -78,7 +78,7 @@ def measure_psf(signal: np.ndarray, mask: np.ndarray, rms: float | np.ndarray = 
         return None
     fwhm = fwhm_before_pixel(list(cores[:_MAX_STARS]), noise=1.0)
     wings = _wings(np.where(mask, np.nan, signal), y, x, fwhm) if sure else None
-    psf = PSF(fwhm=fwhm, wings=wings)
+    psf = PSF(fwhm=fwhm, wings=wings, origin="measured")
     log.info("PSF of the image's stars: %s%s", psf, "" if wings else ", its wings unknown")
     return psf
 

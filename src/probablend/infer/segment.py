@@ -365,10 +365,11 @@ def segment(
     if psf_fwhm is None and isinstance(network, FieldNetwork):
         known = measure_psf(prepared.signal, prepared.mask, prepared.rms)
         if known is None:
-            known = PSF(fwhm=assumed_psf_fwhm(meta))
+            known = PSF(fwhm=assumed_psf_fwhm(meta), origin="assumed")
         psf_fwhm = known.fwhm
     if psf_fwhm is None:
-        psf_fwhm = float(np.median(_trained_fwhms(meta)))
+        known = PSF(fwhm=float(np.median(_trained_fwhms(meta))), origin="assumed")
+        psf_fwhm = known.fwhm
     if isinstance(psf_fwhm, np.ndarray):
         psf_fwhm = usable_psf_map(psf_fwhm, prepared.mask)
     result = segment_prepared(
@@ -381,8 +382,10 @@ def segment(
     if data.unit is not None:
         set_flux_unit(result.catalog, data.unit)
     result.meta.update(model_name(model, meta))
-    wings = None if known is None else known.wings
-    return replace(result, psf=PSF(fwhm=result.meta["psf_fwhm"], wings=wings))
+    fwhm = result.meta["psf_fwhm"]
+    taken = PSF(fwhm=fwhm) if known is None else replace(known, fwhm=fwhm)
+    result.meta["psf_from"] = taken.origin
+    return replace(result, psf=taken)
 
 
 def known_wings(psf: PSF | None, network: SegmentationNetwork) -> tuple[float, ...] | None:
