@@ -277,6 +277,9 @@ def test_a_psf_that_is_assumed_is_no_measured_one(psf_weights, tmp_path):
         assert fits.getheader(tmp_path / origin / "maps.fits")["PBPSF"] == origin
     given = segment(empty, model=psf_weights, psf_fwhm=3.0, **how)
     assert given.psf.origin == given.meta["psf_from"] == "given"
+    # What one image was taken to have is given to the next one.
+    other = segment(empty, model=psf_weights, psf=PSF(fwhm=3.0, origin="measured"), **how)
+    assert other.meta["psf_from"] == "given"
     with pytest.raises(ValueError, match="origin of a PSF"):
         PSF(fwhm=3.0, origin="guessed")
 

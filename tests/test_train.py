@@ -235,9 +235,10 @@ def test_trained_weights_know_their_training(tmp_path, monkeypatch, small_weight
         familiarise(small_weights, config, tmp_path / "whole")
 
 
-def test_large_skies_are_no_lone_galaxies():
+@pytest.mark.parametrize(("kind", "galaxies"), [("isolated_fraction", 1), ("pair_fraction", 2)])
+def test_large_skies_are_no_lone_galaxies(kind, galaxies):
     # One galaxy would count as much there as hundreds, see Familiarity.
-    scenes = replace(small().scenes, isolated_fraction=1.0, density_range=(3000.0, 3000.0))
+    scenes = replace(small().scenes, **{kind: 1.0}, density_range=(3000.0, 3000.0))
     config = replace(small("field"), scenes=scenes)
     bank = draw_bank(
         "parametric", ["euclid-vis"], "train", n_galaxies=20, n_stars=0, mag_range=(21.0, 26.0),
@@ -248,7 +249,7 @@ def test_large_skies_are_no_lone_galaxies():
     assert sizes == [32] * 6 + [96] * 6
     for batch, size in zip(batches, sizes, strict=True):
         n = torch.bincount(batch.sources.scene, minlength=len(batch.image))
-        assert (n == 1).all() == (size == 32)
+        assert (n == galaxies).all() == (size == 32)
 
 
 def test_a_training_can_start_from_earlier_weights(tmp_path):

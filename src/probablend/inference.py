@@ -64,7 +64,7 @@ class Population:
     -----
     The field model's training adds scenes with one or two galaxies, bright ones as common as faint,
     to those of the sky. Each source counts by the inverse cube root of how many its scene holds: in
-    the sum they are about a tenth at Euclid's pixels, more where pixels are smaller.
+    the sum they are about a tenth.
     """
 
     mag_range: tuple[float, float] = (18.0, 26.0)

@@ -227,6 +227,12 @@ def test_lone_galaxies_are_rarer_where_scenes_hold_few_anyway(stamps):
     assert float(alone[~is_lsst].float().mean()) == pytest.approx(expected, abs=0.09)
     without = draw_batch(stamps, replace(config, few=0.0), n=400, seed=3, index=0)
     assert (torch.bincount(without.sources.scene) == 1).all()
+    pairs = replace(config, isolated_fraction=0.0, pair_fraction=1.0)
+    batch = draw_batch(stamps, pairs, n=400, seed=3, index=0)
+    two = torch.bincount(batch.sources.scene, minlength=400) == 2
+    is_lsst = batch.psf_fwhm > 2.5
+    assert two[is_lsst].float().mean() > 0.95  # but for companions beyond the border
+    assert float(two[~is_lsst].float().mean()) == pytest.approx(expected, abs=0.09)
     with pytest.raises(ValueError, match="few must not be negative"):
         SceneConfig(few=-1.0)
 

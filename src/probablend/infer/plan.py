@@ -372,7 +372,8 @@ def _decide(
     if widths:
         psf = PSF(fwhm=widths[0], wings=None if psf is None else psf.wings)
     if psf is None:
-        psf = PSF(fwhm=assumed_psf_fwhm(meta), origin="assumed")
+        origin = "given" if isinstance(settings.psf_fwhm, str) else "assumed"
+        psf = PSF(fwhm=assumed_psf_fwhm(meta), origin=origin)
     near, far = np.median(factors, axis=0).tolist() if factors else WHITE
     return psf, (near, far), "none" if background == "auto" else background
 

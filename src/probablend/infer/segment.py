@@ -330,7 +330,8 @@ def segment(
     if tile_size < 1:
         raise ValueError(f"tile_size must be at least 1 pixel; got {tile_size}")
     data = as_image(image, rms=rms, mask=mask, wcs=wcs, zeropoint=zeropoint, saturation=saturation)
-    known = None if psf is None else as_psf(psf)
+    # That of another image's stars, too, is given here.
+    known = None if psf is None else replace(as_psf(psf), origin="given")
     if known is not None:
         psf_fwhm = known.fwhm if psf_fwhm is None else psf_fwhm
     check_precision(precision)
