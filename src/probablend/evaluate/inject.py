@@ -6,6 +6,7 @@ image anew. What it says of the injected ones is compared with what was put in. 
 image, where the sky is as it was and nothing else is, every detection is a false one.
 """
 
+import textwrap
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
@@ -585,5 +586,5 @@ def _figure(report: dict[str, Any], table: Table) -> Figure:
         said = report["p_blend"]
         plot_reliability(np.array(said["predicted"]), np.array(said["observed"]), axes[1, 2])
         axes[1, 2].set_title("p_blend")
-    figure.suptitle(report["verdict"], fontsize=9)
+    figure.suptitle(textwrap.fill(report["verdict"], 160), fontsize=9)
     return figure
