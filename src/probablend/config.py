@@ -30,8 +30,8 @@ class BankConfig:
     Parameters
     ----------
     source : str
-        Where the galaxies come from: ``parametric``, ``structured``, ``candels``, ``cosmos``,
-        several with ``+`` between them, or ``all`` that are here; see
+        Where the galaxies come from: ``parametric``, ``structured``, ``irregular``, ``candels``,
+        ``cosmos``, several with ``+`` between them, or ``all`` that are here; see
         :func:`~probablend.emulate.sources.split_sources`.
     n_galaxies, n_stars : int
         How many to draw for each survey, and of each source; of real sets at most as many.

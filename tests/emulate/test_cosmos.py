@@ -151,3 +151,4 @@ def test_all_sources_are_those_that_are_here(monkeypatch):
     here.add("candels")
     assert split_sources("all") == ["structured", "candels", "cosmos"]
     assert split_sources("parametric+cosmos") == ["parametric", "cosmos"]
+    assert split_sources("all+irregular") == ["structured", "candels", "cosmos", "irregular"]

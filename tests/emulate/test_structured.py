@@ -47,6 +47,23 @@ def test_some_galaxies_have_structure_and_all_have_their_flux_size_and_shape(gal
         assert image[np.hypot(y, x) < 20].sum() == pytest.approx(0.5, abs=0.03)
 
 
+def test_irregular_galaxies_are_rough_and_are_all_that_are_no_spheroids():
+    settings = {"n_galaxies": 120, "n_stars": 0, "mag_range": (20.0, 23.0), "seed": 4}
+    survey = get_survey("cosmos-f814w")
+    irregular = open_source("irregular", survey, "test", **settings)
+    smooth = open_source("parametric", survey, "test", **settings)
+    n = np.where(smooth.table["kind"] == "sersic", smooth.table["sersic_n"], 1.0)
+    np.testing.assert_array_equal(irregular.table["kind"] == "structured", n < 2.5)
+
+
+def test_what_is_irregular_is_less_symmetric():
+    def asymmetry(irregular):
+        lights = [paint_disc(np.random.default_rng(k), irregular=irregular) for k in range(12)]
+        return np.mean([np.abs(light - light[::-1, ::-1]).sum() for light in lights])
+
+    assert asymmetry(1.0) > 1.3 * asymmetry(0.0)
+
+
 def test_stamps_hold_the_light(galaxies):
     generator = np.random.default_rng(0)
     rows = np.flatnonzero(np.asarray(galaxies.table["kind"]) == "structured")[:6]

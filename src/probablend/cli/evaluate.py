@@ -141,8 +141,8 @@ def evaluate_pairs_command(
     source: Annotated[
         str | None,
         typer.Option(
-            help="parametric, structured, candels or cosmos; else candels if its galaxies are here "
-            "and fit the survey, or parametric."
+            help="parametric, structured, irregular, candels or cosmos; else candels if its "
+            "galaxies are here and fit the survey, or parametric."
         ),
     ] = None,
     n: Annotated[int, typer.Option("-n", "--n", help="How many pairs.", min=1)] = 1000,

@@ -140,7 +140,9 @@ Methods = Annotated[
 From = Annotated[
     Path | None, typer.Option("--from", help="Score and plot this folder again; run nothing.")
 ]
-SourceName = Annotated[str, typer.Option(help="parametric, structured, candels or cosmos.")]
+SourceName = Annotated[
+    str, typer.Option(help="parametric, structured, irregular, candels or cosmos.")
+]
 
 
 def speak(*, quiet: bool) -> None:

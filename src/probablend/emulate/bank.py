@@ -196,7 +196,7 @@ def _populations(
             try:
                 galaxies = open_source(
                     name, survey, split, n_galaxies=n_galaxies, n_stars=0 if starred else n_stars,
-                    mag_range=mag_range, seed=seed + 7919 * index,
+                    mag_range=mag_range, seed=seed + 7919 * index + 15485863 * k,
                 )  # fmt: skip
             except UnsuitableError as error:
                 if k == len(names) - 1 and not opened:

@@ -7,12 +7,17 @@ from probablend.emulate.candels import CandelsGalaxies, has_their_pixels
 from probablend.emulate.cosmos import CosmosGalaxies
 from probablend.emulate.parametric import ParametricGalaxies
 from probablend.emulate.stamps import Galaxies, Split
-from probablend.emulate.structured import StructuredGalaxies
+from probablend.emulate.structured import IrregularGalaxies, StructuredGalaxies
 from probablend.survey import Survey
 
 __all__ = ["SOURCES", "default_source", "open_source", "split_sources"]
 
-SOURCES = ("parametric", "structured", "candels", "cosmos")
+SOURCES = ("parametric", "structured", "irregular", "candels", "cosmos")
+_DRAWN = {
+    "parametric": ParametricGalaxies,
+    "structured": StructuredGalaxies,
+    "irregular": IrregularGalaxies,
+}
 
 
 def default_source(survey: Survey) -> str:
@@ -30,10 +35,9 @@ def split_sources(name: str) -> list[str]:
         Of a source, or of several with ``+`` between them; ``"all"`` is ``structured`` and every
         real set that has been downloaded.
     """
-    if name != "all":
-        return name.split("+")
     real = [key for key in ("candels", "cosmos") if dataset_folder(key) is not None]
-    return ["structured", *real]
+    parts = [["structured", *real] if part == "all" else [part] for part in name.split("+")]
+    return [one for part in parts for one in part]
 
 
 def open_source(
@@ -50,7 +54,7 @@ def open_source(
 
     Parameters
     ----------
-    name : {"parametric", "structured", "candels", "cosmos"}
+    name : {"parametric", "structured", "irregular", "candels", "cosmos"}
         ``candels`` and ``cosmos`` need their data: ``probablend data get NAME``.
         ``cosmos:FILE`` is any other catalogue that GalSim's ``RealGalaxyCatalog`` reads.
     survey : Survey
@@ -72,9 +76,8 @@ def open_source(
         If the data of a real set are missing.
     """
     match name:
-        case "parametric" | "structured":
-            kind = ParametricGalaxies if name == "parametric" else StructuredGalaxies
-            return kind(
+        case "parametric" | "structured" | "irregular":
+            return _DRAWN[name](
                 survey,
                 split,
                 n_galaxies=n_galaxies,

@@ -4,7 +4,7 @@ Beside the smooth profiles of :mod:`probablend.emulate.parametric`, a share of t
 discs painted on a fine grid, face on, and then sheared like the others: size, shape and flux
 keep their exact meaning. Bright galaxies of this kind teach a network not to shred spirals; knots
 and tails, what a single galaxy may look like. Half of them are irregular on all scales, as the
-galaxies are that HST sees at redshifts near one.
+galaxies are that HST sees at redshifts near one; :class:`IrregularGalaxies` all are.
 """
 
 import galsim
@@ -13,9 +13,8 @@ from scipy import ndimage
 
 from probablend.emulate.parametric import ParametricGalaxies
 
-__all__ = ["StructuredGalaxies", "paint_disc"]
+__all__ = ["IrregularGalaxies", "StructuredGalaxies", "paint_disc"]
 
-_SHARE = 0.5  # of the galaxies that are no spheroids
 _SIDE = 161  # pixels of the fine grid
 _REACH = 4.5  # it spans ± this many half-light radii
 _IRREGULAR = (0.2, 0.8)  # scatter of ln light
@@ -33,12 +32,15 @@ class StructuredGalaxies(ParametricGalaxies):
         As for :class:`~probablend.emulate.parametric.ParametricGalaxies`.
     """
 
+    _share = 0.5  # of the galaxies that are no spheroids: with structure
+    _irregular = 0.5  # of those: irregular
+
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]
         generator = np.random.default_rng([self._seed, 5, int(self.table["galaxy"][0])])
         kind = np.asarray(self.table["kind"]).astype("U12")
         smooth = (kind != "sersic") | (np.asarray(self.table["sersic_n"]) < 2.5)
-        kind[smooth & (generator.uniform(size=len(kind)) < _SHARE)] = "structured"
+        kind[smooth & (generator.uniform(size=len(kind)) < self._share)] = "structured"
         circular = np.asarray(self.table["scale_radius"])
         self.table["kind"] = kind
         self.table["hlr"] = np.where(kind == "structured", circular, self.table["hlr"])
@@ -49,7 +51,7 @@ class StructuredGalaxies(ParametricGalaxies):
         if row["kind"] != "structured":
             return super().profile(index)
         generator = np.random.default_rng([int(row["galaxy"]), self._seed, 6])
-        painted = paint_disc(generator)
+        painted = paint_disc(generator, irregular=self._irregular)
         scale = 2 * _REACH * float(row["scale_radius"]) / _SIDE
         disc = galsim.InterpolatedImage(
             galsim.Image(painted, scale=scale), x_interpolant="cubic", flux=1.0, gsparams=_GSPARAMS,
@@ -58,13 +60,22 @@ class StructuredGalaxies(ParametricGalaxies):
         return disc.shear(galsim.Shear(g1=float(row["g1"]), g2=float(row["g2"])))
 
 
-def paint_disc(generator: np.random.Generator) -> np.ndarray:
+class IrregularGalaxies(StructuredGalaxies):
+    """The same, where every galaxy that is no spheroid is irregular."""
+
+    _share = 1.0
+    _irregular = 1.0
+
+
+def paint_disc(generator: np.random.Generator, *, irregular: float = 0.5) -> np.ndarray:
     """A disc seen face on, half of its light within one unit of the radius.
 
     Parameters
     ----------
     generator : numpy.random.Generator
         Chooses its structure.
+    irregular : float
+        Probability that it is irregular on all scales.
 
     Returns
     -------
@@ -73,7 +84,7 @@ def paint_disc(generator: np.random.Generator) -> np.ndarray:
     """
     # Painted in units of a first guess of the half-light radius, then brought to the true one.
     axis = np.linspace(-1, 1, _SIDE) * _REACH * (1 - 1 / _SIDE)
-    light = _paint(axis, generator)
+    light = _paint(axis, generator, irregular)
     centre = np.array(ndimage.center_of_mass(light))
     radius = _half_light_radius(light, centre) * (axis[1] - axis[0])
     middle = (_SIDE - 1) / 2
@@ -93,7 +104,7 @@ def _half_light_radius(light: np.ndarray, centre: np.ndarray) -> float:
     return float(np.interp(0.5, inside, r[order]))
 
 
-def _paint(axis: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+def _paint(axis: np.ndarray, generator: np.random.Generator, irregular: float) -> np.ndarray:
     """Disc, arms, bar, bulge, clumps, dust and what a neighbour stirred up."""
     uniform = generator.uniform
     y, x = np.meshgrid(axis, axis, indexing="ij")
@@ -144,7 +155,7 @@ def _paint(axis: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         depth, width, shift = uniform(0.3, 0.9), uniform(0.05, 0.15), uniform(-0.15, 0.15)
         lane = np.exp(-0.5 * ((across - shift) / width) ** 2) * np.exp(-0.5 * (r / 1.5) ** 2)
         light = light * (1 - depth * lane)
-    if uniform() < 0.5:
+    if uniform() < irregular:
         light = light * np.exp(uniform(*_IRREGULAR) * _irregular(generator, uniform(*_SLOPE)))
     edge = np.clip((_REACH * 0.97 - r) / (0.12 * _REACH), 0, 1)
     return light * edge
