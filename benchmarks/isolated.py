@@ -16,16 +16,18 @@ from typing import Any
 import numpy as np
 import sep
 from astropy.io import fits
+from matplotlib.figure import Figure
 
 from probablend import __version__
 from probablend.checkpoint import file_hash, find_model
-from probablend.infer.segment import segment
+from probablend.infer.segment import Segmentation, segment
 
 RMS = 2.6e-4  # of the stamps' noise
 LEVELS = (1.0, 4.0, 10.0)  # of the noise, over theirs
 SIDE = 129  # pixels; a stamp lies in the middle
 NEAR = 20.0  # pixels from the middle
 SEED = 7300
+SHOWN = (4.0, 10)  # noise, stamps
 
 
 def embed(stamp: np.ndarray, level: float, generator: np.random.Generator) -> np.ndarray:
@@ -38,15 +40,42 @@ def embed(stamp: np.ndarray, level: float, generator: np.random.Generator) -> np
     return image.astype(np.float32)
 
 
+def seen(
+    stamp: np.ndarray, psf: np.ndarray, level: float, k: int, model: str
+) -> tuple[np.ndarray, Segmentation]:
+    """The image of stamp ``k``, and what is said of it."""
+    image = embed(stamp, level, np.random.default_rng([SEED, k, int(10 * level)]))
+    return image, segment(
+        image, rms=RMS * level, background="none", psf=psf, seed=k, n_samples=16, model=model
+    )
+
+
+def picture(stamps: np.ndarray, psfs: np.ndarray, model: str, path: Path) -> None:
+    """The first stamps with what was found in them, and below where a blend is how likely."""
+    level, n = SHOWN
+    figure = Figure(figsize=(1.6 * n, 3.6), layout="constrained")
+    low = SIDE // 2 - 20
+    inner = slice(low, low + 41)
+    for k, (top, below) in enumerate(figure.subplots(2, n).T):
+        image, result = seen(stamps[k], psfs[k], level, k, model)
+        x, y = (np.asarray(result.catalog[key], float) - low for key in "xy")
+        near = (np.hypot(x - 20, y - 20) < NEAR) & (np.abs(x - 20) < 20) & (np.abs(y - 20) < 20)
+        top.imshow(np.arcsinh(image / RMS / level)[inner, inner], origin="lower", cmap="gray")
+        top.plot(x[near], y[near], "+", color="tab:red")
+        said = np.asarray(result.catalog["p_blend"], float)[near]
+        top.set_title(f"p_blend {said.max():.2f}" if len(said) else "nothing", fontsize=8)
+        below.imshow(result.p_blend[inner, inner], origin="lower", cmap="inferno", vmin=0, vmax=1)
+        for axes in (top, below):
+            axes.set_axis_off()
+    figure.savefig(path, dpi=80)
+
+
 def look(stamps: np.ndarray, psfs: np.ndarray, level: float, model: str) -> dict[str, Any]:
     """What is said of every stamp."""
     middle = (SIDE - 1) / 2
     rows = []
     for k, (stamp, psf) in enumerate(zip(stamps, psfs, strict=True)):
-        image = embed(stamp, level, np.random.default_rng([SEED, k, int(10 * level)]))
-        result = segment(
-            image, rms=RMS * level, background="none", psf=psf, seed=k, n_samples=16, model=model
-        )
+        image, result = seen(stamp, psf, level, k, model)
         objects = sep.extract(image.astype(float), 1.5, err=RMS * level)
         by_sep = int((np.hypot(objects["x"] - middle, objects["y"] - middle) < NEAR).sum())
         catalog = result.catalog
@@ -127,6 +156,7 @@ def main() -> None:
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n")
     arguments.output.with_suffix(".md").write_text(table(report))
+    picture(stamps, psfs, arguments.model, arguments.output.with_suffix(".png"))
     print(table(report))
 
 
