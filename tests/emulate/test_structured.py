@@ -47,7 +47,7 @@ def test_some_galaxies_have_structure_and_all_have_their_flux_size_and_shape(gal
         assert image[np.hypot(y, x) < 20].sum() == pytest.approx(0.5, abs=0.03)
 
 
-def test_irregular_galaxies_are_rough_and_are_all_that_are_no_spheroids():
+def test_irregular_are_all_galaxies_that_are_no_spheroids():
     settings = {"n_galaxies": 120, "n_stars": 0, "mag_range": (20.0, 23.0), "seed": 4}
     survey = get_survey("cosmos-f814w")
     irregular = open_source("irregular", survey, "test", **settings)
