@@ -7,20 +7,24 @@ and white noise of known strength. As they are, and under more noise.
 """
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import sep
 from astropy.io import fits
+from astropy.table import Table
 from matplotlib.figure import Figure
 
 from probablend import __version__
 from probablend.checkpoint import file_hash, find_model
+from probablend.evaluate.classical import run_sep
+from probablend.evaluate.detection import positions
+from probablend.evaluate.photometry import flux_scores
+from probablend.evaluate.record import write_json
 from probablend.infer.segment import Segmentation, segment
+from probablend.plot import plot_image, plot_probability
 
 RMS = 2.6e-4  # of the stamps' noise
 LEVELS = (1.0, 4.0, 10.0)  # of the noise, over theirs
@@ -50,66 +54,59 @@ def seen(
     )
 
 
+def near(catalog: Table) -> np.ndarray:
+    """Which sources may be a part of what lies in the middle, (source,)."""
+    return np.hypot(*(positions(catalog) - (SIDE - 1) / 2).T) < NEAR
+
+
 def picture(stamps: np.ndarray, psfs: np.ndarray, model: str, path: Path) -> None:
     """The first stamps with what was found in them, and below where a blend is how likely."""
     level, n = SHOWN
-    figure = Figure(figsize=(1.6 * n, 3.6), layout="constrained")
-    low = SIDE // 2 - 20
-    inner = slice(low, low + 41)
+    figure = Figure(figsize=(2 * n, 4.5), layout="constrained")
+    first = (SIDE - stamps.shape[1]) // 2
+    inner = slice(first, first + stamps.shape[1])
     for k, (top, below) in enumerate(figure.subplots(2, n).T):
         image, result = seen(stamps[k], psfs[k], level, k, model)
-        x, y = (np.asarray(result.catalog[key], float) - low for key in "xy")
-        near = (np.hypot(x - 20, y - 20) < NEAR) & (np.abs(x - 20) < 20) & (np.abs(y - 20) < 20)
-        top.imshow(np.arcsinh(image / RMS / level)[inner, inner], origin="lower", cmap="gray")
-        top.plot(x[near], y[near], "+", color="tab:red")
-        said = np.asarray(result.catalog["p_blend"], float)[near]
-        top.set_title(f"p_blend {said.max():.2f}" if len(said) else "nothing", fontsize=8)
-        below.imshow(result.p_blend[inner, inner], origin="lower", cmap="inferno", vmin=0, vmax=1)
-        for axes in (top, below):
-            axes.set_axis_off()
-    figure.savefig(path, dpi=80)
+        found = result.catalog[near(result.catalog)]
+        plot_image((image / RMS / level)[inner, inner], top)
+        y, x = positions(found).T - first
+        top.plot(x, y, "+", color="tab:red", scalex=False, scaley=False)
+        said = np.asarray(found["p_blend"], float)
+        top.set_title(f"p_blend {said.max():.2f}" if len(said) else "nothing")
+        plot_probability(result.p_blend[inner, inner], below)
+    figure.savefig(path, dpi=60)
 
 
 def look(stamps: np.ndarray, psfs: np.ndarray, level: float, model: str) -> dict[str, Any]:
     """What is said of every stamp."""
-    middle = (SIDE - 1) / 2
-    rows = []
+    more, more_sep, rows = [], [], []
     for k, (stamp, psf) in enumerate(zip(stamps, psfs, strict=True)):
         image, result = seen(stamp, psf, level, k, model)
-        objects = sep.extract(image.astype(float), 1.5, err=RMS * level)
-        by_sep = int((np.hypot(objects["x"] - middle, objects["y"] - middle) < NEAR).sum())
-        catalog = result.catalog
-        x, y = (np.asarray(catalog[key], float) for key in "xy")
-        distance = np.hypot(x - middle, y - middle)
-        near = distance < NEAR
-        row = {"found": bool(near.any()), "more": int(near.sum()) > 1, "more_sep": by_sep > 1}
-        if row["found"]:
-            # The brightest one: of the rest, the other ones have their share.
-            flux = np.asarray(catalog["flux"], float)
-            main = int(np.argmax(np.where(near, flux, -np.inf)))
-            low, high = np.quantile(result.sources.parameter("flux")[:, main], [0.16, 0.84])
-            total = float(stamp.sum())
-            row |= {
-                "ln_flux": float(np.log(flux[main] / total)),
-                "inside": bool(low < total < high),
-                "p_blend": float(catalog["p_blend"][main]),
-                "snr": float(np.sqrt((stamp**2).sum() / RMS**2 - stamp.size)) / level,
-            }
-        rows.append(row)
-    found = [row for row in rows if row["found"]]
-    ln_flux = np.array([row["ln_flux"] for row in found])
-    p_blend = np.array([row["p_blend"] for row in found])
+        candidates = near(result.catalog)
+        more.append(candidates.sum() > 1)
+        more_sep.append(near(run_sep(image, RMS * level)[0]).sum() > 1)
+        if not candidates.any():
+            continue
+        # The brightest one: of the rest, the other ones have their share.
+        flux = np.asarray(result.catalog["flux"], float)
+        main = int(np.argmax(np.where(candidates, flux, -np.inf)))
+        low, high = np.quantile(result.sources.parameter("flux")[:, main], [0.16, 0.84])
+        total = float(stamp.sum())
+        rows.append({
+            "flux": flux[main], "flux_true": total, "inside": low < total < high,
+            "p_blend": float(result.catalog["p_blend"][main]),
+            "snr": np.sqrt((stamp**2).sum() / RMS**2 - stamp.size) / level,
+        })  # fmt: skip
+    found = Table(rows)
     return {
-        "n": len(rows),
-        "snr": float(np.median([row["snr"] for row in found])),
-        "found": len(found) / len(rows),
-        "more": float(np.mean([row["more"] for row in rows])),
-        "more_sep": float(np.mean([row["more_sep"] for row in rows])),
-        "p_blend": float(p_blend.mean()),
-        "p_blend_above_half": float((p_blend > 0.5).mean()),
-        "bias": float(-2.5 / np.log(10) * np.median(ln_flux)),
-        "nmad": float(2.5 / np.log(10) * 1.4826 * np.median(np.abs(ln_flux - np.median(ln_flux)))),
-        "coverage68": float(np.mean([row["inside"] for row in found])),
+        "snr": float(np.median(found["snr"])),
+        "found": len(found) / len(stamps),
+        "more": float(np.mean(more)),
+        "more_sep": float(np.mean(more_sep)),
+        "p_blend": float(found["p_blend"].mean()),
+        "p_blend_above_half": float((found["p_blend"] > 0.5).mean()),
+        "coverage68": float(found["inside"].mean()),
+        **flux_scores(found),
     }
 
 
@@ -119,10 +116,10 @@ def table(report: dict[str, Any]) -> str:
         f"`{report['command']}`",
         "",
         f"probablend {report['version']}, `{report['model']}` {report['weights']}; "
-        f"{report['levels'][0]['n']} galaxies.",
+        f"{report['galaxies']} galaxies.",
         "",
         "| noise, of the stamps' | S/N | found | more than one: probablend, `sep` "
-        "| mean `p_blend`, above 0.5 | flux: too faint by, mag | NMAD, mag | in 68 % interval |",
+        "| mean `p_blend`, above 0.5 | flux: bias, mag | NMAD, mag | in 68 % interval |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for level in report["levels"]:
@@ -149,12 +146,12 @@ def main() -> None:
         "version": __version__,
         "model": arguments.model,
         "weights": file_hash(find_model(arguments.model)),
+        "galaxies": len(stamps),
         "levels": [
             {"level": level, **look(stamps, psfs, level, arguments.model)} for level in LEVELS
         ],
     }
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n")
+    write_json(arguments.output.with_suffix(".json"), report)
     arguments.output.with_suffix(".md").write_text(table(report))
     picture(stamps, psfs, arguments.model, arguments.output.with_suffix(".png"))
     print(table(report))
