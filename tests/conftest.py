@@ -1,7 +1,7 @@
 """Shared fixtures: a survey, a few galaxies, a small untrained network, the test data."""
 
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +10,14 @@ import torch
 from astropy.table import Table
 from astropy.wcs import WCS
 
-from probablend.checkpoint import save_weights
+from probablend.checkpoint import load_model, save_weights
 from probablend.emulate.bank import draw_bank
 from probablend.emulate.blend import FieldConfig, draw_field
 from probablend.emulate.compose import SceneBatch, SceneConfig, Sources, draw_batch
 from probablend.emulate.parametric import ParametricGalaxies
 from probablend.models.field import FieldNetwork, FieldNetworkConfig
 from probablend.models.prob_unet import ProbabilisticUNet, ProbabilisticUNetConfig
+from probablend.models.start import take_over
 from probablend.survey import get_survey
 
 
@@ -197,6 +198,21 @@ def field_weights(tmp_path_factory):
         "psf_fwhm_pixels": [survey.psf_fwhm_pixels],
         "trained_range": {"psf_fwhm": [1.7, 1.7], "flux": [0.0, 1e5], "hlr": [0.0, 40.0]},
     }
+    save_weights(path, network.eval(), meta, half=False)
+    return path
+
+
+@pytest.fixture(scope="session")
+def fitting_weights(field_weights, tmp_path_factory):
+    """The same that looks twice: halfway it goes with what fits of profiles say."""
+    before, meta = load_model(field_weights)
+    config = replace(before.config, fits=True)
+    network = FieldNetwork(config)
+    take_over(network, before, [])
+    with torch.no_grad():
+        network.photometry.outer.bias[len(config.apertures) + 1 :] = 0.0
+    path = tmp_path_factory.mktemp("weights") / "small-fitting.safetensors"
+    meta = meta | {"name": "small-fitting", "model": {"kind": "field", **asdict(config)}}
     save_weights(path, network.eval(), meta, half=False)
     return path
 

@@ -4,11 +4,12 @@ A full width at half maximum says nothing of what lies beyond: with the same wid
 Airy profile has a tenth of its light where a Gaussian has none, and a network that does not know
 takes wings for the galaxy's or the galaxy's for wings. Three numbers say it: the logarithm of the
 share of the light within Gaussian weights of one, two and four FWHM, over that of a Gaussian PSF.
-They hardly depend on the pixels.
+They hardly depend on the pixels. Where sources are fitted, an image says what these numbers do not:
+rings, spikes and lobes.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import galsim
@@ -22,6 +23,7 @@ from probablend.images import read_image, split_extension
 __all__ = [
     "N_WINGS",
     "PSF",
+    "SIDE",
     "STARS_UNSURE",
     "WEIGHTS",
     "as_psf",
@@ -36,6 +38,7 @@ __all__ = [
 
 WEIGHTS = (1.0, 2.0, 4.0)  # σ of the weights, in FWHM
 N_WINGS = len(WEIGHTS)
+SIDE = 41  # pixels, of the image of a PSF that sources are fitted with
 _ORIGINS = ("given", "measured", "assumed")
 STARS_UNSURE = (0.05, 0.04, 0.03)  # of these logarithms, what few stars may leave open
 _FWHM_OF_SIGMA = 2.354820045
@@ -49,6 +52,7 @@ _RESOLVED = 2.5  # samples: a FWHM that interpolation finds wherever they lie
 _MOST_SKY = 0.3  # of the light, were all of the image as bright as its border
 _STANDS_OUT = 3.0  # standard deviations
 _OFF_CENTRE = 0.25  # of the side, at most
+_CENTRED = 0.02  # pixels
 _WHOLE = 0.6  # of its half side: beyond, the image of a PSF falls to zero at the border
 
 
@@ -171,6 +175,28 @@ def interpolated(image: np.ndarray) -> galsim.GSObject:
     )  # fmt: skip
 
 
+def _on_pixels(image: np.ndarray, sampling: float) -> np.ndarray:
+    """A point source in the middle of pixels ``1 / sampling`` as wide, of unit sum."""
+    core = np.where(image > 0.1 * image.max(), image, 0.0)
+    y, x = (
+        float((axis * core).sum() / core.sum()) - (n - 1) / 2
+        for axis, n in zip(np.indices(image.shape), image.shape, strict=True)
+    )
+    if sampling == 1 and max(abs(y), abs(x)) < _CENTRED and min(n % 2 for n in image.shape):
+        seen = np.zeros((SIDE, SIDE))  # there is nothing to interpolate
+        reach = [min(SIDE, n) // 2 for n in image.shape]
+        own, its = (
+            tuple(slice(n // 2 - r, n // 2 + r + 1) for n, r in zip(shape, reach, strict=True))
+            for shape in (seen.shape, image.shape)
+        )
+        seen[own] = image[its]
+    else:
+        seen = interpolated(image).shift(-x, -y).drawImage(
+            nx=SIDE, ny=SIDE, scale=1 / sampling, method="no_pixel"
+        ).array  # fmt: skip
+    return (seen / seen.sum()).astype(np.float32)
+
+
 def half_maximum_width(image: np.ndarray) -> float:
     """Diameter of the circle that is as large as what lies above half of the peak, pixels."""
     n_y, n_x = (_FINER * n for n in image.shape)
@@ -228,11 +254,15 @@ class PSF:
         See :func:`light_in_wings`; None if they are not known.
     origin : str
         ``"given"``, ``"measured"`` on the image's own stars, or ``"assumed"`` without any.
+    image : ndarray, shape (41, 41), optional
+        Of a point source in the middle, as the pixels of the image see it, of unit sum; None if
+        its width, and the light in its wings, are all that is known.
     """
 
     fwhm: float
     wings: tuple[float, float, float] | None = None
     origin: str = "given"
+    image: np.ndarray | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.origin not in _ORIGINS:
@@ -242,6 +272,11 @@ class PSF:
         wings = self.wings
         if wings is not None and not (len(wings) == N_WINGS and np.isfinite(wings).all()):
             raise ValueError(f"the wings of a PSF are {N_WINGS} finite numbers; got {wings}")
+        if self.image is not None and self.image.shape != (SIDE, SIDE):
+            raise ValueError(
+                f"the image of a PSF has {SIDE} x {SIDE} pixels; got shape {self.image.shape}: "
+                "PSF.of makes it from any"
+            )
 
     def __str__(self) -> str:
         if self.wings is None:
@@ -295,7 +330,8 @@ class PSF:
                 "image, their response in it"
             )
         wings = light_in_wings(alone, fwhm, pixel=pixel)
-        return cls(fwhm=fwhm * sampling, wings=tuple(wings.tolist()))
+        seen = _on_pixels(alone, sampling)
+        return cls(fwhm=fwhm * sampling, wings=tuple(wings.tolist()), image=seen)
 
     @classmethod
     def read(cls, path: str | Path) -> "PSF":

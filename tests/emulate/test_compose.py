@@ -173,6 +173,50 @@ def test_of_some_scenes_the_wings_of_the_psf_are_told(stamps):
     assert np.isin(exact.psf_fwhm, stamps.psf_fwhm).all()
 
 
+def test_stars_look_like_the_psf_that_is_told():
+    """However the stamps of a scene are turned, its PSF is turned with them."""
+    survey = replace(get_survey("euclid-vis"), psf_g1=0.2, psf_g2=0.25)
+    drawn = draw_bank(
+        "parametric", [survey], "train", n_galaxies=4, n_stars=30, mag_range=(17.0, 20.0), seed=4
+    )
+    config = SceneConfig(
+        size=64, density_range=(0.1, 0.2), star_density=60.0, mag_range=(17.0, 19.0),
+        crowded_share=0.0, psf_fraction=1.0,
+    )  # fmt: skip
+    batch = draw_batch(drawn, config, n=150, seed=8, index=0)
+    assert batch.psf_image.sum(dim=(1, 2)).numpy() == pytest.approx(1, abs=1e-5)
+    assert set(batch.psf_fwhm.tolist()) == set(drawn.psf_fwhm.tolist())
+    seen = []
+    for k in range(150):
+        own = batch.sources.keep(batch.sources.scene == k)
+        if len(own) != 1 or not bool(own.is_star) or not (20 < own.y < 43 and 20 < own.x < 43):
+            continue
+        y, x = int(own.y.round()), int(own.x.round())
+        star = batch.noiseless[k, y - 20 : y + 21, x - 20 : x + 21] / own.flux
+        turned = [_diagonal(image) for image in (star, batch.psf_image[k])]
+        assert turned[0] * turned[1] > 0
+        seen.append(turned[1] > 0)
+    assert 0 < sum(seen) < len(seen)  # they are turned in several ways
+
+
+def _diagonal(image):
+    """Whether light lies along one diagonal or the other, near the centre of the light."""
+    y, x = torch.meshgrid(torch.arange(41.0) - 20, torch.arange(41.0) - 20, indexing="ij")
+    weight = image * torch.exp(-(y**2 + x**2) / 32)
+    y, x = (t - float((weight * t).sum() / weight.sum()) for t in (y, x))
+    return float((weight * y * x).sum())
+
+
+def test_psfs_are_told_only_of_some_scenes(stamps):
+    config = SceneConfig(size=48, psf_fraction=0.5, wings_fraction=0.5)
+    batch = draw_batch(stamps, config, n=40, seed=1, index=0)
+    told = batch.psf_image.isfinite().all(dim=2).all(dim=1)
+    assert 8 < told.sum() < 32
+    assert batch.psf_image[~told].isnan().all()
+    assert batch.psf_wings[told].isfinite().all()
+    assert set(batch.psf_fwhm[told].tolist()) <= set(stamps.psf_fwhm.tolist())  # as it is
+
+
 def test_density_and_counts_are_those_asked_for(stamps):
     config = SceneConfig(
         size=64, density_range=(150.0, 150.0), sparse_fraction=0.0, star_density=0.0,

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from probablend.checkpoint import load_tensors, save_tensors
-from probablend.emulate.psf import psf_images_in, survey_psf
+from probablend.emulate.psf import psf_image, psf_images_in, survey_psf
 from probablend.emulate.sources import open_source, split_sources
 from probablend.emulate.stamps import Galaxies, Split, UnsuitableError
+from probablend.psf import SIDE
 from probablend.survey import Survey, draw_survey, get_survey
 
 __all__ = ["Bank", "draw_bank", "load_bank", "save_bank"]
@@ -55,6 +56,8 @@ class Bank:
         Pixels.
     psf_wings : Tensor, shape (survey, 3)
         See :func:`~probablend.psf.light_in_wings`.
+    psf : Tensor, shape (survey, 41, 41)
+        Images of the PSFs, see :class:`~probablend.psf.PSF`.
     mag_of_sigma : Tensor, shape (survey,)
         AB magnitude of a flux of one unit of sky noise.
     electrons_of_sigma : Tensor, shape (survey,)
@@ -77,6 +80,7 @@ class Bank:
     scale: Tensor
     psf_fwhm: Tensor
     psf_wings: Tensor
+    psf: Tensor
     mag_of_sigma: Tensor
     electrons_of_sigma: Tensor
 
@@ -173,6 +177,7 @@ def draw_bank(
         scale=torch.tensor([s.scale for s in described]),
         psf_fwhm=torch.tensor([s.psf_fwhm_pixels for s in described]),
         psf_wings=torch.from_numpy(np.array([survey_psf(s).wings for s in described], np.float32)),
+        psf=torch.from_numpy(np.stack([psf_image(s, SIDE) for s in described])),
         mag_of_sigma=torch.tensor([float(s.mag(s.sky_rms)) for s in described]),
         electrons_of_sigma=torch.tensor([s.sky_rms * s.gain for s in described]),
         **(column | {"group": column["group"].long(), "side": column["side"].long()}),

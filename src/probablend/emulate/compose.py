@@ -107,6 +107,10 @@ class SceneConfig:
         Share of scenes of which it is told how much of a point source's light lies in its wings.
         If there are any, width and wings are told as well as stars of an image tell them: the width
         of the PSF of every scene is off by up to some three per cent.
+    psf_fraction : float
+        Share of scenes of which the PSF is told, pixel by pixel, and then its width and wings as
+        they are. If there are any, all stamps of a scene are turned and flipped in one way, its
+        PSF with them; otherwise each in its own.
     mag_range : tuple of float
         Brightest and faintest AB magnitude.
     """
@@ -132,6 +136,7 @@ class SceneConfig:
     damaged_fraction: float = 0.0
     sky_fraction: float = 0.0
     wings_fraction: float = 0.0
+    psf_fraction: float = 0.0
     mag_range: tuple[float, float] = (18.5, 26.0)
 
     def __post_init__(self) -> None:
@@ -151,6 +156,7 @@ class SceneConfig:
             "damaged_fraction",
             "sky_fraction",
             "wings_fraction",
+            "psf_fraction",
         ):
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(f"{key} must lie between 0 and 1; got {getattr(self, key)}")
@@ -254,6 +260,8 @@ class SceneBatch:
         :func:`~probablend.correlation.noise_factors`. White if not given.
     psf_wings : Tensor, shape (scene, 3), optional
         See :func:`~probablend.psf.light_in_wings`; NaN of a scene where they are not told.
+    psf_image : Tensor, shape (scene, 41, 41), optional
+        See :class:`~probablend.psf.PSF`; NaN of a scene where it is not told.
     """
 
     image: Tensor
@@ -264,6 +272,7 @@ class SceneBatch:
     footprints: Tensor = field(default_factory=lambda: torch.empty(2, 0, dtype=torch.int64))
     noise_factors: Tensor | None = None
     psf_wings: Tensor | None = None
+    psf_image: Tensor | None = None
 
     @property
     def known(self) -> dict[str, Tensor | None]:
@@ -272,6 +281,7 @@ class SceneBatch:
             "psf_fwhm": self.psf_fwhm,
             "noise_factors": self.noise_factors,
             "psf_wings": self.psf_wings,
+            "psf_image": self.psf_image,
         }
 
 
@@ -406,7 +416,11 @@ def draw_batch(
         nearest = order[first.clamp(max=len(order) - 1)]
         shift = torch.where(chosen[:, None], away[nearest], 0.0)
         centre = centre + shift[scene]
-    turns = (uniform(len(scene), 3) < 0.5).unbind(1)
+    turned = uniform(len(scene), 3) < 0.5
+    if config.psf_fraction:
+        of_scene = uniform(n, 3) < 0.5
+        turned = of_scene[scene]
+    turns = turned.unbind(1)
     noise = torch.randn(n, config.size, config.size, generator=generator, device=device)
     if config.correlated_fraction:
         correlated = uniform(n) < config.correlated_fraction
@@ -438,7 +452,24 @@ def draw_batch(
         wings = torch.where(told, bank.psf_wings[survey] + unsure[:, 1:], torch.nan)
         fwhm = batch.psf_fwhm * unsure[:, 0].exp()
         batch = replace(batch, psf_fwhm=fwhm, psf_wings=wings)
+    if config.psf_fraction:
+        known = uniform(n) < config.psf_fraction
+        image = _turned(bank.psf[survey], of_scene)
+        image = torch.where(known[:, None, None], image, torch.nan)
+        fwhm = torch.where(known, bank.psf_fwhm[survey], batch.psf_fwhm)
+        wings = bank.psf_wings[survey]
+        told = torch.full_like(wings, torch.nan) if batch.psf_wings is None else batch.psf_wings
+        wings = torch.where(known[:, None], wings, told)
+        batch = replace(batch, psf_fwhm=fwhm, psf_wings=wings, psf_image=image)
     return batch
+
+
+def _turned(image: Tensor, turned: Tensor) -> Tensor:
+    """Images (scene, y, x) turned as stamps are; (scene, 3) as ``turns`` of :func:`compose`."""
+    swap, flip_y, flip_x = turned[:, :, None, None].unbind(1)
+    image = torch.where(swap, image.mT, image)
+    image = torch.where(flip_y, image.flip(1), image)
+    return torch.where(flip_x, image.flip(2), image)
 
 
 def _as_usual(scale: Tensor, config: SceneConfig) -> Tensor:

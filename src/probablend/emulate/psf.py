@@ -9,7 +9,7 @@ import numpy as np
 from astropy.io import fits
 from scipy.optimize import brentq
 
-from probablend.psf import PSF, clean_psf, half_maximum_width, interpolated, light_in_wings
+from probablend.psf import PSF, SIDE, clean_psf, half_maximum_width, interpolated, light_in_wings
 from probablend.survey import Survey
 
 __all__ = ["moffat_beta", "psf_image", "psf_images_in", "psf_profile", "survey_psf"]
@@ -171,4 +171,5 @@ def survey_psf(survey: Survey) -> PSF:
         nx=side, ny=side, scale=fwhm / _FINER, method="no_pixel"
     )  # fmt: skip
     wings = light_in_wings(drawn.array, _FINER, total=1.0, pixel=0.0)
-    return PSF(fwhm=survey.psf_fwhm_pixels, wings=tuple(wings.tolist()))
+    seen = psf_image(survey, SIDE)
+    return PSF(fwhm=survey.psf_fwhm_pixels, wings=tuple(wings.tolist()), image=seen)

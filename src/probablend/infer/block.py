@@ -92,6 +92,7 @@ def process_block(folder: str, number: int) -> int:
     psf_fwhm = plan["psf_fwhm"]
     if isinstance(settings.psf_fwhm, str):
         psf_fwhm = usable_psf_map(settings.open("psf_fwhm").read(*outer), prepared.mask)
+    psf_image = None if plan["psf_image"] is None else np.array(plan["psf_image"], np.float32)
     borders = (outer[0].start == 0, outer[0].stop == shape[0],
                outer[1].start == 0, outer[1].stop == shape[1])  # fmt: skip
     window = Window(tile.origin_yx, borders)
@@ -103,7 +104,8 @@ def process_block(folder: str, number: int) -> int:
     result = segment_prepared(
         network, meta, prepared, data, n_samples=settings.n_samples, seed=settings.seed,
         device=resolve_device(settings.device), wcs=wcs, psf_fwhm=psf_fwhm,
-        psf_wings=plan["psf_wings"], noise_factors=tuple(plan["noise_factors"]),
+        psf_wings=plan["psf_wings"], psf_image=psf_image,
+        noise_factors=tuple(plan["noise_factors"]),
         zeropoint=plan["zeropoint"], min_p_source=settings.min_p_source, window=window,
         tile_size=_TILE,
     )  # fmt: skip

@@ -39,6 +39,7 @@ from probablend.infer.psf import measure_psf
 from probablend.infer.segment import (
     assumed_psf_fwhm,
     check_numbers,
+    known_image,
     known_wings,
     model_name,
     say_psf,
@@ -47,6 +48,7 @@ from probablend.infer.segment import (
 from probablend.infer.sources import N_DRAWS
 from probablend.infer.tiles import Tile, cover
 from probablend.models.field import FieldNetwork, check_precision
+from probablend.models.fit import REACH
 from probablend.psf import PSF
 from probablend.zarrs import check_zarr
 
@@ -194,7 +196,7 @@ def begin(settings: StreamSettings, work: Path, *, resume: bool, overwrite: bool
             raise FileNotFoundError(f"{work.parent} holds no unfinished run: start one")
         plan: dict[str, Any] = json.loads((work / "plan.json").read_text())
         check_same(wanted, plan["settings"], work.parent)
-        if "psf_wings" not in plan:
+        if "psf_image" not in plan:
             raise ValueError(f"{work.parent} was begun by an earlier version: overwrite it")
         return plan
     if (work / "plan.json").exists() and not overwrite:
@@ -224,15 +226,16 @@ def begin(settings: StreamSettings, work: Path, *, resume: bool, overwrite: bool
     if known is not None:
         say_psf(known, network)
     psf, noise_factors, background = _decide(settings, image, meta, known)
-    fwhm, wings = psf.fwhm, known_wings(psf, network)
+    fwhm, wings, psf_image = psf.fwhm, known_wings(psf, network), known_image(psf, psf.fwhm)
     plan = {
         "settings": wanted,
         "shape": [n_y, n_x],
         "side": settings.side,
-        "halo": -(-(network.halo + MARGIN) // network.config.stride) * network.config.stride,
+        "halo": _halo(network),
         "stride": network.config.stride,
         "psf_fwhm": fwhm,
         "psf_wings": wings,
+        "psf_image": None if psf_image is None else psf_image.tolist(),
         "noise_factors": noise_factors,
         "background": background,
         "zeropoint": image.zeropoint if settings.zeropoint is None else settings.zeropoint,
@@ -340,12 +343,19 @@ def check_same(wanted: dict[str, Any], earlier: dict[str, Any], folder: Path) ->
         )
 
 
+def _halo(network: FieldNetwork) -> int:
+    """Pixels around a block that its answer depends on."""
+    stride = network.config.stride
+    reach = network.halo + MARGIN + (REACH if network.config.fits else 0)
+    return -(-reach // stride) * stride
+
+
 def _decide(
     settings: StreamSettings, image: ImageFile, meta: dict[str, Any], known: PSF | None
 ) -> tuple[PSF, tuple[float, float], str]:
     """PSF, correlation of the noise and kind of background of the whole image."""
     if isinstance(settings.psf_fwhm, float | int):
-        known = PSF(fwhm=settings.psf_fwhm, wings=None if known is None else known.wings)
+        known = replace(known or PSF(fwhm=1.0), fwhm=settings.psf_fwhm)
     psf = known
     widths: list[float] = []
     background = settings.background

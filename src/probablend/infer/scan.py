@@ -2,6 +2,8 @@
 
 A tile reads a halo as wide as the network's reach and answers for its core, so that the
 result does not depend on the tiling. Every source belongs to the tile in whose core it lies.
+What tiles have seen at positions is put together before anything is fitted: neighbours count that
+lie in other tiles.
 """
 
 from collections import deque
@@ -18,7 +20,9 @@ from probablend.correlation import WHITE
 from probablend.emulate.classes import PixelClass
 from probablend.infer.tiles import WHOLE, Tile, Window, cover
 from probablend.models.distribution import Drawn, SegmentationNetwork
-from probablend.models.field_distribution import FieldDistribution
+from probablend.models.field import FieldNetwork
+from probablend.models.field_distribution import NEIGHBOUR, FieldDistribution
+from probablend.models.fit import fit_sources
 
 __all__ = ["DRAWS_PER_SAMPLE", "Found", "Scan", "scan_image"]
 
@@ -71,6 +75,37 @@ class Found:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Places:
+    """Positions and what is seen there: as of :class:`Found`, before anything is said of it."""
+
+    y: np.ndarray
+    x: np.ndarray
+    pixel: np.ndarray
+    row: np.ndarray
+    strangeness: np.ndarray
+    seen: Tensor
+    detected: bool
+
+    @classmethod
+    def joined(cls, parts: Sequence["_Places"]) -> "_Places":
+        """Those of all tiles, lowest first; the order does not depend on the tiling."""
+        pixel = np.concatenate([part.pixel for part in parts])
+        order = np.lexsort((pixel[:, 1], pixel[:, 0]))
+
+        def all_of(name: str) -> np.ndarray:
+            return np.concatenate([getattr(part, name) for part in parts])[order]
+
+        return cls(
+            y=all_of("y"), x=all_of("x"), pixel=pixel[order], row=all_of("row"),
+            strangeness=all_of("strangeness"), detected=parts[0].detected,
+            seen=torch.cat([part.seen for part in parts])[torch.from_numpy(order)],
+        )  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scan:
     """What a pass over an image gives.
 
@@ -102,6 +137,7 @@ def scan_image(
     seed: int,
     psf_fwhm: float | np.ndarray,
     psf_wings: Sequence[float] | None = None,
+    psf_image: np.ndarray | None = None,
     noise_factors: tuple[float, float] = WHITE,
     positions: np.ndarray | None = None,
     tile_size: int,
@@ -123,6 +159,8 @@ def scan_image(
         Pixels; of the image, or of every pixel.
     psf_wings : sequence of 3 float, optional
         How much light lies in the wings of the PSF, see :func:`~probablend.psf.light_in_wings`.
+    psf_image : ndarray, shape (41, 41), optional
+        Of the PSF, see :class:`~probablend.psf.PSF`.
     noise_factors : tuple of float
         How correlated the noise is, see :func:`~probablend.correlation.noise_factors`.
     positions : ndarray, shape (source, 2), optional
@@ -152,7 +190,7 @@ def scan_image(
 
     wings = None if psf_wings is None else torch.tensor([psf_wings], device=device)
 
-    def look(tile: Tile) -> tuple[Drawn, Found | None]:
+    def look(tile: Tile) -> tuple[Drawn, list[_Places]]:
         image = torch.from_numpy(signal[tile.outer].copy())[None, None]
         image = image.to(device=device, memory_format=torch.channels_last)
         width = psf_fwhm[tile.outer] if isinstance(psf_fwhm, np.ndarray) else psf_fwhm
@@ -164,21 +202,30 @@ def scan_image(
         distribution = distribution.at(_in_image(tile.origin_yx, window))
         drawn = distribution.draw(n_samples, DRAWS_PER_SAMPLE, inner=tile.inner, seed=seed)
         if isinstance(distribution, FieldDistribution):
-            return drawn, _sources(distribution, tile, positions)
-        return drawn, None
+            peaks = distribution.candidates()
+            y, x = (v.cpu().double().numpy() for v in (peaks.y, peaks.x))
+            pixel = np.stack([peaks.row.cpu().numpy(), peaks.column.cpu().numpy()], axis=1)
+            top_left = np.array(tile.origin_yx)
+            places = [_seen(distribution, tile, np.stack([y, x], axis=1) + top_left,
+                            pixel + top_left, detected=True)]  # fmt: skip
+            if positions is not None:
+                pixel = np.floor(positions + 0.5).astype(int)
+                places.append(_seen(distribution, tile, positions, pixel, detected=False))
+            return drawn, places
+        return drawn, []
 
     done = 0
-    found = []
+    found: list[list[_Places]] = []
     with closing(_side_by_side(look, tiles, device)) as seen:
-        for tile, (drawn, here) in zip(tiles, seen, strict=True):
+        for tile, (drawn, places) in zip(tiles, seen, strict=True):
             for known, (y, x) in zip(blends, drawn.blends, strict=True):
                 here_yx = np.stack([y + tile.core[0].start, x + tile.core[1].start])
                 known.append(here_yx.astype(np.int32))
             samples[(slice(None), *tile.core)] = drawn.samples
             p_galaxy[tile.core] = 1 - drawn.mean[PixelClass.SKY]
             p_blend[tile.core] = drawn.mean[PixelClass.BLEND]
-            if here is not None:
-                found.append(here)
+            if places:
+                found.append(places)
             done += p_galaxy[tile.core].size
             if progress:
                 progress(done, signal.size)
@@ -187,18 +234,25 @@ def scan_image(
     for parts in blends:
         draws.append(tuple(np.concatenate(parts, axis=1)))
         parts.clear()
+    said = None
+    if found:
+        assert isinstance(network, FieldNetwork)
+        peaks, *asked = (_Places.joined(parts) for parts in zip(*found, strict=True))
+        said = _said(
+            network, signal, peaks, asked[0] if asked else peaks, wings=wings, psf_image=psf_image
+        )
     return Scan(
         p_galaxy=np.clip(p_galaxy, 0, 1),
         p_blend=np.clip(p_blend, 0, 1),
         samples=samples,
         draws=draws,
-        found=_in_order(found) if found else None,
+        found=said,
     )
 
 
 def _side_by_side(
-    look: Callable[[Tile], tuple[Drawn, Found | None]], tiles: list[Tile], device: torch.device
-) -> Generator[tuple[Drawn, Found | None]]:
+    look: Callable[[Tile], tuple[Drawn, list[_Places]]], tiles: list[Tile], device: torch.device
+) -> Generator[tuple[Drawn, list[_Places]]]:
     """What is seen in each tile, in order; on the CPU, a few at a time that share the threads.
 
     Drawing is many small steps, which one thread takes as fast as several: tiles side by side keep
@@ -211,13 +265,13 @@ def _side_by_side(
         return
 
     @torch.inference_mode()
-    def alone(tile: Tile) -> tuple[Drawn, Found | None]:
+    def alone(tile: Tile) -> tuple[Drawn, list[_Places]]:
         torch.set_num_threads(n_threads // n_workers)  # of this worker
         return look(tile)
 
     try:
         with ThreadPoolExecutor(n_workers) as pool:
-            waiting: deque[Future[tuple[Drawn, Found | None]]] = deque()
+            waiting: deque[Future[tuple[Drawn, list[_Places]]]] = deque()
             for tile in tiles:  # no more than are worked on: memory
                 waiting.append(pool.submit(alone, tile))
                 if len(waiting) >= n_workers:
@@ -232,45 +286,55 @@ def _in_image(pixel: tuple[int, int], window: Window) -> tuple[int, int]:
     return pixel[0] + window.origin_yx[0], pixel[1] + window.origin_yx[1]
 
 
-def _sources(said: FieldDistribution, tile: Tile, positions: np.ndarray | None) -> Found:
-    """Sources whose pixel lies in the core of a tile."""
-    top, left = tile.origin_yx
-    if positions is None:
-        peaks = said.candidates()
-        y, x = peaks.y.cpu().double().numpy() + top, peaks.x.cpu().double().numpy() + left
-        pixel_y, pixel_x = peaks.row.cpu().numpy() + top, peaks.column.cpu().numpy() + left
-    else:
-        y, x = positions.T.astype(float)
-        pixel_y, pixel_x = (np.floor(v + 0.5).astype(int) for v in (y, x))
+def _seen(
+    said: FieldDistribution, tile: Tile, at: np.ndarray, pixel: np.ndarray, *, detected: bool
+) -> _Places:
+    """What is seen at those positions whose pixel lies in the core of a tile; (y, x) of each."""
     rows, columns = tile.core
-    own = (pixel_y >= rows.start) & (pixel_y < rows.stop)
-    own &= (pixel_x >= columns.start) & (pixel_x < columns.stop)
+    own = (pixel[:, 0] >= rows.start) & (pixel[:, 0] < rows.stop)
+    own &= (pixel[:, 1] >= columns.start) & (pixel[:, 1] < columns.stop)
     index = np.flatnonzero(own)
     device = said.heat_logits.device
-    at_y, at_x = (torch.from_numpy((v[index] - o).astype(np.float32)).to(device)
-                  for v, o in ((y, top), (x, left)))  # fmt: skip
+    in_tile = torch.from_numpy((at[index] - np.array(tile.origin_yx)).astype(np.float32))
+    y, x = in_tile.to(device).unbind(1)
     scene = torch.zeros(len(index), dtype=torch.long, device=device)
-    context = said.context(scene, at_y, at_x, detected=positions is None)
+    return _Places(
+        y=at[index, 0], x=at[index, 1], pixel=pixel[index], row=index, detected=detected,
+        strangeness=said.strangeness(scene, y, x).cpu().double().numpy(),
+        seen=said.seen(scene, y, x),
+    )  # fmt: skip
+
+
+def _said(
+    network: FieldNetwork,
+    signal: np.ndarray,
+    peaks: _Places,
+    asked: _Places,
+    *,
+    wings: Tensor | None,
+    psf_image: np.ndarray | None,
+) -> Found:
+    """What is said of positions, of which ``peaks`` may be the neighbours, or the same."""
+    fits = None
+    if network.config.fits:
+        image = torch.from_numpy(signal)[None].to(peaks.seen)
+        psf = None if psf_image is None else torch.from_numpy(psf_image)[None].to(peaks.seen)
+        others, likely = network.first_look(*_at(peaks), peaks.seen, detected=True)
+        sources = others
+        if asked is not peaks:
+            sources, _ = network.first_look(*_at(asked), asked.seen, detected=False)
+        near = None if wings is None else wings[:, 0]
+        fits = fit_sources(image, sources, others.keep(likely > NEIGHBOUR), psf, near)
+    context = network.context(asked.seen, detected=asked.detected, fits=fits)
     # The kind of a source is learnt at positions from elsewhere.
-    given = said.context(scene, at_y, at_x, detected=False)
-    exists = said.network.kinds(context)[:, 0].sigmoid().cpu().double().numpy()
-    star = said.network.kinds(given)[:, 1].sigmoid().cpu().double().numpy()
-    strangeness = said.strangeness(scene, at_y, at_x).cpu().double().numpy()
-    pixel = np.stack([pixel_y, pixel_x], axis=1)[index]
-    return Found(y=y[index], x=x[index], p_source=exists, p_star=star, context=context,
-                 strangeness=strangeness, pixel=pixel, row=index)  # fmt: skip
+    given = network.context(asked.seen, detected=False, fits=fits)
+    exists = network.kinds(context)[:, 0].sigmoid().cpu().double().numpy()
+    star = network.kinds(given)[:, 1].sigmoid().cpu().double().numpy()
+    return Found(y=asked.y, x=asked.x, p_source=exists, p_star=star, context=context,
+                 strangeness=asked.strangeness, pixel=asked.pixel, row=asked.row)  # fmt: skip
 
 
-def _in_order(parts: list[Found]) -> Found:
-    """Sources of all tiles, lowest first; the order does not depend on the tiling."""
-    whole = Found(
-        y=np.concatenate([p.y for p in parts]),
-        x=np.concatenate([p.x for p in parts]),
-        p_source=np.concatenate([p.p_source for p in parts]),
-        p_star=np.concatenate([p.p_star for p in parts]),
-        context=torch.cat([p.context for p in parts]),
-        strangeness=np.concatenate([p.strangeness for p in parts]),
-        pixel=np.concatenate([p.pixel for p in parts]),
-        row=np.concatenate([p.row for p in parts]),
-    )
-    return whole.keep(np.lexsort((whole.pixel[:, 1], whole.pixel[:, 0])))
+def _at(places: _Places) -> tuple[Tensor, Tensor, Tensor]:
+    """Scene, y and x, as the network takes them."""
+    y, x = (torch.from_numpy(v).to(places.seen) for v in (places.y, places.x))
+    return torch.zeros(len(y), dtype=torch.long, device=y.device), y, x

@@ -376,6 +376,7 @@ def segment(
     result = segment_prepared(
         network.to(where), meta, prepared, data, n_samples=n_samples, seed=seed, device=where,
         wcs=data.wcs, psf_fwhm=psf_fwhm, psf_wings=known_wings(known, network),
+        psf_image=known_image(known, psf_fwhm),
         noise_factors=prepared.noise_factors,
         zeropoint=data.zeropoint, min_p_source=min_p_source, positions=positions,
         tile_size=tile_size, progress=progress,
@@ -393,6 +394,11 @@ def known_wings(psf: PSF | None, network: SegmentationNetwork) -> tuple[float, .
     """What a network is told of the wings of a PSF; None if nothing is, or can be."""
     knows = getattr(network.config, "knows_psf", False)
     return psf.wings if psf is not None and knows else None
+
+
+def known_image(psf: PSF | None, psf_fwhm: float | np.ndarray) -> np.ndarray | None:
+    """The image of a PSF, if it is that of the whole image."""
+    return None if psf is None or isinstance(psf_fwhm, np.ndarray) else psf.image
 
 
 def say_psf(psf: PSF, network: Any) -> None:
@@ -457,6 +463,7 @@ def segment_prepared(
     wcs: WCS | None,
     psf_fwhm: float | np.ndarray,
     psf_wings: Sequence[float] | None,
+    psf_image: np.ndarray | None,
     noise_factors: tuple[float, float],
     zeropoint: float | None,
     min_p_source: float,
@@ -479,6 +486,8 @@ def segment_prepared(
         Which part of a larger image this is. Positions and ``wcs`` are those of the part.
     psf_wings : sequence of 3 float or None
         How much light lies in the wings of its PSF, if that is known.
+    psf_image : ndarray, shape (41, 41), or None
+        Of its PSF, if that is known.
     noise_factors : tuple of float
         How correlated the noise of the image is.
     n_samples, seed, device, wcs, psf_fwhm, zeropoint, min_p_source, positions, tile_size, progress
@@ -491,6 +500,7 @@ def segment_prepared(
         seed=seed,
         psf_fwhm=psf_fwhm,
         psf_wings=psf_wings,
+        psf_image=psf_image,
         noise_factors=noise_factors,
         positions=positions,
         tile_size=tile_size,

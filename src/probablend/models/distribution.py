@@ -207,5 +207,6 @@ class SegmentationNetwork(Network):
         psf_fwhm: Tensor | None = None,
         noise_factors: Tensor | None = None,
         psf_wings: Tensor | None = None,
+        psf_image: Tensor | None = None,
     ) -> SegmentationDistribution:
         """Distribution over the class maps of images (batch, band, y, x), in units of noise."""

@@ -11,7 +11,8 @@ A U-Net on an unshuffled grid that knows the PSF. Three things are read off its 
 - *centres*: a heatmap, whose peaks are candidates;
 - *sources*: from features gathered at a position, on all scales, the probability that there
   is a source and that it is a star, and a normalizing flow over its parameters
-  (:mod:`probablend.models.source`).
+  (:mod:`probablend.models.source`). It may look twice: what it says first is where fits of
+  profiles start, and then it is told what these say (:mod:`probablend.models.fit`).
 
 Nothing looks further than the receptive field: tiles agree.
 """
@@ -31,8 +32,9 @@ from probablend.models.distribution import SegmentationNetwork
 from probablend.models.familiar import Familiarity
 from probablend.models.field_distribution import FieldDistribution
 from probablend.models.field_loss import looked_for, partners, training_loss
+from probablend.models.fit import N_FITTED, Fits, Guess
 from probablend.models.light import STEEP
-from probablend.models.source import SourceFlow
+from probablend.models.source import N_TRUSTED, PARAMETERS, SourceFlow, stretch, to_physical
 from probablend.models.unet import UNetConfig, pad_to_stride, receptive_radius
 from probablend.psf import N_WINGS
 
@@ -42,6 +44,7 @@ PRECISIONS = ("single", "bfloat16")
 
 _MOST_CORRELATED = (2.5, 4.0)  # noise factors; hardly a training scene has more
 _MOST_WINGS = (-0.45, -0.25, -0.125)  # logarithms of light; hardly a PSF in training has more
+_FARTHEST, _OFF = 30.0, 3.0  # free parameters, and pixels, where fits start
 _CERTAIN = 0.995  # cells this sure to be sky are not drawn
 
 
@@ -79,6 +82,8 @@ class FieldNetworkConfig(UNetConfig):
         Whether it is told, beside that, how rough the sky is.
     knows_psf : bool
         Whether it can be told how much of a point source's light lies in the wings of the PSF.
+    fits : bool
+        Whether profiles are fitted to sources, and it is told what the fits say.
     n_sectors : int
         Sectors around a position whose light is compared with that on the other side; 0 for no
         such comparison.
@@ -99,6 +104,7 @@ class FieldNetworkConfig(UNetConfig):
     knows_noise: bool = False
     knows_sky: bool = False
     knows_psf: bool = False
+    fits: bool = False
     n_sectors: int = 0
     flow_hidden: tuple[int, ...] = (128, 128)
 
@@ -111,6 +117,8 @@ class FieldNetworkConfig(UNetConfig):
             raise ValueError(f"apertures must be positive; got {self.apertures}")
         if self.knows_sky and not self.knows_noise:
             raise ValueError("knows_sky goes beyond knows_noise: set both")
+        if self.fits and not self.photometry:
+            raise ValueError("fits are told to the photometry: set both")
         if self.n_sectors < 0 or self.n_sectors % 2:
             raise ValueError(f"n_sectors must be even, 0 or more; got {self.n_sectors}")
         if not self.latent_spacings or min(self.latent_spacings) < 2:
@@ -150,7 +158,8 @@ class PointwiseHead(nn.Module):
 def _told(config: FieldNetworkConfig) -> list[int]:
     """Numbers per source that a first version of this network was not told; they come last."""
     symmetric = len(config.apertures) * (config.n_sectors > 0)
-    return [config.n_noise_factors, symmetric, symmetric, config.knows_psf * (N_WINGS + 1)]
+    wings = config.knows_psf * (N_WINGS + 1)
+    return [config.n_noise_factors, symmetric, symmetric, wings, config.fits * N_FITTED]
 
 
 class Photometry(nn.Module):
@@ -158,10 +167,13 @@ class Photometry(nn.Module):
 
     Sums are linear and precise, features of a convolution are not. What a profile holds beyond
     its weights shows in their ratios; which of them a neighbour spoils, in the features and in
-    how much of the light has a counterpart on the other side of the centre.
+    how much of the light has a counterpart on the other side of the centre. If profiles are
+    fitted, theirs is one more of these sums; and how far they are to be trusted for size, shape and
+    place is said too.
     """
 
     _WIDTH = 128
+    _DOUBT = -1.5  # of fits at first
 
     def __init__(self, config: FieldNetworkConfig) -> None:
         super().__init__()
@@ -170,16 +182,36 @@ class Photometry(nn.Module):
             nn.Linear(2 * n + config.context + sum(_told(config)), self._WIDTH), nn.SiLU(),
             nn.Linear(self._WIDTH, self._WIDTH), nn.SiLU(),
         )  # fmt: skip
-        self.outer = nn.Linear(self._WIDTH, n + 1)
+        self.n_sums, self.fits = n, config.fits
+        self.outer = nn.Linear(self._WIDTH, n + 1 + config.fits * (1 + N_TRUSTED))
         nn.init.zeros_(self.outer.weight)
         nn.init.zeros_(self.outer.bias)
+        with torch.no_grad():
+            self.outer.bias[n + 1 :] = self._DOUBT
 
-    def forward(self, sums: Tensor, log_fwhm: Tensor, context: Tensor, told: Tensor) -> Tensor:
-        """(source,) from (source, aperture), arcsinh, and what else is known of each."""
+    def forward(
+        self, sums: Tensor, log_fwhm: Tensor, context: Tensor, told: Tensor, fits: Fits | None
+    ) -> Tensor:
+        """(source, 1 or 11) from (source, aperture), arcsinh, and what else is known of each.
+
+        Ln flux; then, if profiles may be fitted, trust in them and what they say, as
+        :class:`~probablend.models.source.SourceFlow` takes both.
+        """
         steps = STEEP * sums.diff(dim=1)
         seen = torch.cat([(sums - 5) / 2.5, steps, log_fwhm, context, told], dim=1)
         said = self.outer(self.inner(seen))
-        return (said[:, :-1].softmax(dim=1) * sums).sum(dim=1) + said[:, -1]
+        weight, missed = said[:, : self.n_sums], said[:, self.n_sums]
+        if fits is not None:
+            sums = torch.cat([sums, fits.value[:, :1] + math.log(2)], dim=1)  # arcsinh, as others
+            weight = torch.cat([weight, said[:, self.n_sums + 1, None]], dim=1)
+        ln_flux = ((weight.softmax(dim=1) * sums).sum(dim=1) + missed)[:, None]
+        if not self.fits:
+            return ln_flux
+        if fits is None:
+            return torch.cat([ln_flux, ln_flux.new_zeros(len(sums), 2 * N_TRUSTED)], dim=1)
+        _, ln_hlr, g1, g2, y, x, _ = fits.value.unbind(1)
+        fitted = torch.stack([ln_hlr, *stretch(g1, g2), y, x], dim=1)
+        return torch.cat([ln_flux, said[:, self.n_sums + 2 :].sigmoid(), fitted], dim=1)
 
 
 class FieldNetwork(SegmentationNetwork):
@@ -218,7 +250,9 @@ class FieldNetwork(SegmentationNetwork):
         self.gather = nn.Sequential(*layers, nn.Linear(widths[-1], config.context))
         self.photometry = Photometry(config) if config.photometry else None
         self.kind = nn.Linear(config.context, 2)  # logits: a source, a star
-        self.flow = SourceFlow(config.context, hidden=config.flow_hidden, shifted=config.photometry)
+        self.flow = SourceFlow(
+            config.context, hidden=config.flow_hidden, shifted=config.photometry, fitted=config.fits
+        )
         self.familiar = Familiarity(channels[-1])
 
     def use_precision(self, precision: str) -> None:
@@ -232,6 +266,65 @@ class FieldNetwork(SegmentationNetwork):
         """
         check_precision(precision)
         self.narrow = precision == "bfloat16"
+
+    def context(self, seen: Tensor, *, detected: bool, fits: Fits | None = None) -> Tensor:
+        """What posteriors are conditioned on.
+
+        Parameters
+        ----------
+        seen : Tensor, shape (source, channel)
+            Of :meth:`~probablend.models.field_distribution.FieldDistribution.seen`.
+        detected : bool
+            Where positions come from: a peak of this very image leans towards the noise, a position
+            from elsewhere does not.
+        fits : Fits, optional
+            What fits say; nothing, if it looks for the first time.
+
+        Returns
+        -------
+        Tensor, shape (source, channel)
+            What photometry says comes last, if there is one.
+        """
+        config = self.config
+        n, n_told = len(config.apertures), sum(_told(config)[:-1])
+        features, sums, log_fwhm, told = seen.split(
+            [seen.shape[1] - n - 1 - n_told, n, 1, n_told], dim=1
+        )
+        if config.fits:
+            empty = seen.new_zeros(len(seen), N_FITTED)
+            told = torch.cat([told, empty if fits is None else fits.summary], dim=1)
+        origin = torch.full_like(log_fwhm, float(detected))
+        context = F.silu(self.gather(torch.cat([features, sums, log_fwhm, origin, told], dim=1)))
+        if self.photometry is None:
+            return context
+        more = self.photometry(sums, log_fwhm, context, told, fits)
+        return torch.cat([context, more], dim=1)
+
+    @torch.no_grad()
+    def first_look(
+        self, scene: Tensor, y: Tensor, x: Tensor, seen: Tensor, *, detected: bool
+    ) -> tuple[Guess, Tensor]:
+        """Where fits start, and the probability that there is a source.
+
+        Parameters
+        ----------
+        scene : Tensor of int64, shape (source,)
+            Image of each position.
+        y, x : Tensor, shape (source,)
+            Positions, pixels.
+        seen, detected
+            See :meth:`context`.
+        """
+        context = self.context(seen, detected=detected)
+        middle = context.new_zeros(1, len(context), len(PARAMETERS))
+        free = self.flow.invert(context, middle)[0]  # what the flow makes of its own middle
+        # A first look may be wild, where a network has learnt little.
+        free = free.nan_to_num().clamp(-_FARTHEST, _FARTHEST)
+        _, _, g1, g2, dy, dx, *_ = to_physical(free).unbind(-1)
+        dy, dx = (d.clamp(-_OFF, _OFF) for d in (dy, dx))
+        fwhm = seen[:, -1 - sum(_told(self.config)[:-1])].exp()
+        guess = Guess(scene, y + dy, x + dx, free[:, 0], free[:, 1], g1, g2, fwhm)
+        return guess, self.kinds(context)[:, 0].sigmoid()
 
     def kinds(self, context: Tensor) -> Tensor:
         """Logits that there is a source, and that it is a star, (source, 2)."""
@@ -282,6 +375,7 @@ class FieldNetwork(SegmentationNetwork):
         psf_fwhm: Tensor | None = None,
         noise_factors: Tensor | None = None,
         psf_wings: Tensor | None = None,
+        psf_image: Tensor | None = None,
     ) -> FieldDistribution:
         """What can be said of images.
 
@@ -300,6 +394,8 @@ class FieldNetwork(SegmentationNetwork):
         psf_wings : Tensor, shape (batch, 3), optional
             How much light lies in the wings of the PSF, see
             :func:`~probablend.psf.light_in_wings`; NaN, or not given, where that is not known.
+        psf_image : Tensor, shape (batch, 41, 41), optional
+            See :class:`~probablend.psf.PSF`; NaN, or not given, where it is not known.
         """
         n_y, n_x = image.shape[-2:]
         config = self.config
@@ -332,6 +428,8 @@ class FieldNetwork(SegmentationNetwork):
             log_fwhm=log_fwhm,
             log_noise=log_noise,
             wings=self._wings(image, psf_wings),
+            near_wings=None if psf_wings is None else psf_wings[:, 0].to(image),
+            psf_image=None if psf_image is None else psf_image.to(image),
             shape_yx=(n_y, n_x),
             stride=config.stride,
             correlation=config.correlation,

@@ -20,14 +20,17 @@ from probablend.models.distribution import (
 )
 from probablend.models.familiar import spread_of
 from probablend.models.fields import gaussian_fields
+from probablend.models.fit import Guess, fit_sources
 from probablend.models.light import STEEP, gather, light, light_by_sector, symmetric
 from probablend.models.source import SourcePosterior
 
 if TYPE_CHECKING:
     from probablend.models.field import FieldNetwork
 
-__all__ = ["Candidates", "FieldDistribution"]
+__all__ = ["NEIGHBOUR", "Candidates", "FieldDistribution"]
 
+NEIGHBOUR = 0.3  # peaks that are sources with this probability are modelled as neighbours
+_MOST_NEIGHBOURS = 128  # in a scene of a batch
 _HEAT_LEVEL = 0.05  # peaks below are no candidates
 
 
@@ -68,6 +71,12 @@ class FieldDistribution(SegmentationDistribution):
         Logarithms of the noise factors that the network knows.
     wings : Tensor, shape (batch, 0 or 4)
         Whether the wings of the PSF are known, and how much light lies in them.
+    near_wings : Tensor, shape (batch,), optional
+        The first number of the wings as it was told.
+    psf_image : Tensor, shape (batch, 41, 41), optional
+        Of the PSF, as it was told.
+    fitting : bool
+        Whether profiles are fitted, if the network has a use for it.
     """
 
     network: "FieldNetwork"
@@ -78,6 +87,9 @@ class FieldDistribution(SegmentationDistribution):
     log_fwhm: Tensor
     log_noise: Tensor
     wings: Tensor
+    near_wings: Tensor | None = None
+    psf_image: Tensor | None = None
+    fitting: bool = True
 
     def _to_map(self, cells: Tensor) -> Tensor:
         """(batch, y', x', class · stem²) → (batch, class, y, x), cut to the image."""
@@ -239,12 +251,8 @@ class FieldDistribution(SegmentationDistribution):
         row, column = (v.round().long().clamp(0, n - 1) for v, n in ((y, n_y), (x, n_x)))
         return self.log_fwhm[scene, row, column]
 
-    def context(self, scene: Tensor, y: Tensor, x: Tensor, *, detected: bool) -> Tensor:
-        """What is seen at positions, (source, channel); ln flux last if photometry finds it.
-
-        ``detected`` says where a position comes from: a peak of this very image leans towards
-        the noise, a position from elsewhere does not.
-        """
+    def seen(self, scene: Tensor, y: Tensor, x: Tensor) -> Tensor:
+        """What is seen at positions, (source, channel): features, sums of light, what is told."""
         config = self.network.config
         stem = config.stem
         # The 3 × 3 cells around on the finest level; one look-up, whose gradient is one sum.
@@ -266,13 +274,30 @@ class FieldDistribution(SegmentationDistribution):
             sums = torch.asinh(light(self.image, scene, y, x, config.apertures))
         told.append(self.wings[scene])
         log_fwhm = self.log_fwhm_at(scene, y, x)[:, None]
-        origin = torch.full_like(y, float(detected))
-        parts += [sums, log_fwhm, origin[:, None], *told]
-        context = F.silu(self.network.gather(torch.cat(parts, dim=1)))
-        if self.network.photometry is None:
-            return context
-        ln_flux = self.network.photometry(sums, log_fwhm, context, torch.cat(told, dim=1))
-        return torch.cat([context, ln_flux[:, None]], dim=1)
+        return torch.cat([*parts, sums, log_fwhm, *told], dim=1)
+
+    def context(self, scene: Tensor, y: Tensor, x: Tensor, *, detected: bool) -> Tensor:
+        """What posteriors at positions are conditioned on, (source, channel).
+
+        See :meth:`~probablend.models.field.FieldNetwork.context`.
+        """
+        seen = self.seen(scene, y, x)
+        fits = None
+        if self.network.config.fits and self.fitting:
+            sources, _ = self.network.first_look(scene, y, x, seen, detected=detected)
+            fits = fit_sources(self.image, sources, self._others, self.psf_image, self.near_wings)
+        return self.network.context(seen, detected=detected, fits=fits)
+
+    @cached_property
+    def _others(self) -> Guess:
+        """What there is in the images, as neighbours of what is fitted."""
+        with torch.no_grad():
+            peaks = self.candidates(limit=_MOST_NEIGHBOURS)
+            seen = self.seen(peaks.scene, peaks.y, peaks.x)
+            guess, exists = self.network.first_look(
+                peaks.scene, peaks.y, peaks.x, seen, detected=True
+            )
+            return guess.keep(exists > NEIGHBOUR)
 
     def surroundings(self, scene: Tensor, y: Tensor, x: Tensor) -> Tensor:
         """The coarsest features at positions, (source, channel): what kind of sky this is."""

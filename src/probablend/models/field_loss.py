@@ -1,6 +1,7 @@
 """What a field model learns from: the likelihood of the truth of emulated scenes."""
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,6 +31,8 @@ _WEIGHT = {
     "flow_peaks": 2.0, "flow": 2.0, "photometry": 0.5,
 }  # fmt: skip
 # A crowded scene has thirty times the sources of one with a lone galaxy, and would outvote it.
+_WITHOUT_FITS = 0.25  # of the steps
+_FITTED = 16  # sources, peaks and blank positions of a scene that are looked at, if they are fitted
 _USUAL = 8  # sources in a scene; where there are n, each counts ∛(this / n)
 
 
@@ -50,6 +53,9 @@ def training_loss(
     n = len(batch.image)
     generator = _generator_on(batch.image.device, generator)
     said = network(batch.image, **batch.known)
+    if network.config.fits:  # what it says without them is where they start
+        drawn = torch.rand((), generator=generator, device=generator.device)
+        said = replace(said, fitting=bool(drawn >= _WITHOUT_FITS))
     kept = looked_for(batch)
     size = batch.image.shape[-1]
     inside = (kept.y > -0.5) & (kept.y < size - 0.5) & (kept.x > -0.5) & (kept.x < size - 0.5)
@@ -146,12 +152,13 @@ def _peak_loss(
         inner = (found.y > edge) & (found.y < n_y - 1 - edge)
         inner &= (found.x > edge) & (found.x < n_x - 1 - edge)
         inner = where_true(inner)
+        inner, share = _some(inner, found.scene[inner], said, generator)
         scene, y, x, partner = (t[inner] for t in (found.scene, found.y, found.x, partner))
     zero = said.heat_logits.new_zeros(())
     if not len(scene):
         return {"existence": zero, "flow_peaks": zero}
     context = said.context(scene, y, x, detected=True)
-    weight = _weights(kept, len(said.image))[scene]
+    weight = (_weights(kept, len(said.image)) / share)[scene]
     real = partner >= 0
     existence = F.binary_cross_entropy_with_logits(
         network.kinds(context)[:, 0], real.to(context), weight=weight, reduction="sum"
@@ -176,7 +183,9 @@ def _source_loss(
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
     """What is at positions from elsewhere: jittered true ones, and blank ones."""
-    sources = kept.keep(inside)
+    own = where_true(inside)
+    own, share = _some(own, kept.scene[own], said, generator)
+    sources = kept.keep(own)
     n = len(sources)
     zero = said.heat_logits.new_zeros(())
     if n == 0:
@@ -188,7 +197,7 @@ def _source_loss(
     x = sources.x + spread * noise[:, 6]
     context = said.context(sources.scene, y, x, detected=False)
     fwhm = said.log_fwhm_at(sources.scene, y, x).exp()
-    weights = _weights(kept, len(said.image))
+    weights = _weights(kept, len(said.image)) / share
     weight = weights[sources.scene]
     known = where_true(sources.has_shape)  # real galaxies may have none
     wanted = truth(sources, y, x, fwhm, noise[:, :5])[known]
@@ -212,7 +221,7 @@ def _source_loss(
     nats = nats.clamp(max=_WORST) * weight[known]
     terms = {"flow": nats.sum(), "star": star, "existence_given": existence}
     if network.photometry is not None:
-        error = context[:, -1] - sources.flux.log()
+        error = context[:, network.config.context] - sources.flux.log()
         off = F.smooth_l1_loss(error, torch.zeros_like(error), beta=_SHARP, reduction="none")
         terms["photometry"] = (off * weight).sum() / _SHARP
     return terms
@@ -224,6 +233,22 @@ def _generator_on(device: torch.device, generator: torch.Generator) -> torch.Gen
         return generator
     seed = torch.randint(2**62, (1,), generator=generator, device=generator.device)
     return torch.Generator(device).manual_seed(int(seed))
+
+
+def _some(
+    which: Tensor, scene: Tensor, said: FieldDistribution, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """A few of what is in each scene, at random, and which share of it: all, if none is fitted."""
+    n_scenes = len(said.image)
+    if not (said.network.config.fits and said.fitting):
+        return which, torch.ones(n_scenes, device=which.device)
+    shuffled = torch.rand(len(which), generator=generator, device=which.device).argsort()
+    shuffled = shuffled[scene[shuffled].argsort(stable=True)]  # by scene, at random in each
+    count = torch.bincount(scene, minlength=n_scenes)
+    first = count.cumsum(0) - count
+    place = torch.arange(len(which), device=which.device) - first[scene[shuffled]]
+    share = (_FITTED / count.clamp(min=1)).clamp(max=1)
+    return which[shuffled[place < _FITTED].sort().values], share
 
 
 def _weights(kept: Sources, n_scenes: int) -> Tensor:

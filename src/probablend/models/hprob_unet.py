@@ -229,6 +229,7 @@ class HierarchicalProbUNet(SegmentationNetwork):
         psf_fwhm: Tensor | None = None,
         noise_factors: Tensor | None = None,
         psf_wings: Tensor | None = None,
+        psf_image: Tensor | None = None,
     ) -> HierarchicalDistribution:
         """Distribution over class maps.
 
@@ -238,7 +239,7 @@ class HierarchicalProbUNet(SegmentationNetwork):
             In units of the sky noise; any size.
         sliding : bool, optional
             Of no effect: the latents are local by construction.
-        psf_fwhm, noise_factors, psf_wings : Tensor, optional
+        psf_fwhm, noise_factors, psf_wings, psf_image : Tensor, optional
             Of no effect.
         """
         n_y, n_x = image.shape[-2:]

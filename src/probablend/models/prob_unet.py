@@ -248,6 +248,7 @@ class ProbabilisticUNet(SegmentationNetwork):
         psf_fwhm: Tensor | None = None,
         noise_factors: Tensor | None = None,
         psf_wings: Tensor | None = None,
+        psf_image: Tensor | None = None,
     ) -> LatentDistribution:
         """Distribution over class maps.
 
@@ -260,7 +261,7 @@ class ProbabilisticUNet(SegmentationNetwork):
         sliding : bool, optional
             Whether the latent varies over the image; by default if it is larger than a
             training patch.
-        psf_fwhm, noise_factors, psf_wings : Tensor, optional
+        psf_fwhm, noise_factors, psf_wings, psf_image : Tensor, optional
             Of no effect.
         """
         n_y, n_x = image.shape[-2:]

@@ -21,9 +21,11 @@ from probablend.emulate.compose import Sources
 
 __all__ = [
     "DESCRIPTIONS",
+    "N_TRUSTED",
     "PARAMETERS",
     "SourceFlow",
     "SourcePosterior",
+    "stretch",
     "to_free",
     "to_physical",
     "truth",
@@ -42,6 +44,7 @@ DESCRIPTIONS = {
     "blendedness": "1 - <g,g>/<g,sum of all>",
 }
 PARAMETERS = tuple(DESCRIPTIONS)
+N_TRUSTED = 5  # from hlr to x
 # Where the flow starts: typical value and spread of each free parameter.
 _MEAN = (5.0, 0.9, 0.0, 0.0, 0.0, 0.0, 1.6, 0.0, 0.0, -4.5)
 _SPREAD = (1.5, 0.6, 0.6, 0.6, 0.5, 0.5, 0.5, 0.6, 0.6, 2.0)
@@ -51,7 +54,7 @@ _LOG_SCALE = (-6.0, 2.0)
 _N_DRAWS = 512  # behind means and intervals
 
 
-def _stretch(v1: Tensor, v2: Tensor) -> tuple[Tensor, Tensor]:
+def stretch(v1: Tensor, v2: Tensor) -> tuple[Tensor, Tensor]:
     """Shape in the unit disc → plane, |v| → 2 artanh |v|."""
     length = torch.hypot(v1, v2).clamp(1e-6, 1 - 1e-6)
     factor = 2 * torch.atanh(length) / length
@@ -59,7 +62,7 @@ def _stretch(v1: Tensor, v2: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _shrink(v1: Tensor, v2: Tensor) -> tuple[Tensor, Tensor]:
-    """Inverse of :func:`_stretch`."""
+    """Inverse of :func:`stretch`."""
     length = torch.hypot(v1, v2).clamp(min=1e-6)
     factor = torch.tanh(length / 2) / length
     return v1 * factor, v2 * factor
@@ -68,8 +71,8 @@ def _shrink(v1: Tensor, v2: Tensor) -> tuple[Tensor, Tensor]:
 def to_free(values: Tensor) -> Tensor:
     """Physical parameters → unbounded ones, (..., 10) → (..., 10)."""
     flux, hlr, g1, g2, y, x, radius, e1, e2, blended = values.unbind(-1)
-    g1, g2 = _stretch(g1, g2)
-    e1, e2 = _stretch(e1, e2)
+    g1, g2 = stretch(g1, g2)
+    e1, e2 = stretch(e1, e2)
     logit = ((blended + _FLOOR) / (1 + _FLOOR - blended)).log()
     return torch.stack([flux.log(), hlr.log(), g1, g2, y, x, radius.log(), e1, e2, logit], dim=-1)
 
@@ -128,11 +131,11 @@ def truth(sources: Sources, y: Tensor, x: Tensor, fwhm: Tensor, noise: Tensor) -
 
 
 class _Standardize(zuko.lazy.LazyTransform):
-    """(value − location) / scale, both from the context."""
+    """(value − location) / scale, both from the context and what follows it."""
 
-    def __init__(self, n_context: int, *, shifted: bool) -> None:
+    def __init__(self, n_context: int, *, shifted: bool, fitted: bool) -> None:
         super().__init__()
-        self.shifted = shifted
+        self.shifted, self.fitted = shifted, fitted
         self.location = nn.Linear(n_context, len(PARAMETERS))
         self.log_scale = nn.Linear(n_context, len(PARAMETERS))
         for layer, start in ((self.location, _MEAN), (self.log_scale, _SPREAD)):
@@ -147,13 +150,18 @@ class _Standardize(zuko.lazy.LazyTransform):
         scale = self.log_scale(seen).clamp(*_LOG_SCALE).exp()
         location = self.location(seen)
         if self.shifted:
-            first = location[..., :1] + c[..., -1:]
-            location = torch.cat([first, location[..., 1:]], dim=-1)
+            n = self.location.in_features
+            first, others = location[..., :1] + c[..., n : n + 1], location[..., 1:]
+            if self.fitted:
+                trust, fits = c[..., n + 1 :].chunk(2, dim=-1)
+                some, rest = others.split([N_TRUSTED, others.shape[-1] - N_TRUSTED], dim=-1)
+                others = torch.cat([torch.lerp(some, fits, trust), rest], dim=-1)
+            location = torch.cat([first, others], dim=-1)
         return AffineTransform(location, scale).inv
 
 
 class _Spline(zuko.flows.autoregressive.MaskedAutoregressiveTransform):
-    """A spline that does not see the first estimate of the flux behind its context."""
+    """A spline that does not see the estimates behind its context."""
 
     def __init__(self, *, context: int, **settings: Any) -> None:
         super().__init__(context=context, **settings)
@@ -175,8 +183,11 @@ class SourceFlow(zuko.lazy.Flow):
     n_transforms, bins : int
         Autoregressive spline transforms, and bins of each spline.
     shifted : bool
-        Whether the last number of the context is a first estimate of ln flux, from which the
-        flow counts.
+        Whether the number after the context is a first estimate of ln flux, from which the flow
+        counts.
+    fitted : bool
+        Whether after it comes how far a fit is to be trusted for size, shape and place, and what it
+        says of these, ``N_TRUSTED`` numbers each: the flow counts from between that and its own.
     """
 
     def __init__(
@@ -187,6 +198,7 @@ class SourceFlow(zuko.lazy.Flow):
         n_transforms: int = 2,
         bins: int = 8,
         shifted: bool = False,
+        fitted: bool = False,
     ) -> None:
         n = len(PARAMETERS)
         orders = [torch.arange(n), torch.arange(n).flip(0)]
@@ -205,7 +217,7 @@ class SourceFlow(zuko.lazy.Flow):
         base = zuko.lazy.UnconditionalDistribution(
             zuko.distributions.DiagNormal, torch.zeros(n), torch.ones(n), buffer=True
         )
-        standardize = _Standardize(n_context, shifted=shifted)
+        standardize = _Standardize(n_context, shifted=shifted, fitted=fitted)
         super().__init__([standardize, *splines], base)
         self.order = orders
         self.n_context = n_context

@@ -143,6 +143,7 @@ class StochasticSegmentationNetwork(SegmentationNetwork):
         psf_fwhm: Tensor | None = None,
         noise_factors: Tensor | None = None,
         psf_wings: Tensor | None = None,
+        psf_image: Tensor | None = None,
     ) -> StochasticDistribution:
         """Distribution over class maps.
 
@@ -152,7 +153,7 @@ class StochasticSegmentationNetwork(SegmentationNetwork):
             In units of the sky noise; any size.
         sliding : bool, optional
             Of no effect: the fields are always local.
-        psf_fwhm, noise_factors, psf_wings : Tensor, optional
+        psf_fwhm, noise_factors, psf_wings, psf_image : Tensor, optional
             Of no effect.
         """
         n_y, n_x = image.shape[-2:]

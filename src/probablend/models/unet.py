@@ -133,6 +133,7 @@ class UNet(SegmentationNetwork):
         psf_fwhm: Tensor | None = None,
         noise_factors: Tensor | None = None,
         psf_wings: Tensor | None = None,
+        psf_image: Tensor | None = None,
     ) -> CertainDistribution:
         """Distribution over class maps.
 
@@ -142,7 +143,7 @@ class UNet(SegmentationNetwork):
             In units of the sky noise; any size.
         sliding : bool, optional
             Of no effect: there is no latent.
-        psf_fwhm, noise_factors, psf_wings : Tensor, optional
+        psf_fwhm, noise_factors, psf_wings, psf_image : Tensor, optional
             Of no effect.
         """
         n_y, n_x = image.shape[-2:]

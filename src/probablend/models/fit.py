@@ -1,0 +1,549 @@
+r"""Sérsic profiles fitted at positions: what an exact likelihood says, as summaries for a network.
+
+Features of a convolution know what galaxies look like, but of a bright one they tell the flux to
+some per cent only, and of the PSF they know two numbers. A fit by least squares knows the PSF pixel
+by pixel and wastes no signal, but takes every galaxy for a Sérsic profile and believes it. Its
+results are therefore no answer: they are among what the posterior is conditioned on, as any
+summary may be, and how far they can be trusted is learnt.
+
+Each source is fitted together with its strongest neighbours, by Levenberg and Marquardt's method
+(doi:10.1137/0111030), in a window as large as its light asks for. Profiles are sums of Gaussians
+(Hogg & Lang 2013, arXiv:1210.6563), convolved with the PSF in Fourier space.
+"""
+
+import math
+from dataclasses import dataclass, fields
+from functools import cache
+from itertools import pairwise
+
+import galsim
+import numpy as np
+import torch
+from scipy.optimize import nnls
+from torch import Tensor
+from torch.nn import functional as F
+
+from probablend.psf import SIDE, light_in_wings
+
+__all__ = ["FITTED", "N_FITTED", "REACH", "Fits", "Guess", "fit_sources", "moffat_images"]
+
+FITTED = ("ln_flux", "ln_hlr", "g1", "g2", "y", "x", "ln_n")
+N_FITTED = 2 * len(FITTED) + 5
+_N = len(FITTED)
+_SIDE, _EDGE = 48, 3  # of a window, and how much of it only sees what wraps around, pixels
+_TOGETHER = 3  # profiles in a fit
+_REACH = _SIDE / 2 - _EDGE  # neighbours up to this far, pixels of the window
+_SAME = 1.5  # pixels: a peak this near is the source itself
+_BINS = (1, 2, 4)  # pixels of the image to a side of one of the window
+_FITS_IN = 5.0  # pixels of the window, σ of the light; with more, the window must be larger
+REACH = _SIDE * _BINS[-1]  # pixels: half a window, and half that of what throws light into it
+_STEPS = 8
+_MISFIT = 0.03  # of a pixel's light: no PSF and no profile is known better
+_PRIOR = (0.5, 0.5, 0.25, 0.25, 0.5, 0.5, 0.6)  # standard deviations about where it starts
+_LONGEST = (1.0, 0.7, 0.3, 0.3, 1.0, 1.0, 0.7)  # steps
+_MAX_SHEAR = 0.85
+_INDEX, _USUAL_INDEX = (0.5, 6.0), 1.4
+_STANDS_OUT = 0.3  # of the noise
+_FLUXES = (-5.0, 20.0)  # logarithms, in units of the noise
+_AS_GOOD = 0.01  # of χ²: near the end single precision tells no better from worse
+_LEAST_ODD = 1e-5  # of a PSF: less makes no difference
+_SAME_WIDTH = 0.01  # of the logarithm of the width of a PSF
+_BETAS = (1.8, 2.2, 2.7, 3.3, 4.0, 5.0, 7.0, 10.0)  # of Moffat profiles
+_USUAL_BETA = 3.0
+_FINER = 5  # points per pixel where PSFs are drawn
+_AT_ONCE = 16  # fits; more do not fit into the cache
+
+
+@cache
+def _gaussians() -> tuple[Tensor, Tensor, Tensor]:
+    """Sérsic profiles of unit radius as sums of Gaussians.
+
+    ln n, (index,); ½σ² of the Gaussians, (Gaussian,); their shares of the light.
+    """
+    indices = np.array([0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0])
+    sigma = np.geomspace(0.02, 6.0, 12)
+    k = np.geomspace(1e-2, 150.0, 150)
+    basis = np.exp(-0.5 * (sigma * k[:, None]) ** 2)
+    whole = 30.0  # that the shares add up counts as much as many of the others
+    shares = []
+    for index in indices.tolist():
+        # Cut as the emulated ones are; an index below 0.8 ends of its own accord.
+        cut = 8.0 if index > 0.8 else 0.0
+        profile = galsim.Sersic(n=index, half_light_radius=1.0, trunc=cut)
+        wanted = [profile.kValue(one, 0.0).real for one in k.tolist()]
+        share, _ = nnls(np.vstack([basis, np.full(len(sigma), whole)]), np.append(wanted, whole))
+        shares.append(share / share.sum())
+    with torch.inference_mode(False):  # it outlives whoever asks first
+        return (
+            torch.tensor(np.log(indices), dtype=torch.float32),
+            torch.tensor(0.5 * sigma**2, dtype=torch.float32),
+            torch.tensor(np.array(shares), dtype=torch.float32),
+        )
+
+
+def moffat_images(fwhm: Tensor, wings: Tensor | None = None) -> Tensor:
+    """Images of round Moffat PSFs, the response of the pixel in them, of unit sum.
+
+    Parameters
+    ----------
+    fwhm : Tensor, shape (psf,)
+        Before the pixel response, pixels.
+    wings : Tensor, shape (psf,), optional
+        First of the numbers of :func:`~probablend.psf.light_in_wings`; NaN where not known.
+
+    Returns
+    -------
+    Tensor, shape (psf, SIDE, SIDE)
+    """
+    beta = torch.full_like(fwhm, _USUAL_BETA)
+    if wings is not None:
+        known, betas = (t.to(fwhm) for t in _wings_of_betas())
+        above = torch.searchsorted(known, wings.nan_to_num().contiguous())
+        above = above.clamp(1, len(known) - 1)
+        part = (wings.nan_to_num() - known[above - 1]) / (known[above] - known[above - 1])
+        said = torch.lerp(betas[above - 1], betas[above], part.clamp(0, 1))
+        beta = torch.where(wings.isfinite(), said, beta)
+    scale = fwhm / (2 * (2 ** (1 / beta) - 1).sqrt())
+    n = SIDE * _FINER
+    t = (torch.arange(n, device=fwhm.device, dtype=fwhm.dtype) - (n - 1) / 2) / _FINER
+    r2 = t[:, None] ** 2 + t**2
+    fine = (1 + r2 / scale[:, None, None] ** 2) ** -beta[:, None, None]
+    image = fine.unflatten(2, (SIDE, _FINER)).unflatten(1, (SIDE, _FINER)).sum((2, 4))
+    return image / image.sum(dim=(1, 2), keepdim=True)
+
+
+@cache
+def _wings_of_betas() -> tuple[Tensor, Tensor]:
+    """Light in the wings of Moffat profiles, ascending, and their β."""
+    side, fwhm = 301, 6
+    wings = []
+    for beta in _BETAS:
+        drawn = galsim.Moffat(beta=beta, fwhm=fwhm).drawImage(
+            nx=side, ny=side, scale=1.0, method="no_pixel"
+        )
+        wings.append(float(light_in_wings(drawn.array, fwhm, total=1.0, pixel=0.0)[0]))
+    with torch.inference_mode(False):
+        return torch.tensor(wings), torch.tensor(_BETAS)
+
+
+@dataclass(frozen=True)
+class Fits:
+    """What fits say.
+
+    Parameters
+    ----------
+    value : Tensor, shape (source, 7)
+        Parameters, in the order of ``FITTED``: flux in units of the noise per pixel, radius and
+        place in pixels, the place counted from the position that was asked about.
+    error : Tensor, shape (source, 7)
+        Their standard deviations, were the model right.
+    misfit : Tensor, shape (source,)
+        Mean square of what is left, in units of the noise, where the source stands out of it.
+    blendedness : Tensor, shape (source,)
+        1 − ⟨g,g⟩/⟨g,Σg⟩ of the profiles that were fitted together.
+    bins : Tensor, shape (source,)
+        Pixels of the image to a side of one of the window.
+    known : Tensor, shape (source,)
+        1 where the PSF was known pixel by pixel, 0 where a profile took its place.
+    odd : Tensor, shape (source,)
+        How much the PSF that is known differs from that profile: the mean square of the difference
+        over that of the profile. The network itself knows nothing of it.
+    """
+
+    value: Tensor
+    error: Tensor
+    misfit: Tensor
+    blendedness: Tensor
+    bins: Tensor
+    known: Tensor
+    odd: Tensor
+
+    @property
+    def summary(self) -> Tensor:
+        """As numbers of order one, (source, N_FITTED)."""
+        ln_flux, ln_hlr, g1, g2, y, x, ln_n = self.value.unbind(1)
+        blended = self.blendedness.clamp(1e-3, 1 - 1e-3)
+        return torch.cat(
+            [
+                torch.stack([(ln_flux - 5) / 2.5, ln_hlr - 1, g1, g2, y, x, ln_n], dim=1),
+                0.5 * self.error.clamp(1e-4, 1e2).log() + 1,
+                torch.stack(
+                    [self.misfit.clamp(0.05, 1e3).log(), 0.3 * torch.logit(blended),
+                     self.bins.log2(), self.known,
+                     self.known * (0.5 * (self.odd + _LEAST_ODD).log() + 3)],
+                    dim=1,
+                ),
+            ],
+            dim=1,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Guess:
+    """Where fits start, every field of shape (source,).
+
+    Parameters
+    ----------
+    scene : Tensor of int64
+        Which image.
+    y, x : Tensor
+        Centre, pixels.
+    ln_flux : Tensor
+        In units of the noise per pixel.
+    ln_hlr : Tensor
+        Before the PSF, pixels.
+    g1, g2 : Tensor
+        Shape before the PSF.
+    fwhm : Tensor
+        Of the PSF, pixels.
+    """
+
+    scene: Tensor
+    y: Tensor
+    x: Tensor
+    ln_flux: Tensor
+    ln_hlr: Tensor
+    g1: Tensor
+    g2: Tensor
+    fwhm: Tensor
+
+    def __len__(self) -> int:
+        return len(self.scene)
+
+    def keep(self, which: Tensor) -> "Guess":
+        """Those for which ``which`` is true, or of these numbers."""
+        return Guess(**{f.name: getattr(self, f.name)[which] for f in fields(self)})
+
+    @property
+    def at(self) -> Tensor:
+        """Centre, (source, 2)."""
+        return torch.stack([self.y, self.x], dim=-1)
+
+    @property
+    def values(self) -> Tensor:
+        """As ``FITTED``, the Sérsic index a usual one, (source, 7)."""
+        usual = torch.full_like(self.ln_flux, math.log(_USUAL_INDEX))
+        values = (self.ln_flux, self.ln_hlr, self.g1, self.g2, self.y, self.x, usual)
+        return torch.stack([v.to(self.y) for v in values], dim=-1)  # places may be doubles
+
+
+@torch.no_grad()
+def fit_sources(
+    image: Tensor,
+    sources: Guess,
+    others: Guess,
+    psf_image: Tensor | None = None,
+    wings: Tensor | None = None,
+) -> Fits:
+    """Fit profiles to sources.
+
+    Parameters
+    ----------
+    image : Tensor, shape (batch, y, x)
+        In units of the noise; 0 where there is none.
+    sources : Guess
+        What is asked for.
+    others : Guess
+        What else is there. Of those nearer to a source than 1.5 pixels, the nearest is itself.
+    psf_image : Tensor, shape (batch, SIDE, SIDE), optional
+        Images of the PSFs, of unit sum, in the middle; NaN where not known: there, Moffat
+        profiles take their place.
+    wings : Tensor, shape (batch,), optional
+        Light in their wings, see :func:`moffat_images`.
+
+    Returns
+    -------
+    Fits
+    """
+    psf, which, known, odd = _psfs(sources, others, psf_image, wings)
+    which, which_others = which.split([len(sources), len(others)])
+    n = len(sources)
+    value, error = image.new_zeros(n, _N), image.new_ones(n, _N)
+    misfit, blended = image.new_ones(n), image.new_zeros(n)
+    windows = {b: _Window(b, psf) for b in _BINS}
+    order = _bins_of(others)
+    all_light = torch.zeros_like(image)
+    for b, window in windows.items():
+        (mine,) = (order == b).nonzero(as_tuple=True)
+        for part in mine.split(_AT_ONCE) if len(mine) else ():
+            window.add(all_light, others.keep(part), which_others[part])
+    order = _bins_of(sources)
+    for b, window in windows.items():
+        (mine,) = (order == b).nonzero(as_tuple=True)
+        for part in mine.split(_AT_ONCE) if len(mine) else ():
+            fitted = window.fit(image, all_light, sources.keep(part), others, which[part])
+            value[part], error[part], misfit[part], blended[part] = fitted
+    return Fits(value, error, misfit, blended, order, known[which], odd[which])
+
+
+def _psfs(
+    sources: Guess, others: Guess, image: Tensor | None, wings: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Different PSFs, which of them each source and each other has; if known; how odd they are."""
+    scene = torch.cat([sources.scene, others.scene])
+    width = torch.cat([sources.fwhm, others.fwhm])
+    # Of a map of widths there would be one for every source.
+    rounded = (width.log() / _SAME_WIDTH).round()
+    different, which = torch.unique(
+        torch.stack([scene.to(width), rounded], dim=1), dim=0, return_inverse=True
+    )
+    scene = different[:, 0].long()
+    psf = moffat_images(
+        (different[:, 1] * _SAME_WIDTH).exp(), None if wings is None else wings[scene]
+    )
+    known, odd = torch.zeros_like(different[:, 0]), torch.zeros_like(different[:, 0])
+    if image is not None:
+        told = image[scene].isfinite().all(dim=2).all(dim=1)
+        told_psf = torch.where(told[:, None, None], image[scene], psf)
+        odd = ((told_psf - psf) ** 2).sum(dim=(1, 2)) / (psf**2).sum(dim=(1, 2))
+        psf, known = told_psf, told.to(known)
+    return psf, which, known, odd
+
+
+def _bins_of(sources: Guess) -> Tensor:
+    """How many pixels of the image make one of the window in which the light fits."""
+    sigma = torch.hypot(sources.ln_hlr.exp() / 1.18, sources.fwhm / 2.355)
+    bins = torch.full_like(sigma, float(_BINS[0]))
+    for small, large in pairwise(_BINS):
+        bins = torch.where(sigma > small * _FITS_IN, large, bins)
+    return bins
+
+
+def _group(sources: Guess, others: Guess, reach: float) -> tuple[Tensor, Tensor]:
+    """Of each source, which of the others is itself, and which are its strongest neighbours.
+
+    Both (source, 1 + neighbour): the numbers, and whether there is one.
+    """
+    n, few = len(sources), min(_TOGETHER - 1, len(others))
+    if not few:
+        return sources.scene.new_zeros(n, 0), sources.scene.new_zeros(n, 0).bool()
+    offset = others.at - sources.at[:, None]
+    distance = torch.hypot(offset[..., 0], offset[..., 1])
+    near = sources.scene[:, None] == others.scene
+    least, itself = torch.where(near, distance, torch.inf).min(dim=1)
+    known = least < _SAME
+    near &= offset.abs().amax(dim=2) < reach
+    near[torch.arange(n, device=near.device)[known], itself[known]] = False
+    weight = torch.where(near, others.ln_flux - 2 * (distance + 2).log(), -torch.inf)
+    weight, index = weight.topk(few, dim=1)
+    there = torch.cat([known[:, None], weight > -torch.inf], dim=1)
+    return torch.cat([itself[:, None], index], dim=1), there
+
+
+class _Window:
+    """Fits in windows whose pixels are ``bins`` to a side."""
+
+    _radii = (math.log(0.05), math.log(_SIDE / 3))  # ln half-light radius
+
+    def __init__(self, bins: int, psf: Tensor) -> None:
+        self.bins = bins
+        k_y = 2 * math.pi * torch.fft.fftfreq(_SIDE, device=psf.device)
+        k_x = 2 * math.pi * torch.fft.rfftfreq(_SIDE, device=psf.device)
+        self.k_y = k_y[:, None].expand(-1, len(k_x)).flatten()
+        self.k_x = k_x.expand(_SIDE, -1).flatten()
+        t = torch.arange(SIDE, device=psf.device) - SIDE // 2
+        rows, columns = (
+            torch.polar(torch.ones_like(a), a) for a in (-k[:, None] * t / bins for k in (k_y, k_x))
+        )
+        seen = rows @ psf.to(rows.dtype) @ columns.T
+        response = [self._box(k) for k in (k_y, k_x)]
+        self.response = (seen * response[0][:, None] * response[1]).flatten(1)
+
+    def _box(self, k: Tensor) -> Tensor:
+        """Transform of ``bins`` pixels in a row, their middle at 0."""
+        half = k / (2 * self.bins)
+        return torch.sinc(self.bins * half / math.pi) / torch.sinc(half / math.pi)
+
+    def render(self, values: Tensor, psf: Tensor, *, slopes: bool = True) -> tuple[Tensor, Tensor]:
+        """Images and their derivatives: (source, profile, 7) → (…, y·x) and (…, 7, y·x).
+
+        Without ``slopes``, images are all there is in place of both.
+        """
+        flux, hlr, g1, g2, y, x, ln_n = (v[..., None] for v in values.unbind(-1))
+        flux, hlr = flux.exp(), hlr.exp()
+        rest = 1 - g1**2 - g2**2
+        scale = hlr / rest.sqrt()
+        u = scale * ((1 + g1) * self.k_x + g2 * self.k_y)
+        v = scale * (g2 * self.k_x + (1 - g1) * self.k_y)
+        q = u * u + v * v
+        known, half_square, shares = (t.to(values) for t in _gaussians())
+        at = ln_n[..., 0].contiguous()
+        above = torch.searchsorted(known, at).clamp(1, len(known) - 1)
+        step = known[above] - known[above - 1]
+        rise = (shares[above] - shares[above - 1]) / step[..., None]
+        share = shares[above - 1] + rise * (at - known[above - 1])[..., None]
+        light, slope, change = torch.zeros_like(q), torch.zeros_like(q), torch.zeros_like(q)
+        for j, half in enumerate(half_square.tolist()):
+            one = torch.exp(-half * q)
+            light.addcmul_(one, share[..., j : j + 1])
+            if not slopes:
+                continue
+            slope.addcmul_(one, share[..., j : j + 1], value=-half)
+            change.addcmul_(one, rise[..., j : j + 1])
+        angle = -(self.k_y * y + self.k_x * x)
+        moved = self.response[psf][:, None] * torch.polar(flux.expand_as(angle), angle)
+        whole = moved * light
+        if not slopes:
+            drawn = torch.fft.irfft2(whole.unflatten(-1, (_SIDE, -1)), s=(_SIDE, _SIDE)).flatten(2)
+            return drawn, drawn
+        # d q / d g, of the scale too.
+        by_g1 = 2 * scale * (u * self.k_x - v * self.k_y) + 2 * q * g1 / rest
+        by_g2 = 2 * scale * (u * self.k_y + v * self.k_x) + 2 * q * g2 / rest
+        sloped = moved * slope
+        parts = torch.stack(
+            [whole, sloped * (2 * q), sloped * by_g1, sloped * by_g2,
+             whole * (-1j * self.k_y), whole * (-1j * self.k_x), moved * change],
+            dim=2,
+        )  # fmt: skip
+        drawn = torch.fft.irfft2(parts.unflatten(-1, (_SIDE, -1)), s=(_SIDE, _SIDE)).flatten(3)
+        return drawn[:, :, 0], drawn
+
+    def _pixels(self, image: Tensor, first: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows and columns of windows, and which lie in the image; each (source, y, x)."""
+        n_y, n_x = image.shape[1:]
+        n = _SIDE * self.bins
+        span = torch.arange(n, device=image.device)
+        row = (first[:, 0, None] + span)[:, :, None].expand(-1, -1, n)
+        column = (first[:, 1, None] + span)[:, None].expand(-1, n, -1)
+        inside = (row >= 0) & (row < n_y) & (column >= 0) & (column < n_x)
+        return row.clamp(0, n_y - 1), column.clamp(0, n_x - 1), inside
+
+    def cut(self, image: Tensor, scene: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
+        """Windows of images from their first pixels on, and which pixels hold something."""
+        row, column, inside = self._pixels(image, first)
+        pixels = image[scene[:, None, None], row, column]
+        good = inside & (pixels != 0)
+        pixels = torch.where(good, pixels, 0.0)
+        if self.bins == 1:
+            return pixels, good.to(pixels)
+        b = self.bins
+        blocks = pixels.unflatten(2, (_SIDE, b)).unflatten(1, (_SIDE, b)).sum(dim=(2, 4)) / b
+        whole = good.unflatten(2, (_SIDE, b)).unflatten(1, (_SIDE, b)).all(dim=4).all(dim=2)
+        return blocks, whole.to(pixels)
+
+    def add(self, image: Tensor, sources: Guess, psf: Tensor) -> None:
+        """Add the light of sources to images."""
+        b = self.bins
+        first = self._first(sources)
+        values = self._to_window(sources.values[:, None], first)
+        drawn = self.render(values, psf, slopes=False)[0].view(-1, 1, _SIDE, _SIDE) / b
+        if b > 1:
+            drawn = F.interpolate(drawn, scale_factor=b, mode="bilinear")
+        row, column, inside = self._pixels(image, first)
+        index = (sources.scene[:, None, None] * image.shape[1] + row) * image.shape[2] + column
+        image.view(-1).index_add_(0, index[inside], drawn[:, 0][inside])
+
+    def _first(self, sources: Guess) -> Tensor:
+        """First pixels of the windows, (source, 2)."""
+        return sources.at.floor().long() - _SIDE * self.bins // 2
+
+    def _to_window(self, values: Tensor, first: Tensor) -> Tensor:
+        """Parameters in the image → in windows: places, and b² pixels that count as b."""
+        b = self.bins
+        values = values.clone()
+        values[..., 0] -= math.log(b)
+        values[..., 1] = (values[..., 1] - math.log(b)).clamp(*self._radii)
+        values[..., 4:6] = (values[..., 4:6] - first[:, None] + 0.5) / b - 0.5
+        return self._allowed(values.to(self.k_y))
+
+    def fit(
+        self, image: Tensor, all_light: Tensor, sources: Guess, others: Guess, psf: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Values, errors, misfits and blendednesses of some sources; see :class:`Fits`."""
+        b, n = self.bins, len(sources)
+        first = self._first(sources)
+        data, good = self.cut(image, sources.scene, first)
+        index, there = _group(sources, others, b * _REACH)
+        data, good = data.flatten(1), good.flatten(1)
+        values = self._to_window(sources.values[:, None], first)
+        if index.shape[1]:  # without the light of all but the source and its neighbours
+            known = self._to_window(others.values[index], first)
+            taken = self.render(known, psf, slopes=False)[0] * there[..., None]
+            rest, _ = self.cut(all_light, sources.scene, first)
+            data = (data - rest.flatten(1) + taken.sum(dim=1)) * good
+            values = torch.cat([values, known[:, 1:]], dim=1)
+            there = torch.cat([there.new_ones(n, 1), there[:, 1:]], dim=1)
+        else:
+            there = there.new_ones(n, 1)
+        prior = torch.where(there[..., None], data.new_tensor(_PRIOR), 1e-3)
+        prior = (1 / prior**2).flatten(1)
+        # Pixels count less where they are bright, and not near the border.
+        span = torch.arange(_SIDE, device=data.device)
+        inner = (span >= _EDGE) & (span < _SIDE - _EDGE)
+        weight = good * (inner[:, None] & inner).flatten()
+        smooth = F.avg_pool2d(data.view(n, 1, _SIDE, _SIDE), 3, 1, 1).flatten(1)
+        weight = weight / (1 + (_MISFIT * smooth) ** 2)
+        values, covariance, parts = self._descend(data, weight, values, there, prior, psf)
+        own, model = parts[:, 0], parts.sum(dim=1)
+        bright = (own > _STANDS_OUT) & (weight > 0)
+        left = ((data - model) ** 2 * weight * bright).sum(dim=1)
+        blended = 1 - (own**2).sum(dim=1) / (own * model).sum(dim=1).clamp(min=1e-9)
+        found = values[:, 0].clone()
+        found[:, :2] += math.log(b)
+        found[:, 4:6] = (found[:, 4:6] + 0.5) * b - 0.5 - (sources.at - first).to(found)
+        error = covariance.diagonal(dim1=1, dim2=2)[:, :_N].clamp(min=0).sqrt().to(data)
+        error = error.nan_to_num(nan=1.0)
+        error[:, 4:6] *= b
+        return found, error, left / bright.sum(dim=1).clamp(min=1), blended
+
+    def _descend(
+        self,
+        data: Tensor,
+        weight: Tensor,
+        values: Tensor,
+        there: Tensor,
+        prior: Tensor,
+        psf: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Best values, their covariance, and what the profiles look like."""
+        begin = values
+        longest = values.new_tensor(_LONGEST)
+        damping = values.new_full((len(values), 1), 1e-2)
+        present = there[..., None].to(data)
+
+        def look(values: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+            parts, slopes = self.render(values, psf)
+            parts = parts * present
+            slopes = (slopes * present[..., None]).flatten(1, 2)
+            left = data - parts.sum(dim=1)
+            off = (values - begin).flatten(1)
+            cost = (left**2 * weight).sum(dim=1) + (prior * off**2).sum(dim=1)
+            return parts, slopes, left, cost
+
+        def curve(slopes: Tensor, left: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+            weighted = slopes * weight[:, None]
+            curvature = weighted @ slopes.mT + torch.diag_embed(prior)
+            off = (values - begin).flatten(1)
+            return curvature, (weighted @ left[..., None])[..., 0] - prior * off
+
+        parts, slopes, left, cost = look(values)
+        curvature, pull = curve(slopes, left, values)
+        for _ in range(_STEPS):
+            diagonal = curvature.diagonal(dim1=1, dim2=2)
+            damped = curvature + torch.diag_embed(damping * diagonal)
+            step = torch.linalg.solve(damped.double(), pull.double()).to(data)
+            step = step.view_as(values).clamp(-longest, longest)
+            tried = self._allowed(values + step)
+            parts_, slopes_, left_, cost_ = look(tried)
+            better = cost_ < cost + _AS_GOOD
+            curvature_, pull_ = curve(slopes_, left_, tried)
+            values = torch.where(better[:, None, None], tried, values)
+            curvature = torch.where(better[:, None, None], curvature_, curvature)
+            pull = torch.where(better[:, None], pull_, pull)
+            parts = torch.where(better[:, None, None], parts_, parts)
+            cost = torch.where(better, cost_, cost)
+            damping = torch.where(better[:, None], 0.3 * damping, 5 * damping).clamp(1e-5, 1e4)
+        covariance = torch.linalg.inv(curvature.double())
+        return values, covariance, parts
+
+    def _allowed(self, values: Tensor) -> Tensor:
+        """The nearest values that profiles can have."""
+        flux, hlr, g1, g2, y, x, ln_n = values.unbind(-1)
+        length = torch.hypot(g1, g2).clamp(min=1e-9)
+        shrink = (_MAX_SHEAR / length).clamp(max=1)
+        low, high = (math.log(v) for v in _INDEX)
+        return torch.stack(
+            [flux.clamp(*_FLUXES), hlr.clamp(*self._radii),
+             g1 * shrink, g2 * shrink, y, x, ln_n.clamp(low, high)],
+            dim=-1,
+        )  # fmt: skip
