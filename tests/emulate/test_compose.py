@@ -180,8 +180,8 @@ def test_stars_look_like_the_psf_that_is_told():
         "parametric", [survey], "train", n_galaxies=4, n_stars=30, mag_range=(17.0, 20.0), seed=4
     )
     config = SceneConfig(
-        size=64, density_range=(0.1, 0.2), star_density=60.0, mag_range=(17.0, 19.0),
-        crowded_share=0.0, psf_fraction=1.0,
+        size=64, density_range=(0.1, 0.2), star_density=6.0, mag_range=(17.0, 19.0),
+        crowded_share=0.0, psf_fraction=1.0, centred_fraction=1.0,
     )  # fmt: skip
     batch = draw_batch(drawn, config, n=150, seed=8, index=0)
     assert batch.psf_image.sum(dim=(1, 2)).numpy() == pytest.approx(1, abs=1e-5)
