@@ -164,6 +164,13 @@ def test_nothing_is_fitted_to_nothing():
     assert found.summary.isfinite().all()
 
 
+def test_what_is_beyond_all_numbers_gives_numbers():
+    wild = guess((1e20, 1e9, 0.0, 0.0, 20.0, 20.0, 1.0), (1.0, 1e-9, 0.0, 0.0, 22.0, 21.0, 1.0))
+    image = torch.full((1, 40, 40), 1e30)
+    image[0, 20, 20] = -1e30
+    assert fit_sources(image, wild, wild).summary.isfinite().all()
+
+
 @pytest.mark.parametrize("beta", [2.2, 3.3, 7.0])
 def test_a_psf_is_made_of_its_width_and_its_wings(beta):
     moffat = galsim.Moffat(beta=beta, fwhm=FWHM)

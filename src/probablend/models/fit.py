@@ -45,6 +45,7 @@ _MAX_SHEAR = 0.85
 _INDEX, _USUAL_INDEX = (0.5, 6.0), 1.4
 _STANDS_OUT = 0.3  # of the noise
 _FLUXES = (-5.0, 20.0)  # logarithms, in units of the noise
+_BRIGHTEST = 1e12  # pixel, in units of the noise
 _AS_GOOD = 0.01  # of χ²: near the end single precision tells no better from worse
 _LEAST_ODD = 1e-5  # of a PSF: less makes no difference
 _SAME_WIDTH = 0.01  # of the logarithm of the width of a PSF
@@ -257,6 +258,7 @@ def fit_sources(
     """
     psf, which, known, odd = _psfs(sources, others, psf_image, wings)
     which, which_others = which.split([len(sources), len(others)])
+    image = image.clamp(-_BRIGHTEST, _BRIGHTEST)  # squares must stay numbers
     n = len(sources)
     value, error = image.new_zeros(n, _N), image.new_ones(n, _N)
     misfit, blended = image.new_ones(n), image.new_zeros(n)
