@@ -55,7 +55,7 @@ _N_DRAWS = 512  # behind means and intervals
 
 
 def stretch(v1: Tensor, v2: Tensor) -> tuple[Tensor, Tensor]:
-    """Shape in the unit disc → plane, |v| → 2 artanh |v|."""
+    """Shape in the unit disc → plane, ``|v|`` → 2 artanh ``|v|``."""
     length = torch.hypot(v1, v2).clamp(1e-6, 1 - 1e-6)
     factor = 2 * torch.atanh(length) / length
     return v1 * factor, v2 * factor
