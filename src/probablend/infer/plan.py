@@ -39,7 +39,6 @@ from probablend.infer.psf import measure_psf
 from probablend.infer.segment import (
     assumed_psf_fwhm,
     check_numbers,
-    known_image,
     known_wings,
     model_name,
     say_psf,
@@ -226,7 +225,7 @@ def begin(settings: StreamSettings, work: Path, *, resume: bool, overwrite: bool
     if known is not None:
         say_psf(known, network)
     psf, noise_factors, background = _decide(settings, image, meta, known)
-    fwhm, wings, psf_image = psf.fwhm, known_wings(psf, network), known_image(psf, psf.fwhm)
+    fwhm, wings = psf.fwhm, known_wings(psf, network)
     plan = {
         "settings": wanted,
         "shape": [n_y, n_x],
@@ -235,7 +234,7 @@ def begin(settings: StreamSettings, work: Path, *, resume: bool, overwrite: bool
         "stride": network.config.stride,
         "psf_fwhm": fwhm,
         "psf_wings": wings,
-        "psf_image": None if psf_image is None else psf_image.tolist(),
+        "psf_image": None if psf.image is None else psf.image.tolist(),
         "noise_factors": noise_factors,
         "background": background,
         "zeropoint": image.zeropoint if settings.zeropoint is None else settings.zeropoint,
@@ -355,7 +354,8 @@ def _decide(
 ) -> tuple[PSF, tuple[float, float], str]:
     """PSF, correlation of the noise and kind of background of the whole image."""
     if isinstance(settings.psf_fwhm, float | int):
-        known = replace(known or PSF(fwhm=1.0), fwhm=settings.psf_fwhm)
+        width = float(settings.psf_fwhm)
+        known = PSF(fwhm=width) if known is None else replace(known, fwhm=width)
     psf = known
     widths: list[float] = []
     background = settings.background

@@ -376,7 +376,7 @@ def segment(
     result = segment_prepared(
         network.to(where), meta, prepared, data, n_samples=n_samples, seed=seed, device=where,
         wcs=data.wcs, psf_fwhm=psf_fwhm, psf_wings=known_wings(known, network),
-        psf_image=known_image(known, psf_fwhm),
+        psf_image=None if known is None or isinstance(psf_fwhm, np.ndarray) else known.image,
         noise_factors=prepared.noise_factors,
         zeropoint=data.zeropoint, min_p_source=min_p_source, positions=positions,
         tile_size=tile_size, progress=progress,
@@ -394,11 +394,6 @@ def known_wings(psf: PSF | None, network: SegmentationNetwork) -> tuple[float, .
     """What a network is told of the wings of a PSF; None if nothing is, or can be."""
     knows = getattr(network.config, "knows_psf", False)
     return psf.wings if psf is not None and knows else None
-
-
-def known_image(psf: PSF | None, psf_fwhm: float | np.ndarray) -> np.ndarray | None:
-    """The image of a PSF, if it is that of the whole image."""
-    return None if psf is None or isinstance(psf_fwhm, np.ndarray) else psf.image
 
 
 def say_psf(psf: PSF, network: Any) -> None:
