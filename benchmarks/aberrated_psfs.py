@@ -2,8 +2,8 @@
 
 python benchmarks/aberrated_psfs.py -o aberrated_psfs.fits
 
-For ``psf_images`` of a training. Obscured apertures with struts and aberrations of up to a seventh
-of a wave, blurred by jitter and charge diffusion; every second one is all but corrected.
+For ``psf_images`` of a training. Obscured apertures with struts and aberrations of up to a
+seventh of a wave (``--waves``), blurred by jitter and charge diffusion; every second one is all but corrected.
 """
 
 import argparse
@@ -16,16 +16,16 @@ from astropy.io import fits
 N = 64
 SIDE = 97  # pixels
 ORDERS = slice(4, 12)  # Zernike polynomials: defocus, astigmatism, coma, trefoil, spherical
-WAVES = (0.01, 0.14)  # root mean square of all of them together
+LEAST_WAVES = 0.01  # root mean square of all of them together
 SAMPLES = 6.0  # pixels in λ/D
 
 
-def aberrated_psf(generator: np.random.Generator) -> np.ndarray:
+def aberrated_psf(generator: np.random.Generator, most_waves: float) -> np.ndarray:
     """A PSF of unit sum, (SIDE, SIDE), whose core is some six to ten pixels wide."""
     uniform = generator.uniform
     waves = np.zeros(12)
     waves[ORDERS] = generator.standard_normal(8)
-    strength = uniform(*WAVES) if uniform() < 0.5 else WAVES[0]
+    strength = uniform(LEAST_WAVES, most_waves) if uniform() < 0.5 else LEAST_WAVES
     waves *= strength / np.sqrt((waves**2).sum())
     obscuration = uniform(0, 0.45)
     psf = galsim.OpticalPSF(
@@ -43,9 +43,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=11)
+    parser.add_argument("--waves", type=float, default=0.14, help="strongest aberrations")
     arguments = parser.parse_args()
     images = [
-        fits.ImageHDU(aberrated_psf(np.random.default_rng([arguments.seed, k])).astype(np.float32))
+        fits.ImageHDU(
+            aberrated_psf(np.random.default_rng([arguments.seed, k]), arguments.waves).astype(
+                np.float32
+            )
+        )
         for k in range(N)
     ]
     fits.HDUList([fits.PrimaryHDU(), *images]).writeto(arguments.output, overwrite=True)

@@ -21,12 +21,14 @@ from scipy.optimize import least_squares
 from probablend.images import read_image, split_extension
 
 __all__ = [
+    "FWHM_OF_SIGMA",
     "N_WINGS",
     "PSF",
     "SIDE",
     "STARS_UNSURE",
     "WEIGHTS",
     "as_psf",
+    "centred",
     "clean_psf",
     "fwhm_before_pixel",
     "half_maximum_width",
@@ -41,7 +43,7 @@ N_WINGS = len(WEIGHTS)
 SIDE = 41  # pixels, of the image of a PSF that sources are fitted with
 _ORIGINS = ("given", "measured", "assumed")
 STARS_UNSURE = (0.05, 0.04, 0.03)  # of these logarithms, what few stars may leave open
-_FWHM_OF_SIGMA = 2.354820045
+FWHM_OF_SIGMA = 2.354820045
 _FINER = 6  # points per pixel where a width is measured
 _FEWEST = 5  # pixels, side of an image of a PSF
 _MOFFAT, _BARE = (3.0, 30.0), (20.0, 50.0)  # exponents of Moffat profiles
@@ -175,8 +177,11 @@ def interpolated(image: np.ndarray) -> galsim.GSObject:
     )  # fmt: skip
 
 
-def _on_pixels(image: np.ndarray, sampling: float) -> np.ndarray:
-    """A point source in the middle of pixels ``1 / sampling`` as wide, of unit sum."""
+def centred(image: np.ndarray, sampling: float = 1.0) -> np.ndarray:
+    """A point source moved to the middle of (SIDE, SIDE) pixels, of unit sum.
+
+    Their sides are ``1 / sampling`` of those of ``image``.
+    """
     core = np.where(image > 0.1 * image.max(), image, 0.0)
     y, x = (
         float((axis * core).sum() / core.sum()) - (n - 1) / 2
@@ -226,7 +231,7 @@ def fwhm_before_pixel(
         Moffat profile or, if the images are none, of one without wings fitted to their cores.
     """
     widths = np.array([half_maximum_width(image) for image in images])
-    fwhm2 = float(np.median(widths)) ** 2 - (_FWHM_OF_SIGMA * pixel) ** 2 / 12
+    fwhm2 = float(np.median(widths)) ** 2 - (FWHM_OF_SIGMA * pixel) ** 2 / 12
     if fwhm2 >= _RESOLVED**2:
         return float(np.sqrt(fwhm2))
     # Interpolation between so few samples depends on where they lie.
@@ -330,7 +335,7 @@ class PSF:
                 "image, their response in it"
             )
         wings = light_in_wings(alone, fwhm, pixel=pixel)
-        seen = _on_pixels(alone, sampling)
+        seen = centred(alone, sampling)
         return cls(fwhm=fwhm * sampling, wings=tuple(wings.tolist()), image=seen)
 
     @classmethod
@@ -437,5 +442,5 @@ def over_gaussian(shares: Sequence[float], fwhm: float, *, pixel: float = 1.0) -
         Natural logarithms.
     """
     sigma2 = (np.array(WEIGHTS) * fwhm) ** 2
-    width2 = (fwhm / _FWHM_OF_SIGMA) ** 2 + pixel**2 / 12
+    width2 = (fwhm / FWHM_OF_SIGMA) ** 2 + pixel**2 / 12
     return np.log(np.maximum(shares, 1e-3) * (sigma2 + width2) / sigma2)

@@ -4,7 +4,7 @@ import pytest
 
 from probablend.images import prepare_image, read_image
 from probablend.infer.psf import measure_psf
-from probablend.psf import light_in_wings
+from probablend.psf import PSF, light_in_wings
 
 PROFILES = {
     "gaussian": galsim.Gaussian,
@@ -91,6 +91,28 @@ def test_stars_that_are_too_few_say_nothing_of_the_wings():
     few = measured(sky_with_stars(galsim.Kolmogorov(fwhm=3.0), n=32, star_every=8))
     assert few.fwhm == pytest.approx(3.0, rel=0.05)
     assert few.wings is None
+
+
+@pytest.mark.parametrize("fwhm", [2.2, 4.0])
+def test_what_stars_look_like_is_seen_and_not_only_how_wide_they_are(fwhm):
+    psf = galsim.OpticalPSF(
+        lam_over_diam=0.8 * fwhm, obscuration=0.3, coma1=0.03, trefoil2=0.04, astig1=0.04
+    )
+    psf = galsim.Convolve(psf, galsim.Gaussian(fwhm=0.4 * fwhm))
+    said = measured(sky_with_stars(psf, side=round(220 * fwhm), n=150))
+    true = PSF.of(psf.drawImage(nx=81, ny=81, scale=1.0).array).image
+    assert said.image.sum() == pytest.approx(1, abs=1e-5)
+
+    def off(image):
+        return np.sqrt(((image - true) ** 2).sum() / (true**2).sum())
+
+    round_ = galsim.Moffat(beta=3, fwhm=said.fwhm).drawImage(nx=41, ny=41, scale=1.0).array
+    assert off(said.image) < 0.03
+    assert off(said.image) < 0.3 * off(round_)
+
+
+def test_a_psf_that_few_pixels_sample_has_no_image():
+    assert measured(sky_with_stars(galsim.Moffat(beta=3, fwhm=1.6))).image is None
 
 
 def test_an_empty_image_tells_nothing():

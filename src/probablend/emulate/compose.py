@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from probablend.emulate.blend import COUNTS_SLOPE, FIELD_MARGIN, STAR_COUNTS_SLOPE
 from probablend.emulate.classes import FOOTPRINT_THRESHOLD
 from probablend.emulate.damage import damage, seam, tilt_sky
 from probablend.emulate.noise import correlate, draw_kernels, noise_factors
-from probablend.psf import STARS_UNSURE
+from probablend.psf import FWHM_OF_SIGMA, STARS_UNSURE
 
 if TYPE_CHECKING:
     from probablend.emulate.bank import Bank
@@ -111,6 +112,9 @@ class SceneConfig:
         Share of scenes of which the PSF is told, pixel by pixel, and then its width and wings as
         they are. If there are any, all stamps of a scene are turned and flipped in one way, its
         PSF with them; otherwise each in its own.
+    psf_error : float
+        Largest error of a PSF that is told, as of one that was measured: up to this part of its
+        width, and a tenth of it in noise, for a brightest pixel of 1. Of most it is far less.
     mag_range : tuple of float
         Brightest and faintest AB magnitude.
     """
@@ -137,6 +141,7 @@ class SceneConfig:
     sky_fraction: float = 0.0
     wings_fraction: float = 0.0
     psf_fraction: float = 0.0
+    psf_error: float = 0.0
     mag_range: tuple[float, float] = (18.5, 26.0)
 
     def __post_init__(self) -> None:
@@ -157,6 +162,7 @@ class SceneConfig:
             "sky_fraction",
             "wings_fraction",
             "psf_fraction",
+            "psf_error",
         ):
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(f"{key} must lie between 0 and 1; got {getattr(self, key)}")
@@ -455,6 +461,10 @@ def draw_batch(
     if config.psf_fraction:
         known = uniform(n) < config.psf_fraction
         image = _turned(bank.psf[survey], of_scene)
+        if config.psf_error:
+            error = config.psf_error * (2 * uniform(n, 2) - 1) ** 3
+            grain = torch.randn(image.shape, generator=generator, device=device)
+            image = _mistaken(image, bank.psf_fwhm[survey], error, grain)
         image = torch.where(known[:, None, None], image, torch.nan)
         fwhm = torch.where(known, bank.psf_fwhm[survey], batch.psf_fwhm)
         wings = bank.psf_wings[survey]
@@ -470,6 +480,20 @@ def _turned(image: Tensor, turned: Tensor) -> Tensor:
     image = torch.where(swap, image.mT, image)
     image = torch.where(flip_y, image.flip(1), image)
     return torch.where(flip_x, image.flip(2), image)
+
+
+def _mistaken(image: Tensor, fwhm: Tensor, error: Tensor, grain: Tensor) -> Tensor:
+    """PSFs (scene, y, x) as they may be measured: too wide or too narrow, and with noise.
+
+    ``error`` (scene, 2): of the width, and ten times that of a pixel for a brightest one of 1.
+    """
+    laplacian = image.new_tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])
+    curved = F.conv2d(image[:, None], laplacian[None, None], padding=1)[:, 0]
+    # To spread by t is to widen σ² by 2 t.
+    spread = error[:, 0] * (fwhm / FWHM_OF_SIGMA) ** 2
+    noise = 0.1 * error[:, 1] * image.amax(dim=(1, 2))
+    image = image + spread[:, None, None] * curved + noise[:, None, None] * grain
+    return image / image.sum(dim=(1, 2), keepdim=True)
 
 
 def _as_usual(scale: Tensor, config: SceneConfig) -> Tensor:

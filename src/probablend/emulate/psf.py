@@ -9,12 +9,19 @@ import numpy as np
 from astropy.io import fits
 from scipy.optimize import brentq
 
-from probablend.psf import PSF, SIDE, clean_psf, half_maximum_width, interpolated, light_in_wings
+from probablend.psf import (
+    FWHM_OF_SIGMA,
+    PSF,
+    SIDE,
+    clean_psf,
+    half_maximum_width,
+    interpolated,
+    light_in_wings,
+)
 from probablend.survey import Survey
 
 __all__ = ["moffat_beta", "psf_image", "psf_images_in", "psf_profile", "survey_psf"]
 
-_FWHM_OF_SIGMA = 2.354820045
 _BETAS = (1.8, 10.0)  # of the Moffat profiles that are like others
 _FINER, _REACH = 6, 12  # points per FWHM, and FWHM to each side, where wings are measured
 
@@ -106,7 +113,7 @@ def _airy(survey: Survey, fwhm: float) -> galsim.GSObject:
     if excess <= 0:  # quoted FWHM below the diffraction limit: keep the shape, take the width
         return airy.dilate(fwhm / (2 * radius))
     # Widths of an Airy core and a Gaussian add in quadrature to about 2 %.
-    jitter = galsim.Gaussian(sigma=float(np.sqrt(excess)) / _FWHM_OF_SIGMA, gsparams=params)
+    jitter = galsim.Gaussian(sigma=float(np.sqrt(excess)) / FWHM_OF_SIGMA, gsparams=params)
     return galsim.Convolve(airy, jitter, gsparams=params)
 
 

@@ -1,13 +1,24 @@
-"""The PSF, from the image's own stars: its width, and how much light lies in its wings."""
+"""The PSF, from the image's own stars: its width, the light in its wings, and its image."""
 
 import logging
 import warnings
 
 import numpy as np
+import sep
 from photutils.psf import fit_fwhm
 from scipy import ndimage
 
-from probablend.psf import PSF, STARS_UNSURE, WEIGHTS, fwhm_before_pixel, over_gaussian
+from probablend.psf import (
+    FWHM_OF_SIGMA,
+    PSF,
+    SIDE,
+    STARS_UNSURE,
+    WEIGHTS,
+    centred,
+    fwhm_before_pixel,
+    interpolated,
+    over_gaussian,
+)
 
 __all__ = ["measure_psf"]
 
@@ -34,13 +45,18 @@ _SEEN = 0.7  # of the rings, at least
 _FAR = _MIDDLE > 4  # what is there is sky, and wings that fall off like those of a mirror
 _RESAMPLINGS = 40
 
+_SAMPLED = 2.0  # pixels: the image of a narrower PSF depends on where a star lies
+_FEWEST_STACKED = 8
+_STACKED, _KNOWN = 2.0, 3.0  # FWHM: within, stars say all; beyond, a profile does
+
 
 def measure_psf(signal: np.ndarray, mask: np.ndarray, rms: float | np.ndarray = 1.0) -> PSF | None:
     """The PSF before the pixel, from the narrowest bright sources.
 
     Stars are the narrowest sources and agree in width: they are those that have the narrowest
     width that several share, of Gaussians that are fitted to bright peaks. The FWHM is the median
-    of their cores', the light in the wings what rings around all of them hold.
+    of their cores', the light in the wings what rings around all of them hold, and its image the
+    median of theirs, moved to the middle of a pixel; far out, a profile's with these wings.
 
     Parameters
     ----------
@@ -56,7 +72,7 @@ def measure_psf(signal: np.ndarray, mask: np.ndarray, rms: float | np.ndarray = 
     -------
     PSF or None
         None if there are too few bright sources; its ``wings`` are None if stars do not agree
-        on them.
+        on them, its ``image`` if they do not, are few, or narrower than two pixels.
     """
     n_y, n_x = signal.shape
     top, left = max(0, (n_y - _REGION) // 2), max(0, (n_x - _REGION) // 2)
@@ -77,8 +93,13 @@ def measure_psf(signal: np.ndarray, mask: np.ndarray, rms: float | np.ndarray = 
     if len(cores) < _MIN_SHARED:
         return None
     fwhm = fwhm_before_pixel(list(cores[:_MAX_STARS]), noise=1.0)
-    wings = _wings(np.where(mask, np.nan, signal), y, x, fwhm) if sure else None
-    psf = PSF(fwhm=fwhm, wings=wings, origin="measured")
+    seen = np.where(mask, np.nan, signal)
+    around = _around(seen, y, x, fwhm) if sure else None
+    wings = None if around is None else _sure_wings(around, fwhm)
+    image = None
+    if wings is not None and fwhm > _SAMPLED:
+        image = _image(seen, y, x, fwhm, around.sum(axis=0))
+    psf = PSF(fwhm=fwhm, wings=wings, origin="measured", image=image)
     log.info("PSF of the image's stars: %s%s", psf, "" if wings else ", its wings unknown")
     return psf
 
@@ -139,23 +160,22 @@ def _cut_outs(image: np.ndarray, y: np.ndarray, x: np.ndarray, reach: int) -> np
     return windows[y, x]
 
 
-def _wings(
-    image: np.ndarray, y: np.ndarray, x: np.ndarray, fwhm: float
-) -> tuple[float, float, float] | None:
-    """How much light lies in the wings of stars; None if there are few, or they disagree.
+def _around(image: np.ndarray, y: np.ndarray, x: np.ndarray, fwhm: float) -> np.ndarray | None:
+    """What :func:`_rings` finds around the brightest stars, (star, number); None if they are few.
 
     Medians over rings do not see neighbours; in the sum over all stars the bright ones count,
     beside which neighbours are faint.
     """
     cuts = _cut_outs(image, y[:_MAX_STARS], x[:_MAX_STARS], int(np.ceil(_EDGES[-1] * fwhm)) + 1)
     rows = [row for row in (_rings(cut, fwhm) for cut in cuts) if row is not None]
-    if len(rows) < _FEWEST:
-        return None
-    light = np.array(rows)
-    said = _wings_of(light.sum(axis=0), fwhm)
-    again = np.random.default_rng(0).integers(len(light), size=(_RESAMPLINGS, len(light)))
-    unsure = np.std([_wings_of(light[own].sum(axis=0), fwhm) for own in again], axis=0)
-    near, far, farthest = said.tolist()
+    return np.array(rows) if len(rows) >= _FEWEST else None
+
+
+def _sure_wings(around: np.ndarray, fwhm: float) -> tuple[float, float, float] | None:
+    """How much light lies in the wings of stars; None if they disagree."""
+    again = np.random.default_rng(0).integers(len(around), size=(_RESAMPLINGS, len(around)))
+    unsure = np.std([_wings_of(around[own].sum(axis=0), fwhm) for own in again], axis=0)
+    near, far, farthest = _wings_of(around.sum(axis=0), fwhm).tolist()
     return (near, far, farthest) if (unsure < STARS_UNSURE).all() else None
 
 
@@ -183,10 +203,17 @@ def _rings(cut: np.ndarray, fwhm: float) -> np.ndarray | None:
 
 
 def _wings_of(light: np.ndarray, fwhm: float) -> np.ndarray:
-    """What :func:`_rings` found, in the numbers of :func:`~probablend.psf.light_in_wings`.
+    """What :func:`_rings` found, in the numbers of :func:`~probablend.psf.light_in_wings`."""
+    within, _ = _light_within(light, fwhm)
+    return np.minimum(over_gaussian(within[1:] / within[0], fwhm), 0.0)
 
-    Far from a star there is the sky, and what a mirror scatters, which falls off with the third
-    power of the distance, also beyond the last ring.
+
+def _light_within(light: np.ndarray, fwhm: float) -> tuple[np.ndarray, float]:
+    """All light of what :func:`_rings` found and that within the weights, (4,), and the sky.
+
+    In units of the light near it, the sky per square of a FWHM. Far from a star there is the sky,
+    and what a mirror scatters, which falls off with the third power of the distance, also beyond
+    the last ring.
     """
     near, rings = light[:4] / light[0], light[4:] / light[0] * fwhm**2
     root = np.sqrt(_AREA[_FAR])
@@ -201,8 +228,7 @@ def _wings_of(light: np.ndarray, fwhm: float) -> np.ndarray:
         far = tail * (2 * np.pi * beyond**-2 * np.exp(-0.5 * (beyond / weight) ** 2)).sum() * 0.1
         sky = level * 2 * np.pi * _disc(weight)
         light_within.append(near[k] - sky + ((rings - level) * _AREA * fall).sum() + far)
-    shares = np.array(light_within[1:]) / light_within[0]
-    return np.minimum(over_gaussian(shares, fwhm), 0.0)
+    return np.array(light_within), float(level)
 
 
 def _disc(weight: float) -> float:
@@ -210,3 +236,36 @@ def _disc(weight: float) -> float:
     if np.isinf(weight):
         return float(_EDGES[0] ** 2 / 2)
     return float(weight**2 * (1 - np.exp(-0.5 * (_EDGES[0] / weight) ** 2)))
+
+
+def _image(
+    image: np.ndarray, y: np.ndarray, x: np.ndarray, fwhm: float, light: np.ndarray
+) -> np.ndarray | None:
+    """What a star in the middle looks like, (SIDE, SIDE), of unit sum; None if too few say so.
+
+    ``light`` is what :func:`_rings` found, which tells of the sky and of what lies far out.
+    """
+    reach = min(int(np.ceil(_KNOWN * fwhm)) + 2, SIDE // 2)
+    cuts = _cut_outs(image, y[:_MAX_STARS], x[:_MAX_STARS], reach)
+    away = np.hypot(*np.indices(cuts.shape[1:]) - reach) / fwhm
+    near, ring = away < _EDGES[0], (away > _STACKED) & (away < _KNOWN)
+    stars = []
+    for cut in cuts[np.isfinite(cuts).all(axis=(1, 2))]:
+        at_x, at_y, _ = sep.winpos(cut, reach, reach, fwhm / FWHM_OF_SIGMA)
+        if max(abs(at_x - reach), abs(at_y - reach)) < 1 and cut[near].sum() > 0:
+            moved = interpolated(cut).shift(reach - at_x, reach - at_y).drawImage(
+                nx=len(cut), ny=len(cut), scale=1.0, method="no_pixel"
+            ).array  # fmt: skip
+            stars.append((moved - np.median(moved[ring])) / moved[near].sum())
+    if len(stars) < _FEWEST_STACKED:
+        return None
+    sky = _light_within(light, fwhm)[1]
+    fall = (light[4:] / light[0] * fwhm**2 - sky).clip(min=0) / fwhm**2
+    far = np.interp(np.hypot(*np.indices((SIDE, SIDE)) - SIDE // 2) / fwhm, _MIDDLE, fall)
+    off = SIDE // 2 - reach
+    inner = (slice(off, SIDE - off),) * 2
+    stacked = np.median(stars, axis=0)
+    stacked += far[inner][ring].mean() - stacked[ring].mean()
+    share = np.clip((_KNOWN - away) / (_KNOWN - _STACKED), 0, 1)
+    far[inner] += share * (stacked - far[inner])
+    return centred(far)
