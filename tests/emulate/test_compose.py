@@ -217,6 +217,19 @@ def test_psfs_are_told_only_of_some_scenes(stamps):
     assert set(batch.psf_fwhm[told].tolist()) <= set(stamps.psf_fwhm.tolist())  # as it is
 
 
+def test_psfs_that_are_told_may_be_slightly_wrong(stamps):
+    exact = draw_batch(stamps, SceneConfig(size=48, psf_fraction=1.0), n=60, seed=1, index=0)
+    config = SceneConfig(size=48, psf_fraction=1.0, psf_error=0.05)
+    told = draw_batch(stamps, config, n=60, seed=1, index=0)
+    assert told.psf_image.sum(dim=(1, 2)).numpy() == pytest.approx(1, abs=1e-4)
+    assert torch.equal(told.image, exact.image)  # they are only told wrong
+    # Too wide or too narrow by a twentieth changes the brightest pixel by up to a tenth.
+    ratio = told.psf_image.amax(dim=(1, 2)) / exact.psf_image.amax(dim=(1, 2))
+    assert 0.85 < ratio.min() < 0.98
+    assert 1.02 < ratio.max() < 1.15
+    assert (ratio - 1).abs().median() < 0.02  # of most it is far less
+
+
 def test_density_and_counts_are_those_asked_for(stamps):
     config = SceneConfig(
         size=64, density_range=(150.0, 150.0), sparse_fraction=0.0, star_density=0.0,
