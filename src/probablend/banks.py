@@ -132,6 +132,7 @@ def _draw_missing(
         "seed": config.seed + 1000 * number + (0 if split == "train" else 500),
         "n_random_surveys": config.bank.n_random_surveys,
         "psf_images": list(config.bank.psf_images),
+        "psf_image_fraction": config.bank.psf_image_fraction,
     }
     if not path.exists():
         began = time.monotonic()

@@ -41,7 +41,9 @@ class BankConfig:
         Surveys that might be, drawn anew for every bank beside those with a name; see
         :func:`~probablend.survey.draw_survey`.
     psf_images : tuple of str
-        FITS files with images of real PSFs: every third survey that might be has one.
+        FITS files with images of real PSFs, for surveys that might be.
+    psf_image_fraction : float
+        Share of these that have one.
     """
 
     source: str = "parametric"
@@ -50,6 +52,7 @@ class BankConfig:
     refresh_every: int = 0
     n_random_surveys: int = 0
     psf_images: tuple[str, ...] = ()
+    psf_image_fraction: float = 1 / 3
 
     def number_at(self, step: int) -> int:
         """Which bank a step uses."""

@@ -36,7 +36,6 @@ PSF_RANGE = (1.3, 7.0)
 _SCALE_RANGE = (0.03, 0.4)
 # Of Moffat profiles, even in 1/β, as the light in their wings is. Stars of KiDS say 1.9.
 _BETA_RANGE = (1.8, 4.5)
-_WITH_IMAGE = 1 / 3  # of the surveys, where there are images of PSFs
 # Telescopes on the ground see what is like a Moffat profile: it comes twice as often.
 _PROFILES = ("gaussian", "moffat", "moffat", "kolmogorov", "airy")
 
@@ -248,7 +247,9 @@ def get_survey(name: str | Path) -> Survey:
     return _from_codex(key)
 
 
-def draw_survey(generator: np.random.Generator, *, psf_files: Sequence[str] = ()) -> Survey:
+def draw_survey(
+    generator: np.random.Generator, *, psf_files: Sequence[str] = (), image_fraction: float = 1 / 3
+) -> Survey:
     """A survey that might be: any PSF of 1.3 to 7 pixels, any depth.
 
     Parameters
@@ -256,8 +257,9 @@ def draw_survey(generator: np.random.Generator, *, psf_files: Sequence[str] = ()
     generator : numpy.random.Generator
         Chooses PSF (width, profile, ellipticity), pixel scale, depth and gain.
     psf_files : sequence of str
-        Images of real PSFs, as in :class:`Survey`; where there are any, every third survey has
-        one of them.
+        Images of real PSFs, as in :class:`Survey`.
+    image_fraction : float
+        Share of the surveys that have one of them, where there are any.
     """
 
     def between(low: float, high: float) -> float:
@@ -272,7 +274,7 @@ def draw_survey(generator: np.random.Generator, *, psf_files: Sequence[str] = ()
     sky_rms = 10 ** (-0.4 * (depth - zeropoint)) / (5 * math.sqrt(4 * math.pi) * pixels / 2.3548)
     shear, angle = 0.1 * generator.uniform() ** 2, generator.uniform(0, 2 * math.pi)
     psf_file = ""
-    if psf_files and generator.uniform() < _WITH_IMAGE:
+    if psf_files and generator.uniform() < image_fraction:
         profile, psf_file = "image", str(generator.choice(psf_files))
     return Survey(
         name=f"{profile}-{pixels:.2f}px",

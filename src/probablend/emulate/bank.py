@@ -114,6 +114,7 @@ def draw_bank(
     seed: int,
     n_random_surveys: int = 0,
     psf_images: Sequence[str] = (),
+    psf_image_fraction: float = 1 / 3,
 ) -> Bank:
     """Draw a bank.
 
@@ -135,13 +136,19 @@ def draw_bank(
     n_random_surveys : int
         Surveys that might be, beside the others.
     psf_images : sequence of str
-        FITS files with images of real PSFs, which every third one of these has.
+        FITS files with images of real PSFs, for surveys that might be.
+    psf_image_fraction : float
+        Share of these that have one.
     """
     generator = np.random.default_rng([seed, 11])
     psf_files = [name for path in psf_images for name in psf_images_in(path)]
     described = [s if isinstance(s, Survey) else get_survey(s) for s in surveys]
     described += [
-        draw_survey(np.random.default_rng([seed, 12, k]), psf_files=psf_files)
+        draw_survey(
+            np.random.default_rng([seed, 12, k]),
+            psf_files=psf_files,
+            image_fraction=psf_image_fraction,
+        )
         for k in range(n_random_surveys)
     ]
     images, rows = [], []

@@ -45,7 +45,8 @@ _SEEN = 0.7  # of the rings, at least
 _FAR = _MIDDLE > 4  # what is there is sky, and wings that fall off like those of a mirror
 _RESAMPLINGS = 40
 
-_SAMPLED = 2.0  # pixels: the image of a narrower PSF depends on where a star lies
+# FWHM, pixels: the image of a narrower PSF depends on where a star lies, a wider one is cut off.
+_SAMPLED = (2.0, 8.0)
 _FEWEST_STACKED = 8
 _STACKED, _KNOWN = 2.0, 3.0  # FWHM: within, stars say all; beyond, a profile does
 
@@ -71,8 +72,8 @@ def measure_psf(signal: np.ndarray, mask: np.ndarray, rms: float | np.ndarray = 
     Returns
     -------
     PSF or None
-        None if there are too few bright sources; its ``wings`` are None if stars do not agree
-        on them, its ``image`` if they do not, are few, or narrower than two pixels.
+        None if there are too few bright sources; its ``wings`` are None if stars do not agree on
+        them, its ``image`` if they do not, are few, or have a FWHM below two or above eight pixels.
     """
     n_y, n_x = signal.shape
     top, left = max(0, (n_y - _REGION) // 2), max(0, (n_x - _REGION) // 2)
@@ -97,7 +98,7 @@ def measure_psf(signal: np.ndarray, mask: np.ndarray, rms: float | np.ndarray = 
     around = _around(seen, y, x, fwhm) if sure else None
     wings = None if around is None else _sure_wings(around, fwhm)
     image = None
-    if wings is not None and fwhm > _SAMPLED:
+    if around is not None and wings is not None and _SAMPLED[0] < fwhm < _SAMPLED[1]:
         image = _image(seen, y, x, fwhm, around.sum(axis=0))
     psf = PSF(fwhm=fwhm, wings=wings, origin="measured", image=image)
     log.info("PSF of the image's stars: %s%s", psf, "" if wings else ", its wings unknown")

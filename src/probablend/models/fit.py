@@ -12,6 +12,8 @@ Each source is fitted together with its strongest neighbours, by Levenberg and M
 """
 
 import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from functools import cache
 from itertools import pairwise
@@ -263,18 +265,19 @@ def fit_sources(
     value, error = image.new_zeros(n, _N), image.new_ones(n, _N)
     misfit, blended = image.new_ones(n), image.new_zeros(n)
     windows = {b: _Window(b, psf) for b in _BINS}
-    order = _bins_of(others)
     all_light = torch.zeros_like(image)
-    for b, window in windows.items():
-        (mine,) = (order == b).nonzero(as_tuple=True)
-        for part in mine.split(_AT_ONCE) if len(mine) else ():
-            window.add(all_light, others.keep(part), which_others[part])
+    for b, part in _parts(_bins_of(others)):
+        windows[b].add(all_light, others.keep(part), which_others[part])
     order = _bins_of(sources)
-    for b, window in windows.items():
-        (mine,) = (order == b).nonzero(as_tuple=True)
-        for part in mine.split(_AT_ONCE) if len(mine) else ():
-            fitted = window.fit(image, all_light, sources.keep(part), others, which[part])
-            value[part], error[part], misfit[part], blended[part] = fitted
+    parts = _parts(order)
+
+    @torch.no_grad()
+    def fit(work: tuple[int, Tensor]) -> tuple[Tensor, ...]:
+        b, part = work
+        return windows[b].fit(image, all_light, sources.keep(part), others, which[part])
+
+    for (_, part), fitted in zip(parts, _side_by_side(fit, parts, image.device), strict=True):
+        value[part], error[part], misfit[part], blended[part] = fitted
     return Fits(value, error, misfit, blended, order, known[which], odd[which])
 
 
@@ -309,6 +312,34 @@ def _bins_of(sources: Guess) -> Tensor:
     for small, large in pairwise(_BINS):
         bins = torch.where(sigma > small * _FITS_IN, large, bins)
     return bins
+
+
+def _parts(bins: Tensor) -> list[tuple[int, Tensor]]:
+    """A few sources at a time whose windows have pixels of one size, and this size."""
+    mine = {b: (bins == b).nonzero(as_tuple=True)[0] for b in _BINS}
+    return [(b, part) for b, own in mine.items() if len(own) for part in own.split(_AT_ONCE)]
+
+
+def _side_by_side(
+    fit: Callable[[tuple[int, Tensor]], tuple[Tensor, ...]],
+    parts: list[tuple[int, Tensor]],
+    device: torch.device,
+) -> list[tuple[Tensor, ...]]:
+    """Fit parts: many small steps, of which threads do not make one faster, but several at once."""
+    n_threads = torch.get_num_threads()
+    n_workers = min(n_threads, len(parts))
+    if device.type != "cpu" or n_workers < 2:
+        return [fit(part) for part in parts]
+
+    def alone(part: tuple[int, Tensor]) -> tuple[Tensor, ...]:
+        torch.set_num_threads(n_threads // n_workers)  # of this worker
+        return fit(part)
+
+    try:
+        with ThreadPoolExecutor(n_workers) as pool:
+            return list(pool.map(alone, parts))
+    finally:
+        torch.set_num_threads(n_threads)
 
 
 def _group(sources: Guess, others: Guess, reach: float) -> tuple[Tensor, Tensor]:
@@ -498,43 +529,44 @@ class _Window:
         psf: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Best values, their covariance, and what the profiles look like."""
-        begin = values
-        longest = values.new_tensor(_LONGEST)
-        damping = values.new_full((len(values), 1), 1e-2)
+        begin, longest = values, values.new_tensor(_LONGEST)
         present = there[..., None].to(data)
 
-        def look(values: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-            parts, slopes = self.render(values, psf)
-            parts = parts * present
-            slopes = (slopes * present[..., None]).flatten(1, 2)
-            left = data - parts.sum(dim=1)
-            off = (values - begin).flatten(1)
-            cost = (left**2 * weight).sum(dim=1) + (prior * off**2).sum(dim=1)
-            return parts, slopes, left, cost
+        def look(at: Tensor, which: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+            """χ² of some fits at ``at``, its curvature and slope, and the profiles."""
+            parts, slopes = self.render(at, psf[which])
+            parts = parts * present[which]
+            slopes = (slopes * present[which][..., None]).flatten(1, 2)
+            left = data[which] - parts.sum(dim=1)
+            off = (at - begin[which]).flatten(1)
+            cost = (left**2 * weight[which]).sum(dim=1) + (prior[which] * off**2).sum(dim=1)
+            weighted = slopes * weight[which][:, None]
+            curvature = weighted @ slopes.mT + torch.diag_embed(prior[which])
+            pull = (weighted @ left[..., None])[..., 0] - prior[which] * off
+            return cost, curvature, pull, parts
 
-        def curve(slopes: Tensor, left: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-            weighted = slopes * weight[:, None]
-            curvature = weighted @ slopes.mT + torch.diag_embed(prior)
-            off = (values - begin).flatten(1)
-            return curvature, (weighted @ left[..., None])[..., 0] - prior * off
-
-        parts, slopes, left, cost = look(values)
-        curvature, pull = curve(slopes, left, values)
+        going = torch.arange(len(values), device=values.device)
+        cost, curvature, pull, parts = look(values, going)
+        values, damping = values.clone(), values.new_full((len(values), 1), 1e-2)
         for _ in range(_STEPS):
-            diagonal = curvature.diagonal(dim1=1, dim2=2)
-            damped = curvature + torch.diag_embed(damping * diagonal)
-            step = torch.linalg.solve(damped.double(), pull.double()).to(data)
-            step = step.view_as(values).clamp(-longest, longest)
-            tried = self._allowed(values + step)
-            parts_, slopes_, left_, cost_ = look(tried)
-            better = cost_ < cost + _AS_GOOD
-            curvature_, pull_ = curve(slopes_, left_, tried)
-            values = torch.where(better[:, None, None], tried, values)
-            curvature = torch.where(better[:, None, None], curvature_, curvature)
-            pull = torch.where(better[:, None], pull_, pull)
-            parts = torch.where(better[:, None, None], parts_, parts)
-            cost = torch.where(better, cost_, cost)
-            damping = torch.where(better[:, None], 0.3 * damping, 5 * damping).clamp(1e-5, 1e4)
+            diagonal = curvature[going].diagonal(dim1=1, dim2=2)
+            damped = curvature[going] + torch.diag_embed(damping[going] * diagonal)
+            step = torch.linalg.solve(damped.double(), pull[going].double()).to(data)
+            step = step.view(-1, *values.shape[1:]).clamp(-longest, longest)
+            tried = self._allowed(values[going] + step)
+            found = look(tried, going)
+            gain = cost[going] - found[0]
+            better = gain > -_AS_GOOD
+            damping[going] = torch.where(
+                better[:, None], 0.3 * damping[going], 5 * damping[going]
+            ).clamp(1e-5, 1e4)
+            taken = going[better]
+            values[taken] = tried[better]
+            for kept, one in zip((cost, curvature, pull, parts), found, strict=True):
+                kept[taken] = one[better]
+            going = going[~better | (gain > _AS_GOOD)]  # the others have arrived
+            if not len(going):
+                break
         covariance = torch.linalg.inv(curvature.double())
         return values, covariance, parts
 
