@@ -15,19 +15,16 @@ import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from functools import cache
 from itertools import pairwise
 
-import galsim
-import numpy as np
 import torch
-from scipy.optimize import nnls
 from torch import Tensor
 from torch.nn import functional as F
 
-from probablend.psf import SIDE, light_in_wings
+from probablend.models.profiles import moffat_images, sersic_gaussians
+from probablend.psf import SIDE
 
-__all__ = ["FITTED", "N_FITTED", "REACH", "Fits", "Guess", "fit_sources", "moffat_images"]
+__all__ = ["FITTED", "N_FITTED", "REACH", "Fits", "Guess", "fit_sources"]
 
 FITTED = ("ln_flux", "ln_hlr", "g1", "g2", "y", "x", "ln_n")
 N_FITTED = 2 * len(FITTED) + 5
@@ -51,82 +48,7 @@ _BRIGHTEST = 1e12  # pixel, in units of the noise
 _AS_GOOD = 0.01  # of χ²: near the end single precision tells no better from worse
 _LEAST_ODD = 1e-5  # of a PSF: less makes no difference
 _SAME_WIDTH = 0.01  # of the logarithm of the width of a PSF
-_BETAS = (1.8, 2.2, 2.7, 3.3, 4.0, 5.0, 7.0, 10.0)  # of Moffat profiles
-_USUAL_BETA = 3.0
-_FINER = 5  # points per pixel where PSFs are drawn
 _AT_ONCE = 16  # fits; more do not fit into the cache
-
-
-@cache
-def _gaussians() -> tuple[Tensor, Tensor, Tensor]:
-    """Sérsic profiles of unit radius as sums of Gaussians.
-
-    ln n, (index,); ½σ² of the Gaussians, (Gaussian,); their shares of the light.
-    """
-    indices = np.array([0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0])
-    sigma = np.geomspace(0.02, 6.0, 12)
-    k = np.geomspace(1e-2, 150.0, 150)
-    basis = np.exp(-0.5 * (sigma * k[:, None]) ** 2)
-    whole = 30.0  # that the shares add up counts as much as many of the others
-    shares = []
-    for index in indices.tolist():
-        # Cut as the emulated ones are; an index below 0.8 ends of its own accord.
-        cut = 8.0 if index > 0.8 else 0.0
-        profile = galsim.Sersic(n=index, half_light_radius=1.0, trunc=cut)
-        wanted = [profile.kValue(one, 0.0).real for one in k.tolist()]
-        share, _ = nnls(np.vstack([basis, np.full(len(sigma), whole)]), np.append(wanted, whole))
-        shares.append(share / share.sum())
-    with torch.inference_mode(False):  # it outlives whoever asks first
-        return (
-            torch.tensor(np.log(indices), dtype=torch.float32),
-            torch.tensor(0.5 * sigma**2, dtype=torch.float32),
-            torch.tensor(np.array(shares), dtype=torch.float32),
-        )
-
-
-def moffat_images(fwhm: Tensor, wings: Tensor | None = None) -> Tensor:
-    """Images of round Moffat PSFs, the response of the pixel in them, of unit sum.
-
-    Parameters
-    ----------
-    fwhm : Tensor, shape (psf,)
-        Before the pixel response, pixels.
-    wings : Tensor, shape (psf,), optional
-        First of the numbers of :func:`~probablend.psf.light_in_wings`; NaN where not known.
-
-    Returns
-    -------
-    Tensor, shape (psf, SIDE, SIDE)
-    """
-    beta = torch.full_like(fwhm, _USUAL_BETA)
-    if wings is not None:
-        known, betas = (t.to(fwhm) for t in _wings_of_betas())
-        above = torch.searchsorted(known, wings.nan_to_num().contiguous())
-        above = above.clamp(1, len(known) - 1)
-        part = (wings.nan_to_num() - known[above - 1]) / (known[above] - known[above - 1])
-        said = torch.lerp(betas[above - 1], betas[above], part.clamp(0, 1))
-        beta = torch.where(wings.isfinite(), said, beta)
-    scale = fwhm / (2 * (2 ** (1 / beta) - 1).sqrt())
-    n = SIDE * _FINER
-    t = (torch.arange(n, device=fwhm.device, dtype=fwhm.dtype) - (n - 1) / 2) / _FINER
-    r2 = t[:, None] ** 2 + t**2
-    fine = (1 + r2 / scale[:, None, None] ** 2) ** -beta[:, None, None]
-    image = fine.unflatten(2, (SIDE, _FINER)).unflatten(1, (SIDE, _FINER)).sum((2, 4))
-    return image / image.sum(dim=(1, 2), keepdim=True)
-
-
-@cache
-def _wings_of_betas() -> tuple[Tensor, Tensor]:
-    """Light in the wings of Moffat profiles, ascending, and their β."""
-    side, fwhm = 301, 6
-    wings = []
-    for beta in _BETAS:
-        drawn = galsim.Moffat(beta=beta, fwhm=fwhm).drawImage(
-            nx=side, ny=side, scale=1.0, method="no_pixel"
-        )
-        wings.append(float(light_in_wings(drawn.array, fwhm, total=1.0, pixel=0.0)[0]))
-    with torch.inference_mode(False):
-        return torch.tensor(wings), torch.tensor(_BETAS)
 
 
 @dataclass(frozen=True)
@@ -252,7 +174,7 @@ def fit_sources(
         Images of the PSFs, of unit sum, in the middle; NaN where not known: there, Moffat
         profiles take their place.
     wings : Tensor, shape (batch,), optional
-        Light in their wings, see :func:`moffat_images`.
+        Light in their wings, see :func:`~probablend.models.profiles.moffat_images`.
 
     Returns
     -------
@@ -399,7 +321,7 @@ class _Window:
         u = scale * ((1 + g1) * self.k_x + g2 * self.k_y)
         v = scale * (g2 * self.k_x + (1 - g1) * self.k_y)
         q = u * u + v * v
-        known, half_square, shares = (t.to(values) for t in _gaussians())
+        known, half_square, shares = (t.to(values) for t in sersic_gaussians())
         at = ln_n[..., 0].contiguous()
         above = torch.searchsorted(known, at).clamp(1, len(known) - 1)
         step = known[above] - known[above - 1]
