@@ -2,8 +2,9 @@
 
 python benchmarks/aberrated_psfs.py -o aberrated_psfs.fits
 
-For ``psf_images`` of a training. Obscured apertures with struts and aberrations of up to a
-seventh of a wave (``--waves``), blurred by jitter and charge diffusion; every second one is all but corrected.
+For ``psf_images`` of a training. Obscured apertures with struts and aberrations of up to a seventh
+of a wave (``--waves``), blurred by jitter and charge diffusion; every second one is all but
+corrected.
 """
 
 import argparse

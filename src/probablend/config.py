@@ -54,6 +54,12 @@ class BankConfig:
     psf_images: tuple[str, ...] = ()
     psf_image_fraction: float = 1 / 3
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.psf_image_fraction <= 1:
+            raise ValueError(
+                f"psf_image_fraction must lie between 0 and 1; got {self.psf_image_fraction}"
+            )
+
     def number_at(self, step: int) -> int:
         """Which bank a step uses."""
         return step // self.refresh_every if self.refresh_every > 0 else 0

@@ -156,6 +156,23 @@ def test_scenes_of_a_batch_do_not_see_each_other():
     torch.testing.assert_close(together.value[:1], alone.value, atol=1e-4, rtol=1e-4)
 
 
+def test_threads_change_nothing():
+    generator = torch.Generator().manual_seed(1)
+    image = drawn(*GALAXIES[:2]) + torch.randn(1, SIZE, SIZE, generator=generator)
+    start = guess(*GALAXIES[:2] * 20, off=0.3, generator=generator)
+    n_threads = torch.get_num_threads()
+    said = []
+    with torch.inference_mode():
+        for n in (1, 4):
+            torch.set_num_threads(n)
+            try:
+                said.append(fit_sources(image, start, start.keep(torch.arange(2))).summary)
+                assert torch.get_num_threads() == n
+            finally:
+                torch.set_num_threads(n_threads)
+    torch.testing.assert_close(said[0], said[1], atol=1e-4, rtol=1e-4)
+
+
 def test_nothing_is_fitted_to_nothing():
     none = guess((1.0,) * 7).keep(torch.zeros(1, dtype=torch.bool))
     assert len(fit_sources(torch.zeros(1, 40, 40), none, none).value) == 0

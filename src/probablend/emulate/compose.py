@@ -162,10 +162,11 @@ class SceneConfig:
             "sky_fraction",
             "wings_fraction",
             "psf_fraction",
-            "psf_error",
         ):
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(f"{key} must lie between 0 and 1; got {getattr(self, key)}")
+        if not 0 <= self.psf_error <= 0.2:
+            raise ValueError(f"psf_error must lie between 0 and 0.2; got {self.psf_error}")
         if not 0 < self.density_range[0] <= self.density_range[1]:
             raise ValueError(
                 f"density_range must be positive and ascending; got {self.density_range}"

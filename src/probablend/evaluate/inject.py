@@ -180,9 +180,9 @@ def inject(
     survey, depth = _describe(scale, typical, fwhm, known_zeropoint, gain)
     if its_psf.wings is not None and psf_pixels is None:
         survey = replace(survey, psf_beta=moffat_beta(its_psf.wings[0]))
-        # What is injected has the PSF that is told, far wings too; no more is told than before.
-        told = survey_psf(survey)
-        its_psf = replace(told, image=None if its_psf.image is None else told.image)
+        # What is injected has the PSF that is told, far wings too. Real sources have not that of
+        # its image: none is told.
+        its_psf = replace(survey_psf(survey), image=None)
         before = look(sky, psf=its_psf)
     mag_range = (depth - _BRIGHT, depth + _FAINT)
     with TemporaryDirectory(prefix="probablend-") as own:

@@ -374,9 +374,9 @@ def _decide(
         if isinstance(settings.psf_fwhm, str):
             typical = usable_psf_map(settings.open("psf_fwhm").read(*box), prepared.mask)
             widths.append(float(np.median(typical)))
-        elif known is None and (psf is None or psf.wings is None):
+        elif known is None and _n_known(psf) < 3:
             found = measure_psf(prepared.signal, prepared.mask, prepared.rms)
-            psf = found if psf is None or (found and found.wings) else psf
+            psf = max(psf, found, key=_n_known)  # of two that say as much, the first
     if not factors and len(list(_samples(image.shape))) == 1:
         raise NothingToSegmentError("image has no usable pixel: all are NaN, masked or constant")
     if widths:
@@ -386,6 +386,11 @@ def _decide(
         psf = PSF(fwhm=assumed_psf_fwhm(meta), origin=origin)
     near, far = np.median(factors, axis=0).tolist() if factors else WHITE
     return psf, (near, far), "none" if background == "auto" else background
+
+
+def _n_known(psf: PSF | None) -> int:
+    """How many of width, wings and image."""
+    return 0 if psf is None else 1 + (psf.wings is not None) + (psf.image is not None)
 
 
 def _samples(shape: tuple[int, int]) -> Iterator[tuple[slice, slice]]:

@@ -48,7 +48,7 @@ _RESAMPLINGS = 40
 # FWHM, pixels: the image of a narrower PSF depends on where a star lies, a wider one is cut off.
 _SAMPLED = (2.0, 8.0)
 _FEWEST_STACKED = 8
-_STACKED, _KNOWN = 2.0, 3.0  # FWHM: within, stars say all; beyond, a profile does
+_STACKED, _KNOWN = 2.0, 3.0  # FWHM: within, pixels of stars say all; beyond, rings do
 
 
 def measure_psf(signal: np.ndarray, mask: np.ndarray, rms: float | np.ndarray = 1.0) -> PSF | None:
@@ -57,7 +57,7 @@ def measure_psf(signal: np.ndarray, mask: np.ndarray, rms: float | np.ndarray = 
     Stars are the narrowest sources and agree in width: they are those that have the narrowest
     width that several share, of Gaussians that are fitted to bright peaks. The FWHM is the median
     of their cores', the light in the wings what rings around all of them hold, and its image the
-    median of theirs, moved to the middle of a pixel; far out, a profile's with these wings.
+    median of theirs, moved to the middle of a pixel; far out, that of these rings.
 
     Parameters
     ----------
@@ -205,16 +205,16 @@ def _rings(cut: np.ndarray, fwhm: float) -> np.ndarray | None:
 
 def _wings_of(light: np.ndarray, fwhm: float) -> np.ndarray:
     """What :func:`_rings` found, in the numbers of :func:`~probablend.psf.light_in_wings`."""
-    within, _ = _light_within(light, fwhm)
+    within, _, _ = _light_within(light, fwhm)
     return np.minimum(over_gaussian(within[1:] / within[0], fwhm), 0.0)
 
 
-def _light_within(light: np.ndarray, fwhm: float) -> tuple[np.ndarray, float]:
-    """All light of what :func:`_rings` found and that within the weights, (4,), and the sky.
+def _light_within(light: np.ndarray, fwhm: float) -> tuple[np.ndarray, float, float]:
+    """All light of what :func:`_rings` found and that within the weights, (4,), and what is far.
 
-    In units of the light near it, the sky per square of a FWHM. Far from a star there is the sky,
-    and what a mirror scatters, which falls off with the third power of the distance, also beyond
-    the last ring.
+    In units of the light near it. Far from a star there is the sky, and what a mirror scatters,
+    which falls off with the third power of the distance, also beyond the last ring: per square of a
+    FWHM, the first, and the second one FWHM away.
     """
     near, rings = light[:4] / light[0], light[4:] / light[0] * fwhm**2
     root = np.sqrt(_AREA[_FAR])
@@ -229,7 +229,7 @@ def _light_within(light: np.ndarray, fwhm: float) -> tuple[np.ndarray, float]:
         far = tail * (2 * np.pi * beyond**-2 * np.exp(-0.5 * (beyond / weight) ** 2)).sum() * 0.1
         sky = level * 2 * np.pi * _disc(weight)
         light_within.append(near[k] - sky + ((rings - level) * _AREA * fall).sum() + far)
-    return np.array(light_within), float(level)
+    return np.array(light_within), float(level), float(tail)
 
 
 def _disc(weight: float) -> float:
@@ -251,18 +251,24 @@ def _image(
     away = np.hypot(*np.indices(cuts.shape[1:]) - reach) / fwhm
     near, ring = away < _EDGES[0], (away > _STACKED) & (away < _KNOWN)
     stars = []
-    for cut in cuts[np.isfinite(cuts).all(axis=(1, 2))]:
-        at_x, at_y, _ = sep.winpos(cut, reach, reach, fwhm / FWHM_OF_SIGMA)
-        if max(abs(at_x - reach), abs(at_y - reach)) < 1 and cut[near].sum() > 0:
-            moved = interpolated(cut).shift(reach - at_x, reach - at_y).drawImage(
-                nx=len(cut), ny=len(cut), scale=1.0, method="no_pixel"
+    for cut in cuts[np.isfinite(cuts[:, away < _STACKED]).all(axis=1)]:
+        level = np.nanmedian(cut[ring]) if np.isfinite(cut[ring]).any() else np.nan
+        star = np.where(np.isfinite(cut), cut, level) - level
+        at_x, at_y, _ = sep.winpos(star, reach, reach, fwhm / FWHM_OF_SIGMA)
+        if max(abs(at_x - reach), abs(at_y - reach)) < 1 and star[near].sum() > 0:
+            moved = interpolated(star).shift(reach - at_x, reach - at_y).drawImage(
+                nx=len(star), ny=len(star), scale=1.0, method="no_pixel"
             ).array  # fmt: skip
-            stars.append((moved - np.median(moved[ring])) / moved[near].sum())
+            stars.append(moved / moved[near].sum())
     if len(stars) < _FEWEST_STACKED:
         return None
-    sky = _light_within(light, fwhm)[1]
-    fall = (light[4:] / light[0] * fwhm**2 - sky).clip(min=0) / fwhm**2
-    far = np.interp(np.hypot(*np.indices((SIDE, SIDE)) - SIDE // 2) / fwhm, _MIDDLE, fall)
+    _, sky, tail = _light_within(light, fwhm)
+    from_middle = np.hypot(*np.indices((SIDE, SIDE)) - SIDE // 2) / fwhm
+    rings = light[4:] / light[0] * fwhm**2 - sky
+    far = np.where(
+        from_middle < _MIDDLE[_FAR][0],
+        np.interp(from_middle, _MIDDLE, rings), tail * from_middle.clip(1) ** -3,
+    ) / fwhm**2  # fmt: skip
     off = SIDE // 2 - reach
     inner = (slice(off, SIDE - off),) * 2
     stacked = np.median(stars, axis=0)

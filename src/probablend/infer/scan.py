@@ -6,9 +6,7 @@ What tiles have seen at positions is put together before anything is fitted: nei
 lie in other tiles.
 """
 
-from collections import deque
-from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -23,6 +21,7 @@ from probablend.models.distribution import Drawn, SegmentationNetwork
 from probablend.models.field import FieldNetwork
 from probablend.models.field_distribution import NEIGHBOUR, FieldDistribution
 from probablend.models.fit import fit_sources
+from probablend.threads import side_by_side
 
 __all__ = ["DRAWS_PER_SAMPLE", "Found", "Scan", "scan_image"]
 
@@ -216,7 +215,7 @@ def scan_image(
 
     done = 0
     found: list[list[_Places]] = []
-    with closing(_side_by_side(look, tiles, device)) as seen:
+    with closing(side_by_side(look, tiles, device=device, most=_SIDE_BY_SIDE)) as seen:
         for tile, (drawn, places) in zip(tiles, seen, strict=True):
             for known, (y, x) in zip(blends, drawn.blends, strict=True):
                 here_yx = np.stack([y + tile.core[0].start, x + tile.core[1].start])
@@ -248,38 +247,6 @@ def scan_image(
         draws=draws,
         found=said,
     )
-
-
-def _side_by_side(
-    look: Callable[[Tile], tuple[Drawn, list[_Places]]], tiles: list[Tile], device: torch.device
-) -> Generator[tuple[Drawn, list[_Places]]]:
-    """What is seen in each tile, in order; on the CPU, a few at a time that share the threads.
-
-    Drawing is many small steps, which one thread takes as fast as several: tiles side by side keep
-    all of them busy. More at a time would only cost memory.
-    """
-    n_threads = torch.get_num_threads()
-    n_workers = min(n_threads, len(tiles), _SIDE_BY_SIDE)
-    if device.type != "cpu" or n_workers == 1:
-        yield from map(look, tiles)
-        return
-
-    @torch.inference_mode()
-    def alone(tile: Tile) -> tuple[Drawn, list[_Places]]:
-        torch.set_num_threads(n_threads // n_workers)  # of this worker
-        return look(tile)
-
-    try:
-        with ThreadPoolExecutor(n_workers) as pool:
-            waiting: deque[Future[tuple[Drawn, list[_Places]]]] = deque()
-            for tile in tiles:  # no more than are worked on: memory
-                waiting.append(pool.submit(alone, tile))
-                if len(waiting) >= n_workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-    finally:
-        torch.set_num_threads(n_threads)
 
 
 def _in_image(pixel: tuple[int, int], window: Window) -> tuple[int, int]:

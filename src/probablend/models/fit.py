@@ -12,8 +12,6 @@ Each source is fitted together with its strongest neighbours, by Levenberg and M
 """
 
 import math
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from itertools import pairwise
 
@@ -23,6 +21,7 @@ from torch.nn import functional as F
 
 from probablend.models.profiles import moffat_images, sersic_gaussians
 from probablend.psf import SIDE
+from probablend.threads import side_by_side
 
 __all__ = ["FITTED", "N_FITTED", "REACH", "Fits", "Guess", "fit_sources"]
 
@@ -193,12 +192,12 @@ def fit_sources(
     order = _bins_of(sources)
     parts = _parts(order)
 
-    @torch.no_grad()
-    def fit(work: tuple[int, Tensor]) -> tuple[Tensor, ...]:
+    def fit_part(work: tuple[int, Tensor]) -> tuple[Tensor, ...]:
         b, part = work
         return windows[b].fit(image, all_light, sources.keep(part), others, which[part])
 
-    for (_, part), fitted in zip(parts, _side_by_side(fit, parts, image.device), strict=True):
+    fits = side_by_side(fit_part, parts, device=image.device)
+    for (_, part), fitted in zip(parts, fits, strict=True):
         value[part], error[part], misfit[part], blended[part] = fitted
     return Fits(value, error, misfit, blended, order, known[which], odd[which])
 
@@ -240,28 +239,6 @@ def _parts(bins: Tensor) -> list[tuple[int, Tensor]]:
     """A few sources at a time whose windows have pixels of one size, and this size."""
     mine = {b: (bins == b).nonzero(as_tuple=True)[0] for b in _BINS}
     return [(b, part) for b, own in mine.items() if len(own) for part in own.split(_AT_ONCE)]
-
-
-def _side_by_side(
-    fit: Callable[[tuple[int, Tensor]], tuple[Tensor, ...]],
-    parts: list[tuple[int, Tensor]],
-    device: torch.device,
-) -> list[tuple[Tensor, ...]]:
-    """Fit parts: many small steps, of which threads do not make one faster, but several at once."""
-    n_threads = torch.get_num_threads()
-    n_workers = min(n_threads, len(parts))
-    if device.type != "cpu" or n_workers < 2:
-        return [fit(part) for part in parts]
-
-    def alone(part: tuple[int, Tensor]) -> tuple[Tensor, ...]:
-        torch.set_num_threads(n_threads // n_workers)  # of this worker
-        return fit(part)
-
-    try:
-        with ThreadPoolExecutor(n_workers) as pool:
-            return list(pool.map(alone, parts))
-    finally:
-        torch.set_num_threads(n_threads)
 
 
 def _group(sources: Guess, others: Guess, reach: float) -> tuple[Tensor, Tensor]:
@@ -482,10 +459,10 @@ class _Window:
             damping[going] = torch.where(
                 better[:, None], 0.3 * damping[going], 5 * damping[going]
             ).clamp(1e-5, 1e4)
-            taken = going[better]
-            values[taken] = tried[better]
+            (won,) = better.nonzero(as_tuple=True)
+            values[going[won]] = tried[won]
             for kept, one in zip((cost, curvature, pull, parts), found, strict=True):
-                kept[taken] = one[better]
+                kept[going[won]] = one[won]
             going = going[~better | (gain > _AS_GOOD)]  # the others have arrived
             if not len(going):
                 break
