@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("-n", type=int, default=300)
     parser.add_argument("--images", nargs="+", default=list(KNOWN), choices=list(KNOWN))
+    parser.add_argument("--model", default="field")
     args = parser.parse_args()
     command = "python benchmarks/inject_real.py " + " ".join(sys.argv[1:])
     report: dict[str, Any] = {"command": command, "n": args.n, "images": {}}
@@ -63,7 +64,7 @@ def main() -> None:
         scale, zeropoint = KNOWN[field.name]
         one = inject(
             ImageData(data=field.image, name=field.name), args.output / field.name,
-            InjectionConfig(n=args.n), rms=field.rms, psf=field.psf,
+            InjectionConfig(n=args.n), model=args.model, rms=field.rms, psf=field.psf,
             psf_fwhm=field.psf_fwhm, pixel_scale=scale, zeropoint=zeropoint, command=command,
         )  # fmt: skip
         print(field.name, one["verdict"], flush=True)

@@ -45,7 +45,7 @@ FIELDS = {
     "roman-f158": 4,
 }
 FEWEST = 20  # galaxies, for a scatter
-METHODS = ("field", "sep")
+CLASSICAL = "sep"
 KERNEL = 0.7  # σ in pixels of what drizzling leaves in the noise
 
 
@@ -73,7 +73,7 @@ def by_signal(said: Prediction, rms: float) -> Prediction:
 def score(scenes: list[Scene], name: str, seed: int) -> dict[str, Any]:
     method = open_method(name)
     said = [method(s, seed + k) for k, s in enumerate(scenes)]
-    if name == "sep":
+    if name == CLASSICAL:
         said = [by_signal(one, scene.rms) for one, scene in zip(said, scenes, strict=True)]
     scores = score_scenes(scenes, said).as_dict()
     return {
@@ -90,7 +90,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     report: dict[str, Any] = {
         "command": args.command,
         "version": __version__,
-        "weights": file_hash(find_model("field")),
+        "model": args.model,
+        "weights": file_hash(find_model(args.model)),
         "surveys": {},
     }
     for name in args.surveys:
@@ -99,10 +100,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         galaxies = open_source("parametric", survey, split="test")
         make = partial(draw, galaxies, config, args.seed)
         scenes = [make(k) for k in range(args.n or FIELDS[name])]
-        entry = {method: score(scenes, method, args.seed) for method in METHODS}
+        entry = {method: score(scenes, method, args.seed) for method in (args.model, CLASSICAL)}
         generator = torch.Generator().manual_seed(args.seed)
         scenes = [drizzled(scene, generator) for scene in scenes]
-        entry["field, correlated noise"] = score(scenes, "field", args.seed)
+        entry[f"{args.model}, correlated noise"] = score(scenes, args.model, args.seed)
         report["surveys"][name] = {
             "density": config.density, "size": config.size, "n": len(scenes), "methods": entry,
         }  # fmt: skip
@@ -119,7 +120,7 @@ def table(report: dict[str, Any]) -> str:
     lines = [
         f"`{report['command']}`",
         "",
-        f"probablend {report['version']}, `field` {report['weights']}.",
+        f"probablend {report['version']}, `{report.get('model', 'field')}` {report['weights']}.",
         "",
         "| | | completeness | blended | purity | blended, at purity ≥ 0.95 "
         "| blended, S/N > 10 | their flux: NMAD, mag "
@@ -144,6 +145,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("-n", type=int, help="fields of each survey")
+    parser.add_argument("--model", default="field")
     parser.add_argument("--size", type=int, default=1024)
     parser.add_argument("--seed", type=int, default=6000)
     parser.add_argument("--surveys", nargs="+", default=list(DENSITIES), choices=list(DENSITIES))
