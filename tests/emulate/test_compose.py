@@ -223,11 +223,15 @@ def test_psfs_that_are_told_may_be_slightly_wrong(stamps):
     told = draw_batch(stamps, config, n=60, seed=1, index=0)
     assert told.psf_image.sum(dim=(1, 2)).numpy() == pytest.approx(1, abs=1e-4)
     assert torch.equal(told.image, exact.image)  # they are only told wrong
+    wider = told.psf_fwhm / exact.psf_fwhm
+    assert 0.95 <= wider.min() < 0.98
+    assert 1.02 < wider.max() <= 1.05
     # Too wide or too narrow by a twentieth changes the brightest pixel by up to a tenth.
     ratio = told.psf_image.amax(dim=(1, 2)) / exact.psf_image.amax(dim=(1, 2))
     assert 0.85 < ratio.min() < 0.98
     assert 1.02 < ratio.max() < 1.15
     assert (ratio - 1).abs().median() < 0.02  # of most it is far less
+    assert np.corrcoef(ratio, wider)[0, 1] < -0.8  # the image is as wide as is told
 
 
 def test_density_and_counts_are_those_asked_for(stamps):

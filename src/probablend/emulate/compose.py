@@ -113,8 +113,9 @@ class SceneConfig:
         they are. If there are any, all stamps of a scene are turned and flipped in one way, its
         PSF with them; otherwise each in its own.
     psf_error : float
-        Largest error of a PSF that is told, as of one that was measured: up to this part of its
-        width, and a tenth of it in noise, for a brightest pixel of 1. Of most it is far less.
+        Largest error of a PSF that is told, as of one that was measured on stars: up to this part
+        of its width, told and seen, and a tenth of it in noise near its middle, for a brightest
+        pixel of 1. Of most it is far less. Its wings are then as uncertain as others are.
     mag_range : tuple of float
         Brightest and faintest AB magnitude.
     """
@@ -461,15 +462,17 @@ def draw_batch(
         batch = replace(batch, psf_fwhm=fwhm, psf_wings=wings)
     if config.psf_fraction:
         known = uniform(n) < config.psf_fraction
-        image = _turned(bank.psf[survey], of_scene)
+        image, fwhm = _turned(bank.psf[survey], of_scene), bank.psf_fwhm[survey]
+        wings = bank.psf_wings[survey]
+        told = torch.full_like(wings, torch.nan) if batch.psf_wings is None else batch.psf_wings
         if config.psf_error:
             error = config.psf_error * (2 * uniform(n, 2) - 1) ** 3
             grain = torch.randn(image.shape, generator=generator, device=device)
-            image = _mistaken(image, bank.psf_fwhm[survey], error, grain)
+            image = _mistaken(image, fwhm, error, grain)
+            fwhm = fwhm * (1 + error[:, 0])
+            wings = torch.where(told.isfinite(), told, wings)
         image = torch.where(known[:, None, None], image, torch.nan)
-        fwhm = torch.where(known, bank.psf_fwhm[survey], batch.psf_fwhm)
-        wings = bank.psf_wings[survey]
-        told = torch.full_like(wings, torch.nan) if batch.psf_wings is None else batch.psf_wings
+        fwhm = torch.where(known, fwhm, batch.psf_fwhm)
         wings = torch.where(known[:, None], wings, told)
         batch = replace(batch, psf_fwhm=fwhm, psf_wings=wings, psf_image=image)
     return batch
@@ -486,14 +489,17 @@ def _turned(image: Tensor, turned: Tensor) -> Tensor:
 def _mistaken(image: Tensor, fwhm: Tensor, error: Tensor, grain: Tensor) -> Tensor:
     """PSFs (scene, y, x) as they may be measured: too wide or too narrow, and with noise.
 
-    ``error`` (scene, 2): of the width, and ten times that of a pixel for a brightest one of 1.
+    ``error`` (scene, 2): of the width, and ten times the noise of a pixel near the middle, for a
+    brightest one of 1.
     """
     laplacian = image.new_tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])
     curved = F.conv2d(image[:, None], laplacian[None, None], padding=1)[:, 0]
     # To spread by t is to widen σ² by 2 t.
     spread = error[:, 0] * (fwhm / FWHM_OF_SIGMA) ** 2
     noise = 0.1 * error[:, 1] * image.amax(dim=(1, 2))
-    image = image + spread[:, None, None] * curved + noise[:, None, None] * grain
+    t = torch.arange(image.shape[-1], device=image.device) - image.shape[-1] // 2
+    near = torch.exp(-0.5 * (t[:, None] ** 2 + t**2) / (2 * fwhm[:, None, None]) ** 2)
+    image = image + spread[:, None, None] * curved + noise[:, None, None] * near * grain
     return image / image.sum(dim=(1, 2), keepdim=True)
 
 
