@@ -101,7 +101,10 @@ def measure_psf(signal: np.ndarray, mask: np.ndarray, rms: float | np.ndarray = 
     if around is not None and wings is not None and _SAMPLED[0] < fwhm < _SAMPLED[1]:
         image = _image(seen, y, x, fwhm, around.sum(axis=0))
     psf = PSF(fwhm=fwhm, wings=wings, origin="measured", image=image)
-    log.info("PSF of the image's stars: %s%s", psf, "" if wings else ", its wings unknown")
+    known = (
+        ", its wings unknown" if wings is None else ", and its image" if image is not None else ""
+    )
+    log.info("PSF of the image's stars: %s%s", psf, known)
     return psf
 
 
