@@ -77,7 +77,7 @@ def test_what_is_injected_has_the_psf_that_is_given(image, field_weights, tmp_pa
     )  # fmt: skip
     assert (tmp_path / "psf.fits").read_bytes() == kept
     assert report["psf_fwhm"] == PSF.of(psf).fwhm
-    assert report["psf_wings"] == list(PSF.of(psf).wings)
+    assert report["psf_wings"] == pytest.approx(list(PSF.of(psf).wings), abs=0.02)
     assert drawn
     for source in drawn:
         light = source.stamp.image / source.stamp.image.sum()
@@ -87,6 +87,24 @@ def test_what_is_injected_has_the_psf_that_is_given(image, field_weights, tmp_pa
     with pytest.raises(ValueError, match="an image of the PSF or its file"):
         inject(image, tmp_path / "no", CONFIG, model=field_weights, psf=PSF.of(psf))
     assert not (tmp_path / "no").exists()
+
+
+def test_wings_that_the_image_of_a_psf_cuts_off_are_not_told(
+    image, field_weights, tmp_path, monkeypatch
+):
+    psf = galsim.Moffat(beta=1.9, fwhm=2.5).drawImage(nx=31, ny=31, scale=1).array
+    told, look = [], module.segment
+    monkeypatch.setattr(module, "segment", lambda *image, **how: (
+        told.append(how["psf"]), look(*image, **how))[1])  # fmt: skip
+    inject(
+        image, tmp_path, InjectionConfig(n=3, seed=1), model=field_weights, rms=RMS,
+        background="none", psf=psf,
+    )  # fmt: skip
+    given, known = PSF.of(psf), told[-1]
+    assert known.fwhm == pytest.approx(given.fwhm)
+    assert given.wings[0] + 0.02 < known.wings[0] < given.wings[0] + 0.06
+    assert known.image.sum() == pytest.approx(1, abs=1e-4)
+    assert all(one is known for one in told[1:])
 
 
 def test_without_one_it_has_the_wings_of_the_image_s_stars(field_weights, tmp_path, monkeypatch):

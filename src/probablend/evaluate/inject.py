@@ -124,7 +124,7 @@ def inject(
     rms, mask, background, psf_fwhm
         As for :func:`~probablend.segment`.
     psf : ndarray of shape (y, x) or path, optional
-        Image of the PSF, which what is injected has then. If not given, a Moffat profile of
+        Image of the PSF, which what is injected has then, falling to zero at its border. If not given, a Moffat profile of
         ``psf_fwhm`` and β = 3 or, without that, as wide and with as much light near its middle
         as the image's stars tell; its wings are what the model is told.
     model : str or Path
@@ -189,6 +189,9 @@ def inject(
         if psf_pixels is not None:
             fits.writeto(Path(own) / "psf.fits", np.asarray(psf_pixels, np.float32))
             survey = replace(survey, psf_profile="image", psf_file=f"{own}/psf.fits")
+            # Where it is drawn it falls to zero at its border: that is told.
+            its_psf = survey_psf(survey)
+            before = look(sky, psf=its_psf)
         galaxies = ParametricGalaxies(
             survey, "test", n_galaxies=max(500, config.n), n_stars=0, mag_range=mag_range,
             seed=config.seed,
