@@ -124,9 +124,9 @@ def inject(
     rms, mask, background, psf_fwhm
         As for :func:`~probablend.segment`.
     psf : ndarray of shape (y, x) or path, optional
-        Image of the PSF, which what is injected has then, falling to zero at its border. If not given, a Moffat profile of
-        ``psf_fwhm`` and β = 3 or, without that, as wide and with as much light near its middle
-        as the image's stars tell; its wings are what the model is told.
+        Image of the PSF, which what is injected has then, falling to zero at its border. If not
+        given, a Moffat profile of ``psf_fwhm`` and β = 3 or, without that, as wide and with as
+        much light near its middle as the image's stars tell. The model is told its wings.
     model : str or Path
         Weights.
     pixel_scale : float, optional
