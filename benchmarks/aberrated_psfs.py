@@ -37,7 +37,7 @@ def aberrated_psf(generator: np.random.Generator, most_waves: float) -> np.ndarr
     )  # fmt: skip
     blurred = galsim.Convolve(psf, galsim.Gaussian(sigma=SAMPLES * uniform(0.15, 0.5)))
     image = blurred.drawImage(nx=SIDE, ny=SIDE, scale=1.0, method="no_pixel").array
-    return image / image.sum()
+    return (image / image.sum()).astype(np.float32)
 
 
 def main() -> None:
@@ -47,11 +47,7 @@ def main() -> None:
     parser.add_argument("--waves", type=float, default=0.14, help="strongest aberrations")
     arguments = parser.parse_args()
     images = [
-        fits.ImageHDU(
-            aberrated_psf(np.random.default_rng([arguments.seed, k]), arguments.waves).astype(
-                np.float32
-            )
-        )
+        fits.ImageHDU(aberrated_psf(np.random.default_rng([arguments.seed, k]), arguments.waves))
         for k in range(N)
     ]
     fits.HDUList([fits.PrimaryHDU(), *images]).writeto(arguments.output, overwrite=True)

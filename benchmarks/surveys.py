@@ -120,7 +120,7 @@ def table(report: dict[str, Any]) -> str:
     lines = [
         f"`{report['command']}`",
         "",
-        f"probablend {report['version']}, `{report.get('model', 'field')}` {report['weights']}.",
+        f"probablend {report['version']}, `{report['model']}` {report['weights']}.",
         "",
         "| | | completeness | blended | purity | blended, at purity ≥ 0.95 "
         "| blended, S/N > 10 | their flux: NMAD, mag "
