@@ -24,7 +24,7 @@ from scipy.stats import norm
 
 from probablend._version import __version__
 from probablend.catalog import write_table
-from probablend.checkpoint import knows_sources, pixels_only
+from probablend.checkpoint import knows_sources, load_model, pixels_only
 from probablend.emulate.blend import COUNTS_SLOPE, Placed, draw_mags, place
 from probablend.emulate.classes import FOOTPRINT_THRESHOLD
 from probablend.emulate.parametric import ParametricGalaxies
@@ -42,9 +42,9 @@ from probablend.evaluate.photometry import (
 )
 from probablend.evaluate.record import write_json
 from probablend.images import ImageData, prepare_image
-from probablend.infer.segment import Segmentation, segment
+from probablend.infer.segment import Segmentation, psf_of_stars, segment, typical_noise
 from probablend.plot import plot_pit, plot_reliability
-from probablend.psf import PSF, read_psf
+from probablend.psf import PSF, as_psf, read_psf
 from probablend.survey import Survey
 
 __all__ = ["InjectionConfig", "inject", "injection_table", "verdict"]
@@ -125,8 +125,9 @@ def inject(
         As for :func:`~probablend.segment`.
     psf : ndarray of shape (y, x) or path, optional
         Image of the PSF, which what is injected has then, falling to zero at its border. If not
-        given, a Moffat profile of ``psf_fwhm`` and β = 3 or, without that, as wide and with as
-        much light near its middle as the image's stars tell. The model is told its wings.
+        given, a Moffat profile of ``psf_fwhm`` and β = 3 or, without that, what the image's stars
+        look like; if those do not show it, a Moffat profile as wide and with as much light near
+        its middle as theirs. The model is told of what is drawn.
     model : str or Path
         Weights.
     pixel_scale : float, optional
@@ -153,45 +154,49 @@ def inject(
     """
     if not knows_sources(model):
         raise pixels_only(model)
-    psf_pixels = None
-    if psf is not None:
-        if isinstance(psf, PSF):
-            raise ValueError("psf must be an image of the PSF or its file: galaxies get it")
-        psf_pixels = read_psf(psf)[0] if isinstance(psf, str | Path) else psf
+    if isinstance(psf, PSF):
+        raise ValueError("psf must be an image of the PSF or its file: galaxies get it")
     data = image if isinstance(image, ImageData) else ImageData(data=image)
     scale = _pixel_scale(data) if pixel_scale is None else pixel_scale
     if not (np.isfinite(scale) and scale > 0):
         raise ValueError(f"pixel_scale must be positive, arcsec; got {scale}")
+    if psf_fwhm is not None and not (np.isfinite(psf_fwhm) and psf_fwhm > 0):
+        raise ValueError(f"psf_fwhm must be positive; got {psf_fwhm}")
     prepared = prepare_image(data.data, rms=rms, mask=mask, background=background)
     sky = np.where(prepared.mask, np.nan, prepared.signal * prepared.rms)
-
-    def look(pixels: np.ndarray, **known: Any) -> Segmentation:
-        return segment(
-            pixels, rms=prepared.rms, mask=prepared.mask, background="none", model=model,
-            seed=config.seed, **known,
-        )  # fmt: skip
-
-    before = look(sky, psf=psf, psf_fwhm=psf_fwhm)
-    its_psf = before.psf
-    assert its_psf is not None
-    fwhm = its_psf.fwhm
-    typical = float(before.meta["rms"])
+    if psf is not None:
+        known = as_psf(psf)
+    elif psf_fwhm is not None:
+        known = PSF(fwhm=psf_fwhm)
+    else:
+        known = psf_of_stars(prepared, load_model(model)[1])
+    fwhm = known.fwhm if psf_fwhm is None else psf_fwhm
+    typical = typical_noise(prepared)
     known_zeropoint = data.zeropoint if zeropoint is None else zeropoint
     survey, depth = _describe(scale, typical, fwhm, known_zeropoint, gain)
-    if its_psf.wings is not None and psf_pixels is None:
-        survey = replace(survey, psf_beta=moffat_beta(its_psf.wings[0]))
-        # What is injected has the PSF that is told, far wings too. Real sources have not that of
-        # its image: none is told.
-        its_psf = replace(survey_psf(survey), image=None)
-        before = look(sky, psf=its_psf)
     mag_range = (depth - _BRIGHT, depth + _FAINT)
     with TemporaryDirectory(prefix="probablend-") as own:
-        if psf_pixels is not None:
-            fits.writeto(Path(own) / "psf.fits", np.asarray(psf_pixels, np.float32))
+        # The model is told of the PSF as it is drawn: of an image, falling to zero at its border.
+        if known.image is not None:
+            pixels = known.image if psf is None else _pixels(psf, known)
+            fits.writeto(Path(own) / "psf.fits", np.asarray(pixels, np.float32))
             survey = replace(survey, psf_profile="image", psf_file=f"{own}/psf.fits")
-            # Where it is drawn it falls to zero at its border: that is told.
-            its_psf = survey_psf(survey)
-            before = look(sky, psf=its_psf)
+            drawn, its_psf = f"its image is {known.origin}", survey_psf(survey)
+        elif known.wings is not None:
+            # Far wings too. Real sources have not the image of that profile: none is told.
+            survey = replace(survey, psf_beta=moffat_beta(known.wings[0]))
+            drawn = f"β = {survey.psf_beta:.2f}"
+            its_psf = replace(survey_psf(survey), image=None)
+        else:
+            drawn, its_psf = f"β = {survey.psf_beta:.2f}, which the model is not told", known
+
+        def look(pixels: np.ndarray) -> Segmentation:
+            return segment(
+                pixels, rms=prepared.rms, mask=prepared.mask, background="none", model=model,
+                seed=config.seed, psf=its_psf,
+            )  # fmt: skip
+
+        before = look(sky)
         galaxies = ParametricGalaxies(
             survey, "test", n_galaxies=max(500, config.n), n_stars=0, mag_range=mag_range,
             seed=config.seed,
@@ -204,7 +209,7 @@ def inject(
             if not len(places):
                 break
             sources = [_draw(galaxies, at, mag_range, generator) for at in places]
-            after = look(_add(sky, sources, gain, generator), psf=its_psf)
+            after = look(_add(sky, sources, gain, generator))
             tables.append(_judge(sources, before, after, prepared.rms))
             done += len(sources)
             if progress:
@@ -217,7 +222,7 @@ def inject(
         )
     table = vstack(tables, metadata_conflicts="silent")
     table["mag"] = survey.mag(np.asarray(table["flux_true"], float))
-    negative = look(-sky, psf=its_psf)
+    negative = look(-sky)
     mags = {
         "detections": survey.mag(np.asarray(before.catalog["flux"], float)),
         "false": survey.mag(np.asarray(negative.catalog["flux"], float)),
@@ -231,7 +236,7 @@ def inject(
         "setting": asdict(config),
         "psf_fwhm": fwhm,
         "psf_wings": None if its_psf.wings is None else list(its_psf.wings),
-        "psf_beta": None if psf_pixels is not None else survey.psf_beta,
+        "psf_drawn": drawn,
         "rms": typical,
         "pixel_scale": scale,
         "zeropoint": known_zeropoint,
@@ -247,6 +252,15 @@ def inject(
     write_json(directory / "inject.json", report)
     _figure(report, table).savefig(directory / "inject.png", dpi=100)
     return report
+
+
+def _pixels(psf: np.ndarray | str | Path, known: PSF) -> np.ndarray:
+    """The image of a PSF, all of it, on the pixels of the image that it is for."""
+    pixels, sampling = read_psf(psf) if isinstance(psf, str | Path) else (psf, 1.0)
+    if sampling == 1:
+        return np.asarray(pixels)
+    assert known.image is not None
+    return known.image
 
 
 def _pixel_scale(data: ImageData) -> float:
@@ -516,8 +530,8 @@ def injection_table(report: dict[str, Any]) -> str:
         "What is injected has the PSF that the model is told: a wrong one does not show here.",
         "",
         f"{report['n_injected']} galaxies injected into {report['image']}, PSF "
-        f"{report['psf_fwhm']:.2f} pixels, noise {report['rms']:.4g} per pixel, 5 σ depth "
-        f"{report['depth']:.2f} mag"
+        f"{report['psf_fwhm']:.2f} pixels ({report['psf_drawn']}), noise "
+        f"{report['rms']:.4g} per pixel, 5 σ depth {report['depth']:.2f} mag"
         + ("" if report["zeropoint"] is not None else " (assumed: no zero point is known)")
         + f"; model `{report['model']}` {report['weights']}.",
         "",

@@ -364,9 +364,7 @@ def segment(
         n_masked = int(prepared.mask.sum())
         log.warning("%d of %d pixels are masked: NaN in the maps", n_masked, prepared.mask.size)
     if psf_fwhm is None and isinstance(network, FieldNetwork):
-        known = measure_psf(prepared.signal, prepared.mask, prepared.rms)
-        if known is None:
-            known = PSF(fwhm=assumed_psf_fwhm(meta), origin="assumed")
+        known = psf_of_stars(prepared, meta)
         psf_fwhm = known.fwhm
     if psf_fwhm is None:
         known = PSF(fwhm=float(np.median(_trained_fwhms(meta))), origin="assumed")
@@ -388,6 +386,17 @@ def segment(
     taken = PSF(fwhm=fwhm) if known is None else replace(known, fwhm=fwhm)
     result.meta["psf_from"] = taken.origin
     return replace(result, psf=taken)
+
+
+def psf_of_stars(prepared: PreparedImage, meta: Mapping[str, Any]) -> PSF:
+    """The PSF of an image's own stars; what weights assume if there are none."""
+    measured = measure_psf(prepared.signal, prepared.mask, prepared.rms)
+    return measured or PSF(fwhm=assumed_psf_fwhm(meta), origin="assumed")
+
+
+def typical_noise(prepared: PreparedImage) -> float:
+    """Median of the noise per pixel, unit of the image."""
+    return float(np.median(np.broadcast_to(prepared.rms, prepared.mask.shape)[~prepared.mask]))
 
 
 def known_wings(psf: PSF | None, network: SegmentationNetwork) -> tuple[float, ...] | None:
@@ -546,9 +555,7 @@ def segment_prepared(
             "psf_wings": None if psf_wings is None else psf_wings[0],
             "noise_factor": noise_factors[0],
             "roughness_factor": noise_factors[1],
-            "rms": float(np.median(np.asarray(prepared.rms)[~prepared.mask]))
-            if isinstance(prepared.rms, np.ndarray)
-            else prepared.rms,
+            "rms": typical_noise(prepared),
             "background": prepared.background,
             "input": data.name,
         },
