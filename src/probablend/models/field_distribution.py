@@ -20,7 +20,7 @@ from probablend.models.distribution import (
 )
 from probablend.models.familiar import spread_of
 from probablend.models.fields import gaussian_fields
-from probablend.models.fit import Guess, fit_sources
+from probablend.models.fit import Fits, Guess, fit_sources
 from probablend.models.light import STEEP, gather, light, light_by_sector, symmetric
 from probablend.models.source import SourcePosterior
 
@@ -281,12 +281,18 @@ class FieldDistribution(SegmentationDistribution):
 
         See :meth:`~probablend.models.field.FieldNetwork.context`.
         """
-        seen = self.seen(scene, y, x)
-        fits = None
-        if self.network.config.fits and self.fitting:
-            sources, _ = self.network.first_look(scene, y, x, seen, detected=detected)
-            fits = fit_sources(self.image, sources, self._others, self.psf_image, self.near_wings)
+        seen, fits = self.look(scene, y, x, detected=detected)
         return self.network.context(seen, detected=detected, fits=fits)
+
+    def look(
+        self, scene: Tensor, y: Tensor, x: Tensor, *, detected: bool
+    ) -> tuple[Tensor, Fits | None]:
+        """What is seen at positions, and what fits say there, if any are made."""
+        seen = self.seen(scene, y, x)
+        if not (self.network.config.fits and self.fitting):
+            return seen, None
+        sources, _ = self.network.first_look(scene, y, x, seen, detected=detected)
+        return seen, fit_sources(self.image, sources, self._others, self.psf_image, self.near_wings)
 
     @cached_property
     def _others(self) -> Guess:

@@ -1,7 +1,7 @@
 """What a field model learns from: the likelihood of the truth of emulated scenes."""
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,12 +12,13 @@ from probablend.emulate.compose import SceneBatch, Sources, where_true
 from probablend.emulate.damage import IGNORED
 from probablend.models.field_distribution import Candidates, FieldDistribution
 from probablend.models.fields import spline_matrix
+from probablend.models.fit import Fits
 from probablend.models.source import truth
 
 if TYPE_CHECKING:
     from probablend.models.field import FieldNetwork
 
-__all__ = ["looked_for", "partners", "training_loss"]
+__all__ = ["Lesson", "learn", "looked_for", "partners", "study", "training_loss"]
 
 _MIN_TRUE_PIXELS = 5  # sources with smaller footprints are not looked for
 _MATCH_RADIUS = 3.0  # pixels
@@ -30,10 +31,48 @@ _WEIGHT = {
     "cross_entropy": 0.3, "centres": 3.0, "existence": 3.0, "existence_given": 2.0,
     "flow_peaks": 2.0, "flow": 2.0, "photometry": 0.5,
 }  # fmt: skip
-# A crowded scene has thirty times the sources of one with a lone galaxy, and would outvote it.
 _WITHOUT_FITS = 0.25  # of the steps
 _FITTED = 16  # sources, peaks and blank positions of a scene that are looked at, if they are fitted
 _USUAL = 8  # sources in a scene; where there are n, each counts ∛(this / n)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """What there is to learn at some positions: what is seen there, and the truth.
+
+    Parameters
+    ----------
+    seen : Tensor, shape (position, channel)
+        Of :meth:`~probablend.models.field_distribution.FieldDistribution.seen`.
+    fits : Fits, optional
+        What fits say there.
+    detected : Tensor of bool, shape (position,)
+        Whether it is a peak of the network, or a position from elsewhere.
+    there, is_star, has_shape : Tensor of bool, shape (position,)
+        Whether there is a source, it is a star, and its size and shape are known.
+    wanted : Tensor, shape (position, 10)
+        Its free parameters, of :func:`~probablend.models.source.truth`; any, if there is none.
+    weight : Tensor, shape (position,)
+        How much it counts.
+    """
+
+    seen: Tensor
+    fits: Fits | None
+    detected: Tensor
+    there: Tensor
+    is_star: Tensor
+    has_shape: Tensor
+    wanted: Tensor
+    weight: Tensor
+
+    def __len__(self) -> int:
+        return len(self.seen)
+
+    def keep(self, which: Tensor) -> "Lesson":
+        """Some of the positions, by their index."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "fits"}
+        fits = None if self.fits is None else self.fits.keep(which)
+        return Lesson(fits=fits, **{key: value[which] for key, value in own.items()})
 
 
 def training_loss(
@@ -54,21 +93,61 @@ def training_loss(
     generator = _generator_on(batch.image.device, generator)
     said = network(batch.image, **batch.known)
     if network.config.fits:  # what it says without them is where they start
-        drawn = torch.rand((), generator=generator, device=generator.device)
-        said = replace(said, fitting=bool(drawn >= _WITHOUT_FITS))
+        said = replace(said, fitting=_fitting(generator))
     kept = looked_for(batch)
-    size = batch.image.shape[-1]
-    inside = (kept.y > -0.5) & (kept.y < size - 0.5) & (kept.x > -0.5) & (kept.x < size - 0.5)
     terms = {
-        "cross_entropy": _class_loss(network, said, batch.classes, generator) / n,
-        "centres": _heat_loss(said.heat_logits, kept) / n,
+        "cross_entropy": _class_loss(network, said, batch.classes, generator),
+        "centres": _heat_loss(said.heat_logits, kept),
     }
-    for key, value in _peak_loss(network, said, kept, generator).items():
-        terms[key] = value / n
-    for key, value in _source_loss(network, said, kept, inside, generator).items():
-        terms[key] = value / n
+    peaks, given = _peaks(said, kept, generator), _positions(said, kept, generator)
+    terms |= _peak_loss(network, peaks) | _source_loss(network, given)
+    return _weighted({key: value / n for key, value in terms.items()})
+
+
+def study(
+    network: "FieldNetwork", batch: SceneBatch, *, generator: torch.Generator
+) -> tuple[Lesson, Lesson]:
+    """What there is to learn of the sources of scenes: at peaks, and at positions from elsewhere.
+
+    Parameters
+    ----------
+    network, batch, generator
+        As for :func:`training_loss`.
+    """
+    generator = _generator_on(batch.image.device, generator)
+    said, kept = network(batch.image, **batch.known), looked_for(batch)
+    return _peaks(said, kept, generator), _positions(said, kept, generator)
+
+
+def learn(
+    network: "FieldNetwork", lesson: Lesson, *, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """The terms of :func:`training_loss` that are about sources, nats per position.
+
+    Parameters
+    ----------
+    network : FieldNetwork
+        In training mode.
+    lesson : Lesson
+        Positions of many scenes.
+    generator : torch.Generator
+        Decides whether fits are looked at.
+    """
+    if lesson.fits is not None and not _fitting(generator):
+        lesson = replace(lesson, fits=None)
+    peaks, given = (lesson.keep(where_true(d)) for d in (lesson.detected, ~lesson.detected))
+    terms = _peak_loss(network, peaks) | _source_loss(network, given)
+    return _weighted({key: value / len(lesson) for key, value in terms.items()})
+
+
+def _weighted(terms: dict[str, Tensor]) -> dict[str, Tensor]:
     loss = torch.stack([_WEIGHT.get(key, 1.0) * value for key, value in terms.items()]).sum()
     return {"loss": loss} | terms
+
+
+def _fitting(generator: torch.Generator) -> bool:
+    drawn = torch.rand((), generator=generator, device=generator.device)
+    return bool(drawn >= _WITHOUT_FITS)
 
 
 def looked_for(batch: SceneBatch) -> Sources:
@@ -140,9 +219,7 @@ def _training_fields(
     return torch.cat(levels, dim=2)
 
 
-def _peak_loss(
-    network: "FieldNetwork", said: FieldDistribution, kept: Sources, generator: torch.Generator
-) -> dict[str, Tensor]:
+def _peaks(said: FieldDistribution, kept: Sources, generator: torch.Generator) -> Lesson:
     """What the network's own peaks are: nothing, or which true source."""
     with torch.no_grad():
         found = said.candidates(limit=128)
@@ -154,77 +231,111 @@ def _peak_loss(
         inner = where_true(inner)
         inner, share = _some(inner, found.scene[inner], said, generator)
         scene, y, x, partner = (t[inner] for t in (found.scene, found.y, found.x, partner))
-    zero = said.heat_logits.new_zeros(())
-    if not len(scene):
-        return {"existence": zero, "flow_peaks": zero}
-    context = said.context(scene, y, x, detected=True)
-    weight = (_weights(kept, len(said.image)) / share)[scene]
-    real = partner >= 0
-    existence = F.binary_cross_entropy_with_logits(
-        network.kinds(context)[:, 0], real.to(context), weight=weight, reduction="sum"
-    )
-    if not bool(real.any()):
-        return {"existence": existence, "flow_peaks": zero}
-    real = where_true(real & kept.has_shape[partner.clamp(min=0)])
+    seen, fits = said.look(scene, y, x, detected=True)
+    real = where_true(partner >= 0)
     own = kept.keep(partner[real])
     noise = torch.randn(len(own), 5, generator=generator, device=generator.device)
-    fwhm = said.log_fwhm_at(own.scene, y[real], x[real]).exp()
-    wanted = truth(own, y[real], x[real], fwhm, noise)
-    nats = -network.flow(context[real]).log_prob(wanted)
-    nats = nats.clamp(max=_WORST) * weight[real]
-    return {"existence": existence, "flow_peaks": nats.sum()}
+    weight = (_weights(kept, len(said.image)) / share)[scene]
+    return _lesson(said, (scene, y, x), (seen, fits), own, real, noise, weight, detected=True)
 
 
-def _source_loss(
-    network: "FieldNetwork",
-    said: FieldDistribution,
-    kept: Sources,
-    inside: Tensor,
-    generator: torch.Generator,
-) -> dict[str, Tensor]:
+def _positions(said: FieldDistribution, kept: Sources, generator: torch.Generator) -> Lesson:
     """What is at positions from elsewhere: jittered true ones, and blank ones."""
+    n_y, n_x = said.shape_yx
+    inside = (kept.y > -0.5) & (kept.y < n_y - 0.5) & (kept.x > -0.5) & (kept.x < n_x - 0.5)
     own = where_true(inside)
     own, share = _some(own, kept.scene[own], said, generator)
     sources = kept.keep(own)
     n = len(sources)
-    zero = said.heat_logits.new_zeros(())
-    if n == 0:
-        terms = dict.fromkeys(("flow", "star", "existence_given"), zero)
-        return terms if network.photometry is None else terms | {"photometry": zero}
     noise = torch.randn(n, 7, generator=generator, device=generator.device)
     spread = 0.7 * torch.rand(n, generator=generator, device=generator.device)
     y = sources.y + spread * noise[:, 5]
     x = sources.x + spread * noise[:, 6]
-    context = said.context(sources.scene, y, x, detected=False)
-    fwhm = said.log_fwhm_at(sources.scene, y, x).exp()
-    weights = _weights(kept, len(said.image)) / share
-    weight = weights[sources.scene]
-    known = where_true(sources.has_shape)  # real galaxies may have none
-    wanted = truth(sources, y, x, fwhm, noise[:, :5])[known]
-    nats = -network.flow(context[known]).log_prob(wanted)
-    kind = network.kinds(context)
-    star = F.binary_cross_entropy_with_logits(
-        kind[:, 1], sources.is_star.to(nats), weight=weight, reduction="sum"
-    )
     # As many positions at random, of which those near no source are blank.
     at = torch.rand(n, 2, generator=generator, device=generator.device)
     at = at * torch.tensor(said.shape_yx, device=at.device) - 0.5
-    away = _distances(sources.scene, at[:, 0], at[:, 1], kept).amin(dim=1)
-    blank = where_true(away > _MATCH_RADIUS)
-    empty = said.context(sources.scene[blank], at[blank, 0], at[blank, 1], detected=False)
-    logits = torch.cat([kind[:, 0], network.kinds(empty)[:, 0]])
-    there = torch.cat([torch.ones(n), torch.zeros(len(empty))]).to(logits)
-    existence = F.binary_cross_entropy_with_logits(
-        logits, there, weight=torch.cat([weight, weights[sources.scene[blank]]]),
+    blank = sources.scene.new_zeros(0)
+    if n:
+        away = _distances(sources.scene, at[:, 0], at[:, 1], kept).amin(dim=1)
+        blank = where_true(away > _MATCH_RADIUS)
+    scene = torch.cat([sources.scene, sources.scene[blank]])
+    y, x = torch.cat([y, at[blank, 0]]), torch.cat([x, at[blank, 1]])
+    seen, fits = said.look(scene, y, x, detected=False)
+    weight = (_weights(kept, len(said.image)) / share)[scene]
+    real = torch.arange(n, device=scene.device)
+    return _lesson(said, (scene, y, x), (seen, fits), sources, real, noise[:, :5], weight,
+                   detected=False)  # fmt: skip
+
+
+def _lesson(
+    said: FieldDistribution,
+    at: tuple[Tensor, Tensor, Tensor],
+    seen: tuple[Tensor, Fits | None],
+    own: Sources,
+    real: Tensor,
+    noise: Tensor,
+    weight: Tensor,
+    *,
+    detected: bool,
+) -> Lesson:
+    """Of positions of which some, ``real``, are those of true sources."""
+    scene, y, x = at
+    fwhm = said.log_fwhm_at(scene[real], y[real], x[real]).exp()
+    wanted = truth(own, y[real], x[real], fwhm, noise)
+
+    def among_all(values: Tensor) -> Tensor:
+        return values.new_zeros(len(scene), *values.shape[1:]).index_copy(0, real, values)
+
+    return Lesson(
+        seen=seen[0], fits=seen[1], weight=weight, wanted=among_all(wanted),
+        detected=torch.full_like(scene, detected, dtype=torch.bool),
+        there=among_all(torch.ones_like(real)).bool(),
+        is_star=among_all(own.is_star.long()).bool(),
+        has_shape=among_all(own.has_shape.long()).bool(),
+    )  # fmt: skip
+
+
+def _peak_loss(network: "FieldNetwork", lesson: Lesson) -> dict[str, Tensor]:
+    if not len(lesson):
+        zero = lesson.weight.new_zeros(())
+        return {"existence": zero, "flow_peaks": zero}
+    context = network.context(lesson.seen, detected=True, fits=lesson.fits)
+    existence, nats = _likelihood(network, context, lesson)
+    return {"existence": existence, "flow_peaks": nats}
+
+
+def _source_loss(network: "FieldNetwork", lesson: Lesson) -> dict[str, Tensor]:
+    if not len(lesson):
+        learnt = network.photometry is not None
+        names = ["flow", "star", "existence_given", *["photometry"] * learnt]
+        return dict.fromkeys(names, lesson.weight.new_zeros(()))
+    context = network.context(lesson.seen, detected=False, fits=lesson.fits)
+    existence, nats = _likelihood(network, context, lesson)
+    own = where_true(lesson.there)
+    context, weight = context[own], lesson.weight[own]
+    star = F.binary_cross_entropy_with_logits(
+        network.kinds(context)[:, 1], lesson.is_star[own].to(context), weight=weight,
         reduction="sum",
     )  # fmt: skip
-    nats = nats.clamp(max=_WORST) * weight[known]
-    terms = {"flow": nats.sum(), "star": star, "existence_given": existence}
+    terms = {"flow": nats, "star": star, "existence_given": existence}
     if network.photometry is not None:
-        error = context[:, network.config.context] - sources.flux.log()
+        error = context[:, network.config.context] - lesson.wanted[own, 0]
         off = F.smooth_l1_loss(error, torch.zeros_like(error), beta=_SHARP, reduction="none")
         terms["photometry"] = (off * weight).sum() / _SHARP
     return terms
+
+
+def _likelihood(network: "FieldNetwork", context: Tensor, lesson: Lesson) -> tuple[Tensor, Tensor]:
+    """−log of the probability that there is a source, or is none, and of what it is."""
+    existence = F.binary_cross_entropy_with_logits(
+        network.kinds(context)[:, 0], lesson.there.to(context), weight=lesson.weight,
+        reduction="sum",
+    )  # fmt: skip
+    known = where_true(lesson.there & lesson.has_shape)  # real galaxies may have none
+    if not len(known):
+        return existence, existence.new_zeros(())
+    nats = -network.flow(context[known]).log_prob(lesson.wanted[known])
+    return existence, (nats.clamp(max=_WORST) * lesson.weight[known]).sum()
 
 
 def _generator_on(device: torch.device, generator: torch.Generator) -> torch.Generator:

@@ -82,6 +82,10 @@ class Fits:
     known: Tensor
     odd: Tensor
 
+    def keep(self, which: Tensor) -> "Fits":
+        """Those of some sources, by their index."""
+        return Fits(**{f.name: getattr(self, f.name)[which] for f in fields(self)})
+
     @property
     def summary(self) -> Tensor:
         """As numbers of order one, (source, N_FITTED)."""
