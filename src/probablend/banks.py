@@ -24,7 +24,15 @@ from probablend.emulate.bank import Bank, draw_bank, load_bank, save_bank
 from probablend.emulate.sources import split_sources
 from probablend.emulate.stamps import Split
 
-__all__ = ["BanksAhead", "forget_banks", "reach_of", "training_bank"]
+__all__ = [
+    "BanksAhead",
+    "farther",
+    "forget_bank",
+    "forget_banks",
+    "reach_of",
+    "training_bank",
+    "work_alone",
+]
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +63,7 @@ class BanksAhead:
         self.pool: Any = nullcontext()
         if workers:  # a process of a GPU must not be forked
             context = multiprocessing.get_context("spawn")
-            self.pool = ProcessPoolExecutor(workers, context, _work_alone)
+            self.pool = ProcessPoolExecutor(workers, context, work_alone)
 
     def __enter__(self) -> "BanksAhead":
         self.pool.__enter__()
@@ -86,7 +94,8 @@ class BanksAhead:
             self.drawn, self.numbers = {}, []
 
 
-def _work_alone() -> None:
+def work_alone() -> None:
+    """How a process that works beside a training starts."""
     torch.set_num_threads(1)  # as many processes work beside this one
     Thread(target=_end_with_parent, daemon=True).start()
 
@@ -146,16 +155,27 @@ def _draw_missing(
 def forget_banks(config: TrainConfig, directory: Path, done: int) -> None:
     """Remove the banks that come before the one of the last step; their seeds bring them back."""
     for number in range(config.bank.number_at(done - 1)):
-        _bank_path(directory, "train", number).unlink(missing_ok=True)
+        forget_bank(directory, number)
 
 
-def reach_of(before: Mapping[str, float], bank: Bank, config: TrainConfig) -> dict[str, float]:
-    """Sharpest and widest PSF, largest flux and galaxy of the banks so far."""
+def forget_bank(directory: Path, number: int) -> None:
+    """Remove a bank of training galaxies; its seed brings it back."""
+    _bank_path(directory, "train", number).unlink(missing_ok=True)
+
+
+def reach_of(bank: Bank, config: TrainConfig) -> dict[str, float]:
+    """Sharpest and widest PSF, largest flux and galaxy of a bank."""
     brightest = 10 ** (0.4 * (bank.mag_of_sigma.max() - config.scenes.mag_range[0]))
-    widest = {
+    return {
+        "least_fwhm": float(bank.psf_fwhm.min()),
         "fwhm": float(bank.psf_fwhm.max()),
         "flux": float(brightest),
         "hlr": float(bank.hlr.nan_to_num().max()),
     }
-    least = min(before.get("least_fwhm", math.inf), float(bank.psf_fwhm.min()))
-    return {k: max(before.get(k, 0.0), v) for k, v in widest.items()} | {"least_fwhm": least}
+
+
+def farther(before: Mapping[str, float], reach: Mapping[str, float]) -> dict[str, float]:
+    """The reach of several banks together."""
+    least = min(before.get("least_fwhm", math.inf), reach["least_fwhm"])
+    most = {k: max(before.get(k, 0.0), v) for k, v in reach.items()}
+    return most | {"least_fwhm": least}

@@ -21,6 +21,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+_LOOKING = ("encoder", "decoder", "head", "heat")  # parts of a field model that see pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +89,8 @@ class OptimizerConfig:
         Its final weight; 1 is the evidence lower bound.
     gradient_clip : float
         Largest norm of the gradient of the loss per pixel.
+    weight_decay : float
+        Share of every weight that a step at a learning rate of one would take away.
     average : float
         Share of the past in the running mean of the weights, which is what is scored and kept:
         0.99 remembers about a hundred steps; 0 keeps the weights as they are.
@@ -104,11 +107,14 @@ class OptimizerConfig:
     kl_warmup: float = 0.2
     beta: float = 1.0
     gradient_clip: float = 1.0
+    weight_decay: float = 0.0
     average: float = 0.0
     patience: int = 0
 
     def __post_init__(self) -> None:
         _at_least_one(self, "n_steps", "batch_size", "n_batches")
+        if not self.weight_decay >= 0:
+            raise ValueError(f"weight_decay must be 0 or more; got {self.weight_decay}")
         if not 0 <= self.average < 1:
             raise ValueError(f"average must be at least 0 and below 1; got {self.average}")
         if not self.learning_rate > 0:
@@ -135,6 +141,10 @@ class TrainConfig:
         Parts of the network that do not start from there but at random.
     frozen : tuple of str
         Parts of the network that stay as they are.
+    lessons : int
+        Batches of scenes that are looked at before anything is learnt. What is said of sources is
+        then learnt from what was seen of them alone, again and again, which takes a hundredth of
+        the time; all of the network that looks must be frozen. 0 = every step has new scenes.
     model : mapping
         ``kind`` and settings of the network, see :func:`~probablend.models.build_model`. A file
         that names weights in ``start_from`` may leave it out: see :func:`read_train_config`.
@@ -152,6 +162,7 @@ class TrainConfig:
     start_from: str = ""
     fresh: tuple[str, ...] = ()
     frozen: tuple[str, ...] = ()
+    lessons: int = 0
     model: Mapping[str, Any] = field(default_factory=lambda: {"kind": "punet"})
     bank: BankConfig = field(default_factory=BankConfig)
     scenes: SceneConfig = field(default_factory=SceneConfig)
@@ -172,6 +183,15 @@ class TrainConfig:
                 f"scenes ({self.scenes.size}): leave it out"
             )
 
+        if self.lessons < 0:
+            raise ValueError(f"lessons must be 0 or more; got {self.lessons}")
+        if self.lessons and (self.model.get("kind") != "field" or set(_LOOKING) - {*self.frozen}):
+            raise ValueError(
+                "lessons: only a field model whose "
+                + ", ".join(_LOOKING)
+                + " are frozen can learn "
+                "from what it has seen"
+            )
         if self.scenes.damaged_fraction and self.model.get("kind") != "field":
             raise ValueError("damaged_fraction: only the field model can leave pixels out")
 

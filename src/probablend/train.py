@@ -26,13 +26,14 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from probablend._version import __version__
-from probablend.banks import BanksAhead, forget_banks, reach_of, training_bank
+from probablend.banks import BanksAhead, farther, forget_banks, reach_of, training_bank
 from probablend.checkpoint import load_model, load_tensors, save_tensors, save_weights
 from probablend.config import OptimizerConfig, TrainConfig, find_config, read_train_config
 from probablend.device import resolve_device
 from probablend.emulate.bank import Bank
 from probablend.emulate.compose import SceneBatch, SceneBatches, draw_batch
 from probablend.emulate.sources import split_sources
+from probablend.lessons import Lessons, gather_lessons
 from probablend.models import build_model
 from probablend.models.distribution import SegmentationNetwork
 from probablend.models.field import FieldNetwork
@@ -104,6 +105,8 @@ def train(
     FileExistsError
         If there is a checkpoint and ``resume`` is not set.
     """
+    if config.lessons and devices * num_nodes > 1:
+        raise ValueError("lessons are learnt by one process: leave devices and num_nodes at 1")
     if config.optimizer.n_batches % (devices * num_nodes):
         raise ValueError(
             f"{devices * num_nodes} processes cannot share {config.optimizer.n_batches} batches "
@@ -160,7 +163,9 @@ def train(
     bare.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     frozen = freeze(bare, config.frozen)
     learning = [p for p in bare.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(learning, lr=config.optimizer.learning_rate)
+    optimizer = torch.optim.AdamW(
+        learning, lr=config.optimizer.learning_rate, weight_decay=config.optimizer.weight_decay
+    )
     model, optimizer = fabric.setup(bare, optimizer)
     model.mark_forward_method("training_loss")
     averaged = None
@@ -180,17 +185,28 @@ def train(
 
     began, done = time.monotonic(), start
     n_pixels = config.scenes.size**2
-    banks = BanksAhead(config, directory, start, end, workers if first else 0)
+    new_scenes = not config.lessons
+    ahead = workers if first and new_scenes else 0
+    banks = BanksAhead(config, directory, start, end, ahead)
     with _settings_for(accelerator), banks, _progress() as progress:
+        scenes: SceneBatches | Lessons | None = None
+        number, n_batches = -1, config.optimizer.n_batches
+        if config.lessons and start < end:
+            task = progress.add_task("look", text="")
+            scenes, reached = gather_lessons(
+                config, _looking(bare, config, directory), directory, device=fabric.device,
+                workers=workers,
+                progress=lambda k, n: progress.update(task, completed=k, total=n),
+            )  # fmt: skip
+            reach = farther(reach, reached)
         task = progress.add_task("train", total=config.optimizer.n_steps, completed=start, text="")
-        scenes, number, n_batches = None, -1, config.optimizer.n_batches
         for step in range(start, end):
-            if (wanted := config.bank.number_at(step)) != number:
+            if new_scenes and (wanted := config.bank.number_at(step)) != number:
                 number = wanted
                 with fabric.rank_zero_first():
                     banks.wait_for(number)
                     bank = training_bank(config, directory, "train", number).to(fabric.device)
-                reach = reach_of(reach, bank, config)
+                reach = farther(reach, reach_of(bank, config))
                 scenes = SceneBatches(
                     bank, config.scenes, n_batches=config.optimizer.n_steps * n_batches,
                     batch_size=config.optimizer.batch_size, seed=config.seed,
@@ -298,6 +314,14 @@ class _Best:
         return keep
 
 
+def _looking(bare: Network, config: TrainConfig, directory: Path) -> Path:
+    """Weights of the network that looks at scenes before it learns; a resumed one has learnt."""
+    path = directory / "start.safetensors"
+    if not path.exists():
+        save_tensors(path, bare.state_dict(), {"model": config.model_settings})
+    return path
+
+
 def _trained_before(
     name: str, directory: Path, device: str, workers: int, after: Sequence[str]
 ) -> str:
@@ -377,7 +401,7 @@ def familiarise(
         raise ValueError(f"{weights} is no field model: it gathers nothing at sources")
     place = resolve_device(device)
     n = _HELD_OUT * -(-config.n_validation // _at_once(config))
-    last = config.bank.number_at((n_steps or config.optimizer.n_steps) - 1)
+    last = config.bank.number_at((config.lessons or n_steps or config.optimizer.n_steps) - 1)
     training = training_bank(config, directory, "train", last).to(place)
     validation = training_bank(config, directory, "validation", 0).to(place)
     seen, held_out = _sky(config, training, _FAMILIAR * n), _sky(config, validation, n)

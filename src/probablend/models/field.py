@@ -31,7 +31,7 @@ from probablend.models.blocks import Decoder, Encoder
 from probablend.models.distribution import SegmentationNetwork
 from probablend.models.familiar import Familiarity
 from probablend.models.field_distribution import FieldDistribution
-from probablend.models.field_loss import looked_for, partners, training_loss
+from probablend.models.field_loss import Lesson, learn, looked_for, partners, training_loss
 from probablend.models.fit import N_FITTED, Fits, Guess
 from probablend.models.light import STEEP
 from probablend.models.source import N_TRUSTED, PARAMETERS, SourceFlow, stretch, to_physical
@@ -448,9 +448,14 @@ class FieldNetwork(SegmentationNetwork):
         return torch.cat([known.to(image), wings], dim=1)
 
     def training_loss(
-        self, batch: SceneBatch, *, generator: torch.Generator, beta: float
+        self, batch: SceneBatch | Lesson, *, generator: torch.Generator, beta: float
     ) -> dict[str, Tensor]:
-        """See :func:`~probablend.models.field_loss.training_loss`; ``beta`` weighs nothing."""
+        """See :func:`~probablend.models.field_loss.training_loss`; ``beta`` weighs nothing.
+
+        Of a lesson, :func:`~probablend.models.field_loss.learn`.
+        """
+        if isinstance(batch, Lesson):
+            return learn(self, batch, generator=generator)
         return training_loss(self, batch, generator=generator)
 
     @torch.inference_mode()

@@ -122,7 +122,7 @@ def study(
 def learn(
     network: "FieldNetwork", lesson: Lesson, *, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """The terms of :func:`training_loss` that are about sources, nats per position.
+    """The terms of :func:`training_loss` that are about sources, summed over positions.
 
     Parameters
     ----------
@@ -133,11 +133,11 @@ def learn(
     generator : torch.Generator
         Decides whether fits are looked at.
     """
+    generator = _generator_on(lesson.seen.device, generator)
     if lesson.fits is not None and not _fitting(generator):
         lesson = replace(lesson, fits=None)
     peaks, given = (lesson.keep(where_true(d)) for d in (lesson.detected, ~lesson.detected))
-    terms = _peak_loss(network, peaks) | _source_loss(network, given)
-    return _weighted({key: value / len(lesson) for key, value in terms.items()})
+    return _weighted(_peak_loss(network, peaks) | _source_loss(network, given))
 
 
 def _weighted(terms: dict[str, Tensor]) -> dict[str, Tensor]:
