@@ -21,7 +21,8 @@ from probablend import __version__
 from probablend.checkpoint import file_hash, find_model, load_model
 from probablend.config import find_config, read_train_config
 from probablend.emulate.bank import Bank, draw_bank
-from probablend.emulate.compose import SceneConfig, draw_batch
+from probablend.emulate.compose import draw_batch
+from probablend.emulate.scenes import SceneConfig
 from probablend.models.field import FieldNetwork
 from probablend.models.field_loss import looked_for, partners
 from probablend.models.source import to_physical

@@ -13,8 +13,9 @@ from astropy.wcs import WCS
 from probablend.checkpoint import load_model, save_weights
 from probablend.emulate.bank import draw_bank
 from probablend.emulate.blend import FieldConfig, draw_field
-from probablend.emulate.compose import SceneBatch, SceneConfig, Sources, draw_batch
+from probablend.emulate.compose import draw_batch
 from probablend.emulate.parametric import ParametricGalaxies
+from probablend.emulate.scenes import SceneBatch, SceneConfig, Sources
 from probablend.models.field import FieldNetwork, FieldNetworkConfig
 from probablend.models.prob_unet import ProbabilisticUNet, ProbabilisticUNetConfig
 from probablend.models.start import take_over

@@ -8,7 +8,8 @@ import torch
 from probablend.checkpoint import load_model, load_tensors
 from probablend.config import BankConfig, OptimizerConfig, TrainConfig
 from probablend.emulate.bank import draw_bank
-from probablend.emulate.compose import SceneConfig, draw_batch
+from probablend.emulate.compose import draw_batch
+from probablend.emulate.scenes import SceneConfig
 from probablend.lessons import Lessons
 from probablend.models import field_loss
 from probablend.models.field_loss import learn, study, training_loss

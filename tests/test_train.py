@@ -11,7 +11,7 @@ from probablend.banks import BanksAhead
 from probablend.checkpoint import load_model, load_tensors
 from probablend.config import BankConfig, OptimizerConfig, TrainConfig, read_train_config
 from probablend.emulate.bank import draw_bank, load_bank
-from probablend.emulate.compose import SceneConfig
+from probablend.emulate.scenes import SceneConfig
 from probablend.models import MODELS, build_model
 from probablend.models.start import take_over
 from probablend.survey import PSF_RANGE, get_survey

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from probablend.emulate.compose import SceneConfig
+from probablend.emulate.scenes import SceneConfig
 
 __all__ = [
     "BankConfig",

@@ -8,14 +8,8 @@ from torch.utils.data import DataLoader
 
 from probablend.emulate.bank import draw_bank, load_bank, save_bank
 from probablend.emulate.blend import Placed, make_scene
-from probablend.emulate.compose import (
-    SceneBatches,
-    SceneConfig,
-    _choose,
-    compose,
-    draw_batch,
-    draw_depth,
-)
+from probablend.emulate.compose import SceneBatches, _choose, compose, draw_batch, draw_depth
+from probablend.emulate.scenes import SceneConfig
 from probablend.emulate.stamps import Stamp
 from probablend.survey import get_survey
 

@@ -7,9 +7,10 @@ from scipy.ndimage import gaussian_filter
 
 from probablend.correlation import FAR, NEAR
 from probablend.emulate.bank import draw_bank
-from probablend.emulate.compose import SceneBatch, SceneConfig, Sources, draw_batch
+from probablend.emulate.compose import draw_batch
 from probablend.emulate.damage import IGNORED, _waves, damage, seam, tilt_sky
 from probablend.emulate.noise import wave_strengths
+from probablend.emulate.scenes import SceneBatch, SceneConfig, Sources
 from probablend.survey import PSF_RANGE, draw_survey
 
 

@@ -12,7 +12,8 @@ from probablend.emulate.blend import FieldConfig, draw_field
 from probablend.emulate.parametric import ParametricGalaxies
 from probablend.emulate.psf import survey_psf
 from probablend.evaluate import inject as module
-from probablend.evaluate.inject import InjectionConfig, inject, injection_table, verdict
+from probablend.evaluate.inject import InjectionConfig, inject
+from probablend.evaluate.verdict import injection_table, verdict
 from probablend.images import ImageData
 from probablend.infer.segment import segment
 from probablend.psf import PSF

@@ -10,8 +10,9 @@ from astropy.table import Table
 from scipy.stats import ks_2samp, kstest
 
 from probablend.emulate.bank import draw_bank
-from probablend.emulate.compose import SceneConfig, draw_batch
+from probablend.emulate.compose import draw_batch
 from probablend.emulate.parametric import ParametricGalaxies
+from probablend.emulate.scenes import SceneConfig
 from probablend.evaluate.classical import (
     COLD,
     HOT,

@@ -10,8 +10,9 @@ from astropy.table import QTable
 
 from probablend.checkpoint import load_model
 from probablend.emulate.bank import draw_bank
-from probablend.emulate.compose import SceneConfig, draw_batch
+from probablend.emulate.compose import draw_batch
 from probablend.emulate.psf import survey_psf
+from probablend.emulate.scenes import SceneConfig
 from probablend.infer.segment import segment
 from probablend.infer.stream import StreamSettings, stream
 from probablend.models.field import FieldNetwork

@@ -3,7 +3,8 @@ import torch
 
 from probablend.checkpoint import load_model, load_tensors, save_tensors, save_weights
 from probablend.emulate.bank import draw_bank
-from probablend.emulate.compose import SceneConfig, draw_batch
+from probablend.emulate.compose import draw_batch
+from probablend.emulate.scenes import SceneConfig
 from probablend.models.familiar import FALSE_ALARMS, Familiarity
 
 

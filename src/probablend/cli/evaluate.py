@@ -212,7 +212,8 @@ def evaluate_inject_command(
 
     Example: probablend evaluate inject image.fits -o injection
     """
-    from probablend.evaluate.inject import InjectionConfig, inject, injection_table
+    from probablend.evaluate.inject import InjectionConfig, inject
+    from probablend.evaluate.verdict import injection_table
 
     if (output / "inject.json").exists() and not overwrite:
         raise FileExistsError(f"{output} holds a test already: --overwrite replaces it")

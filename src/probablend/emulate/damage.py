@@ -14,7 +14,7 @@ from torch import Tensor
 from probablend.emulate.noise import wave_strengths
 
 if TYPE_CHECKING:
-    from probablend.emulate.compose import SceneBatch
+    from probablend.emulate.scenes import SceneBatch
 
 __all__ = ["IGNORED", "damage", "seam", "tilt_sky"]
 

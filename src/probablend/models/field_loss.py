@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from probablend.emulate.compose import SceneBatch, Sources, where_true
 from probablend.emulate.damage import IGNORED
+from probablend.emulate.scenes import SceneBatch, Sources, where_true
 from probablend.models.field_distribution import Candidates, FieldDistribution
 from probablend.models.fields import spline_matrix
 from probablend.models.fit import Fits

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
 
-from probablend.emulate.compose import SceneBatch
+from probablend.emulate.scenes import SceneBatch
 from probablend.losses import Geco, hardest_pixels
 from probablend.models.distribution import (
     LATENT_STREAM,

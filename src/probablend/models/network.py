@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from probablend.emulate.compose import SceneBatch
+    from probablend.emulate.scenes import SceneBatch
     from probablend.models.unet import UNetConfig
 
 __all__ = ["Network"]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from probablend.emulate.compose import SceneBatch
+from probablend.emulate.scenes import SceneBatch
 from probablend.models.blocks import Decoder, Encoder
 from probablend.models.network import Network
 from probablend.models.unet import UNetConfig, pad_to_stride

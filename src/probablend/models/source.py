@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributions import AffineTransform, Transform
 from torch.nn import functional as F
 
-from probablend.emulate.compose import Sources
+from probablend.emulate.scenes import Sources
 
 __all__ = [
     "DESCRIPTIONS",

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from probablend.emulate.compose import SceneBatch
+from probablend.emulate.scenes import SceneBatch
 from probablend.models.blocks import Decoder, Encoder
 from probablend.models.distribution import (
     LATENT_STREAM,
