@@ -2,10 +2,11 @@
 
 python benchmarks/pooling.py -o benchmarks/pooling
 
-On validation fields of several surveys: the share of class maps with a blended pixel in the
-footprint, the share of joint draws in which the footprint overlaps another, and whether the source
-is blended. Fits the weights of probablend.infer.sources.pool_blending, and scores those that are
-in it beside a fit that has not seen the survey.
+On validation fields of several surveys, and of many that might be, with galaxies of all kinds: the
+share of class maps with a blended pixel in the footprint, the share of joint draws in which the
+footprint overlaps another, and whether the source is blended. Fits the weights of
+probablend.infer.sources.pool_blending, and scores those that are in it beside a fit that has not
+seen the survey. Surveys that might be count as much as those with a name: all these are alike.
 """
 
 import argparse
@@ -23,13 +24,14 @@ from probablend.checkpoint import file_hash, find_model
 from probablend.emulate.blend import FieldConfig, draw_field
 from probablend.emulate.psf import survey_psf
 from probablend.emulate.sources import open_source
+from probablend.emulate.stamps import Galaxies
 from probablend.evaluate.calibration import brier_score, chance_ece, reliability
 from probablend.evaluate.detection import positions
 from probablend.evaluate.match import match_positions
 from probablend.infer.scan import DRAWS_PER_SAMPLE
 from probablend.infer.segment import segment
 from probablend.infer.sources import N_OVERLAP, POOL, ln_odds, pool_blending
-from probablend.survey import get_survey
+from probablend.survey import Survey, draw_survey, get_survey
 
 # Galaxies per arcmin², side in pixels, fields.
 SURVEYS = {
@@ -41,38 +43,64 @@ SURVEYS = {
 }
 # Galaxies below the noise, which no map shows, blend most there: it would spoil the others.
 APART = ("des-i",)
+# Surveys that might be: how many of each kind of galaxies, and galaxies in a field of each.
+MIGHT_BE, KINDS, IN_FIELD = 20, ("parametric", "structured", "irregular"), 60
+SIDES = (200, 420)  # pixels, least and most
 SEED = 4242
 N_SAMPLES = 16
 N_MAPS = N_SAMPLES * DRAWS_PER_SAMPLE
 
 
-def look(name: str, model: str) -> tuple[np.ndarray, np.ndarray]:
-    """Both statements of matched sources, (2, source), and whether they are blended."""
+Part = tuple[np.ndarray, np.ndarray]
+
+
+def look(survey: Survey, galaxies: Galaxies, config: FieldConfig, model: str, k: int) -> Part:
+    """Both statements of matched sources of a field, (2, source), and whether they are blended."""
+    scene = draw_field(galaxies, config, generator=np.random.default_rng([SEED, k]))
+    result = segment(
+        scene.image, rms=scene.rms, background="none", psf=survey_psf(survey),
+        n_samples=N_SAMPLES, seed=k, model=model,
+    )  # fmt: skip
+    t, f = match_positions(positions(scene.catalog), positions(result.catalog))
+    shares = ("p_blend_maps", "p_blend_footprints")
+    said = np.stack([np.asarray(result.catalog[name], float)[f] for name in shares])
+    return said, np.asarray(scene.catalog["blended"], bool)[t]
+
+
+def known(name: str, model: str) -> Part:
+    """Fields of a survey with a name."""
     survey = get_survey(name)
     density, size, n = SURVEYS[name]
     galaxies = open_source("parametric", survey, "validation", seed=SEED)
     config = FieldConfig(size=size, density=density)
-    said, true = [], []
-    for k in range(n):
-        scene = draw_field(galaxies, config, generator=np.random.default_rng([SEED, k]))
-        result = segment(
-            scene.image, rms=scene.rms, background="none", psf=survey_psf(survey),
-            n_samples=N_SAMPLES, seed=k, model=model,
-        )  # fmt: skip
-        t, f = match_positions(positions(scene.catalog), positions(result.catalog))
-        shares = ("p_blend_maps", "p_blend_footprints")
-        said.append(np.stack([np.asarray(result.catalog[name], float)[f] for name in shares]))
-        true.append(np.asarray(scene.catalog["blended"], bool)[t])
-    return np.concatenate(said, axis=1), np.concatenate(true)
+    return joined([look(survey, galaxies, config, model, k) for k in range(n)])
 
 
-def fit(parts: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """Weights that make what is true most probable; every survey counts alike."""
+def might_be(kind: str, model: str) -> Part:
+    """A field of each of some surveys that might be."""
+    parts = []
+    for k in range(MIGHT_BE):
+        survey = draw_survey(np.random.default_rng([SEED, KINDS.index(kind), k]))
+        side = int(np.clip(60 * np.sqrt(IN_FIELD / 150) / survey.scale, *SIDES))
+        density = float(np.clip(IN_FIELD / (side * survey.scale / 60) ** 2, 20, 300))
+        galaxies = open_source(kind, survey, "validation", seed=SEED + k)
+        config = FieldConfig(size=side, density=density)
+        parts.append(look(survey, galaxies, config, model, k))
+    return joined(parts)
+
+
+def joined(parts: list[Part]) -> Part:
+    return np.concatenate([p[0] for p in parts], axis=1), np.concatenate([p[1] for p in parts])
+
+
+def fit(parts: dict[str, Part]) -> np.ndarray:
+    """Weights that make what is true most probable; what has a name and what might be alike."""
+    n = {key: sum((key in KINDS) == (other in KINDS) for other in parts) for key in parts}
 
     def loss(weights: np.ndarray) -> float:
         return sum(
-            -np.log(expit(np.where(true, 1, -1) * (weights @ seen(said)))).mean()
-            for said, true in parts
+            -np.log(expit(np.where(true, 1, -1) * (weights @ seen(said)))).mean() / n[key]
+            for key, (said, true) in parts.items()
         )
 
     return minimize(loss, np.zeros(3)).x
@@ -87,11 +115,13 @@ def seen(said: np.ndarray) -> np.ndarray:
 
 
 def scores(probability: np.ndarray, true: np.ndarray) -> dict[str, float]:
+    probability = np.clip(probability, 1e-4, 1 - 1e-4)
     return {
         "mean": float(probability.mean()),
         "ece": reliability(probability, true).ece,
         "ece_by_chance": chance_ece(probability),
         "brier": brier_score(probability, true),
+        "log_loss": float(-np.log(np.where(true, probability, 1 - probability)).mean()),
     }
 
 
@@ -104,16 +134,17 @@ def table(report: dict[str, Any]) -> str:
         f"to all but {', '.join(APART)}: {', '.join(f'{w:.2f}' for w in report['fitted'])}; in "
         f"use: {', '.join(f'{w:.2f}' for w in report['used'])}.",
         "",
-        "| | sources | blended | mean of the two shares: mean, ECE, Brier | pooled "
-        "| pooled by a fit without the survey | ECE by chance |",
+        "| | sources | blended | mean of the two shares: mean, ECE, log loss | pooled "
+        "| pooled by a fit without it | ECE by chance |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, r in report["surveys"].items():
         cells = [
-            f"{r[key]['mean']:.3f}, {r[key]['ece']:.3f}, {r[key]['brier']:.4f}"
+            f"{r[key]['mean']:.3f}, {r[key]['ece']:.3f}, {r[key]['log_loss']:.4f}"
             for key in ("plain", "pooled", "left_out")
         ]
-        cells = [f"`{name}`", str(r["n"]), f"{r['blended']:.3f}", *cells]
+        title = f"any survey, {name}" if name in KINDS else f"`{name}`"
+        cells = [title, str(r["n"]), f"{r['blended']:.3f}", *cells]
         lines.append(f"| {' | '.join(cells)} | {r['pooled']['ece_by_chance']:.3f} |")
     return "\n".join(lines) + "\n"
 
@@ -123,19 +154,20 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, help="without a suffix")
     parser.add_argument("--model", default="field")
     arguments = parser.parse_args()
-    parts = {name: look(name, arguments.model) for name in SURVEYS}
+    parts = {name: known(name, arguments.model) for name in SURVEYS}
+    parts |= {kind: might_be(kind, arguments.model) for kind in KINDS}
     fitted = {name: part for name, part in parts.items() if name not in APART}
     report: dict[str, Any] = {
         "command": "python benchmarks/pooling.py " + " ".join(sys.argv[1:]),
         "version": __version__,
         "model": arguments.model,
         "weights": file_hash(find_model(arguments.model)),
-        "fitted": fit(list(fitted.values())).tolist(),
+        "fitted": fit(fitted).tolist(),
         "used": list(POOL),
         "surveys": {},
     }
     for name, (said, true) in parts.items():
-        others = fit([part for other, part in fitted.items() if other != name])
+        others = fit({key: part for key, part in fitted.items() if key != name})
         report["surveys"][name] = {
             "n": len(true),
             "blended": float(true.mean()),

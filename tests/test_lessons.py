@@ -120,5 +120,11 @@ def test_what_cannot_be_learnt_so_is_refused(config, tmp_path):
         train(config, tmp_path / "two", devices=2)
     train(config, tmp_path, device="cpu", stop_after=1)
     (tmp_path / "last.safetensors").unlink()
+    # More can be looked at, and what was seen is kept; with another network it is another thing.
+    kept = (tmp_path / "lessons-0.safetensors").stat().st_mtime_ns
+    train(replace(config, lessons=6), tmp_path, device="cpu", stop_after=1)
+    assert (tmp_path / "lessons-0.safetensors").stat().st_mtime_ns == kept
+    assert (tmp_path / "lessons-2.safetensors").exists()
+    (tmp_path / "last.safetensors").unlink()
     with pytest.raises(ValueError, match="seen by another training"):
-        train(replace(config, lessons=6), tmp_path, device="cpu")
+        train(replace(config, fresh=("kind",)), tmp_path, device="cpu")

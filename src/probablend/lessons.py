@@ -20,7 +20,7 @@ from torch import Tensor
 from probablend.banks import farther, forget_bank, reach_of, training_bank, work_alone
 from probablend.checkpoint import load_model, load_tensors, save_tensors
 from probablend.config import TrainConfig
-from probablend.emulate.compose import SceneBatches
+from probablend.emulate.compose import draw_batch
 from probablend.models.field import FieldNetwork
 from probablend.models.field_loss import Lesson, study
 from probablend.models.fit import Fits
@@ -98,7 +98,7 @@ def gather_lessons(
     reach: dict[str, float] = {}
     for done, path in enumerate(_looked(config, start, directory, numbers, device, workers)):
         tensors, meta = load_tensors(path)
-        if meta.get("origin") != _origin(config):
+        if meta.get("origin") != _origin(config, numbers[done]):
             raise ValueError(f"{path} was seen by another training: remove it, or start anew")
         parts.append(tensors)
         reach = farther(reach, meta["reach"])
@@ -152,20 +152,15 @@ def _look(
     assert isinstance(network, FieldNetwork)
     network.to(device).eval()
     bank = training_bank(config, directory, "train", number).to(device)
-    size = config.optimizer.batch_size
-    scenes = SceneBatches(
-        bank, config.scenes, n_batches=config.lessons, batch_size=size, seed=config.seed
-    )
     parts = []
-    for index in range(config.lessons):
-        if config.bank.number_at(index) != number:
-            continue
+    for index in _batches(config, number):
+        scenes = draw_batch(
+            bank, config.scenes, n=config.optimizer.batch_size, seed=config.seed, index=index
+        )
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + index)
-        parts += [
-            _tensors_of(lesson) for lesson in study(network, scenes[index], generator=generator)
-        ]
+        parts += [_tensors_of(lesson) for lesson in study(network, scenes, generator=generator)]
     together = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-    meta = {"origin": _origin(config), "reach": reach_of(bank, config)}
+    meta = {"origin": _origin(config, number), "reach": reach_of(bank, config)}
     save_tensors(path, together, meta)
     forget_bank(directory, number)
     n, seconds = len(together["seen"]), time.monotonic() - began
@@ -173,13 +168,18 @@ def _look(
     return path
 
 
-def _origin(config: TrainConfig) -> dict[str, Any]:
-    """All that what is seen depends on, as JSON would return it."""
-    keys = ("surveys", "seed", "start_from", "fresh", "model", "lessons", "bank", "scenes")
+def _batches(config: TrainConfig, number: int) -> range:
+    """Numbers of the batches of a bank."""
+    n = config.bank.refresh_every
+    return range(number * n, min((number + 1) * n, config.lessons)) if n else range(config.lessons)
+
+
+def _origin(config: TrainConfig, number: int) -> dict[str, Any]:
+    """All that what is seen in the scenes of a bank depends on, as JSON would return it."""
+    keys = ("surveys", "seed", "start_from", "fresh", "model", "bank", "scenes")
     settings = asdict(config)
-    origin = {key: settings[key] for key in keys}
-    origin["batch_size"] = config.optimizer.batch_size
-    return json.loads(json.dumps(origin))
+    batches = [len(_batches(config, number)), config.optimizer.batch_size]
+    return json.loads(json.dumps({key: settings[key] for key in keys} | {"batches": batches}))
 
 
 def _tensors_of(lesson: Lesson) -> dict[str, Tensor]:
