@@ -35,13 +35,12 @@ def best(folder: Path) -> dict[str, float]:
 def learnt(config: TrainConfig, folder: Path, share: float) -> dict[str, Any]:
     """A training from a part of what one has seen."""
     banks = max(1, round(share * config.lessons / config.bank.refresh_every))
+    n_steps = max(2, round(config.optimizer.n_steps * share))
     part = replace(
         config,
         lessons=banks * config.bank.refresh_every,
-        optimizer=replace(
-            config.optimizer, n_steps=max(1, round(config.optimizer.n_steps * share))
-        ),
-        validate_every=max(1, round(config.validate_every * share)),
+        optimizer=replace(config.optimizer, n_steps=n_steps),
+        validate_every=n_steps - 1,  # the last step, of a rate of nothing, is left out
     )
     with TemporaryDirectory(dir=folder) as own:
         for path in folder.glob("*.safetensors"):
@@ -52,7 +51,7 @@ def learnt(config: TrainConfig, folder: Path, share: float) -> dict[str, Any]:
         before = config.start_from.removesuffix(".toml")
         if (folder / before).is_dir():
             (Path(own) / before).symlink_to((folder / before).resolve())
-        train(part, Path(own), device="cpu")
+        train(part, Path(own), device="cpu", stop_after=n_steps - 1)
         return {"scenes": part.lessons * part.optimizer.batch_size, **best(Path(own))}
 
 
