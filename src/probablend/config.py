@@ -143,7 +143,7 @@ class TrainConfig:
         Parts of the network that stay as they are.
     lessons : int
         Batches of scenes that are looked at before anything is learnt. What is said of sources is
-        then learnt from what was seen of them alone, again and again, which takes a hundredth of
+        then learnt from what was seen of them alone, again and again, which takes a fraction of
         the time; all of the network that looks must be frozen. 0 = every step has new scenes.
     model : mapping
         ``kind`` and settings of the network, see :func:`~probablend.models.build_model`. A file
