@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from probablend.banks import farther, forget_bank, reach_of, training_bank, work_alone
-from probablend.checkpoint import load_model, load_tensors, save_tensors
+from probablend.checkpoint import file_hash, load_model, load_tensors, save_tensors
 from probablend.config import TrainConfig
 from probablend.emulate.compose import draw_batch
 from probablend.models.field import FieldNetwork
@@ -98,7 +98,7 @@ def gather_lessons(
     reach: dict[str, float] = {}
     for done, path in enumerate(_looked(config, start, directory, numbers, device, workers)):
         tensors, meta = load_tensors(path)
-        if meta.get("origin") != _origin(config, numbers[done]):
+        if meta.get("origin") != _origin(config, start, numbers[done]):
             raise ValueError(f"{path} was seen by another training: remove it, or start anew")
         parts.append(tensors)
         reach = farther(reach, meta["reach"])
@@ -160,7 +160,7 @@ def _look(
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + index)
         parts += [_tensors_of(lesson) for lesson in study(network, scenes, generator=generator)]
     together = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-    meta = {"origin": _origin(config, number), "reach": reach_of(bank, config)}
+    meta = {"origin": _origin(config, start, number), "reach": reach_of(bank, config)}
     save_tensors(path, together, meta)
     forget_bank(directory, number)
     n, seconds = len(together["seen"]), time.monotonic() - began
@@ -174,12 +174,13 @@ def _batches(config: TrainConfig, number: int) -> range:
     return range(number * n, min((number + 1) * n, config.lessons)) if n else range(config.lessons)
 
 
-def _origin(config: TrainConfig, number: int) -> dict[str, Any]:
+def _origin(config: TrainConfig, start: Path, number: int) -> dict[str, Any]:
     """All that what is seen in the scenes of a bank depends on, as JSON would return it."""
-    keys = ("surveys", "seed", "start_from", "fresh", "model", "bank", "scenes")
     settings = asdict(config)
-    batches = [len(_batches(config, number)), config.optimizer.batch_size]
-    return json.loads(json.dumps({key: settings[key] for key in keys} | {"batches": batches}))
+    origin = {key: settings[key] for key in ("surveys", "seed", "bank", "scenes")}
+    origin["batches"] = [len(_batches(config, number)), config.optimizer.batch_size]
+    origin["network"] = file_hash(start)
+    return json.loads(json.dumps(origin))
 
 
 def _tensors_of(lesson: Lesson) -> dict[str, Tensor]:

@@ -82,9 +82,10 @@ def train(
         Processes on each machine, and machines: they share the batches of a step, see
         :class:`~probablend.config.OptimizerConfig`. All need the same folder.
     workers : int
-        Further processes, which draw the banks of stamps that come next; the training waits for
-        each bank if there are none. They change nothing else. Each takes a core and half a
-        gigabyte; a script that asks for some needs ``if __name__ == "__main__":``.
+        Further processes, which draw the banks of stamps that come next, or look at scenes if
+        there are ``lessons``; the training waits for each bank if there are none. They change
+        nothing else. Each takes a core and half a gigabyte; a script that asks for some needs
+        ``if __name__ == "__main__":``.
     after : sequence of str
         Names of the trainings that wait for this one.
 
@@ -192,7 +193,7 @@ def train(
         if config.lessons and start < end:
             task = progress.add_task("look", text="")
             scenes, reached = gather_lessons(
-                config, _looking(bare, config, directory), directory, device=fabric.device,
+                config, _looking(bare, config, directory, resume), directory, device=fabric.device,
                 workers=workers,
                 progress=lambda k, n: progress.update(task, completed=k, total=n),
             )  # fmt: skip
@@ -312,10 +313,10 @@ class _Best:
         return keep
 
 
-def _looking(bare: Network, config: TrainConfig, directory: Path) -> Path:
+def _looking(bare: Network, config: TrainConfig, directory: Path, resume: bool) -> Path:
     """Weights of the network that looks at scenes before it learns; a resumed one has learnt."""
     path = directory / "start.safetensors"
-    if not path.exists():
+    if not resume:
         save_tensors(path, bare.state_dict(), {"model": config.model_settings})
     return path
 
