@@ -1,7 +1,7 @@
 """What more scenes would buy a training that learns from what was seen once.
 
-Learns again from a part of what a finished training has seen, with as many steps for each scene,
-and compares the losses on held-out scenes.
+Learns again from a part of what a finished training has seen, as many times from each scene, and
+compares the losses on held-out scenes.
 
 python benchmarks/more_scenes.py runs/field-fits --config field-fits.toml -o more-scenes
 """
@@ -39,7 +39,10 @@ def learnt(config: TrainConfig, folder: Path, share: float) -> dict[str, Any]:
     part = replace(
         config,
         lessons=banks * config.bank.refresh_every,
-        optimizer=replace(config.optimizer, n_steps=n_steps),
+        # The mean of the weights forgets as much of where it starts.
+        optimizer=replace(
+            config.optimizer, n_steps=n_steps, average=config.optimizer.average ** (1 / share)
+        ),
         validate_every=n_steps - 1,  # the last step, of a rate of nothing, is left out
     )
     with TemporaryDirectory(dir=folder) as own:
@@ -47,7 +50,7 @@ def learnt(config: TrainConfig, folder: Path, share: float) -> dict[str, Any]:
             if path.name.startswith(("lessons-", "bank-", "start")):
                 (Path(own) / path.name).symlink_to(path.resolve())
         for number in range(banks, config.lessons // config.bank.refresh_every):
-            (Path(own) / f"lessons-{number}.safetensors").unlink()
+            (Path(own) / f"lessons-{number}.safetensors").unlink(missing_ok=True)
         before = config.start_from.removesuffix(".toml")
         if (folder / before).is_dir():
             (Path(own) / before).symlink_to((folder / before).resolve())

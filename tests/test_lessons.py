@@ -10,7 +10,7 @@ from probablend.config import BankConfig, OptimizerConfig, TrainConfig
 from probablend.emulate.bank import draw_bank
 from probablend.emulate.compose import draw_batch
 from probablend.emulate.scenes import SceneConfig
-from probablend.lessons import Lessons
+from probablend.lessons import Lessons, _lesson_of, _tensors_of
 from probablend.models import field_loss
 from probablend.models.field_loss import learn, study, training_loss
 from probablend.survey import get_survey
@@ -30,15 +30,20 @@ def scenes():
     return draw_batch(bank, config, n=6, seed=1, index=0)
 
 
+@pytest.fixture(params=["field_weights", "fitting_weights"])
+def weights(request):
+    return request.getfixturevalue(request.param)
+
+
 @pytest.fixture
-def config(field_weights):
+def config(weights):
     return TrainConfig(
         name="small",
         seed=4,
-        start_from=str(field_weights),
+        start_from=str(weights),
         frozen=FROZEN,
         lessons=4,
-        model={k: v for k, v in load_model(field_weights)[1]["model"].items() if k != "patch_size"},
+        model={k: v for k, v in load_model(weights)[1]["model"].items() if k != "patch_size"},
         bank=BankConfig(n_galaxies=20, n_stars=4, refresh_every=2),
         scenes=SceneConfig(size=32, mag_range=(20.0, 25.0)),
         optimizer=OptimizerConfig(n_steps=6, batch_size=3),
@@ -54,13 +59,16 @@ def generator():
 
 @torch.no_grad()
 def test_what_is_learnt_of_what_was_seen_is_what_is_learnt_of_the_scenes(
-    field_weights, scenes, monkeypatch
+    weights, scenes, monkeypatch
 ):
-    network, _ = load_model(field_weights)
+    network, _ = load_model(weights)
+    monkeypatch.setattr(field_loss, "_fitting", lambda _: True)  # draws numbers, too
     monkeypatch.setattr(field_loss, "_class_loss", lambda *_: torch.zeros(()))  # draws numbers
     wanted = training_loss(network, scenes, generator=generator())
     terms = {}
     for lesson in study(network, scenes, generator=generator()):
+        lesson = _lesson_of(_tensors_of(lesson))  # as a file gives it back
+        assert (lesson.fits is None) != network.config.fits
         kept = learn(network, lesson, generator=generator())
         terms |= {k: v for k, v in kept.items() if k != "loss" and v}
     assert set(terms) == set(ABOUT_SOURCES)
@@ -84,7 +92,7 @@ def test_a_lesson_says_as_much_as_a_scene_on_average(field_weights, scenes):
             assert torch.equal(getattr(same, f.name), getattr(lessons[3], f.name))
 
 
-def test_a_training_from_lessons_can_be_resumed_and_lets_pixels_be(config, tmp_path, field_weights):
+def test_a_training_from_lessons_can_be_resumed_and_lets_pixels_be(config, tmp_path, weights):
     best = train(config, tmp_path / "whole", device="cpu")
     train(config, tmp_path / "broken", device="cpu", stop_after=4)
     train(config, tmp_path / "broken", device="cpu", resume=True)
@@ -93,12 +101,12 @@ def test_a_training_from_lessons_can_be_resumed_and_lets_pixels_be(config, tmp_p
     assert whole.keys() == broken.keys()
     for key, value in whole.items():
         assert torch.equal(value, broken[key]), key
-    before, after = load_tensors(field_weights)[0], load_tensors(best)[0]
+    before, after = load_tensors(weights)[0], load_tensors(best)[0]
     changed = {key.split(".")[0] for key in before if not torch.allclose(
         before[key].float(), after[key].float(), rtol=1e-3, atol=1e-6)}  # fmt: skip
     assert {"flow", "kind", "gather"} <= changed
     assert not changed & set(FROZEN)
-    # Stamps are not needed any more; what was seen stays.
+    # What was seen stays.
     names = {p.name for p in (tmp_path / "whole").glob("lessons-*")}
     assert names == {"lessons-0.safetensors", "lessons-1.safetensors"}
 

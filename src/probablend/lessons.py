@@ -10,6 +10,7 @@ import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,11 @@ def gather_lessons(
         On ``device``.
     reach : dict of float
         Of all the banks, see :func:`~probablend.banks.reach_of`.
+
+    Raises
+    ------
+    ValueError
+        If what was seen is of another training, or nothing was.
     """
     numbers = range(config.bank.number_at(config.lessons - 1) + 1)
     parts: list[dict[str, Tensor]] = []
@@ -105,6 +111,8 @@ def gather_lessons(
         if progress:
             progress(done + 1, len(numbers))
     all_parts = {key: torch.cat([part[key] for part in parts]).to(device) for key in parts[0]}
+    if not len(all_parts["seen"]):
+        raise ValueError("the scenes hold no source to learn from: ask for denser or brighter ones")
     batch_size = config.optimizer.batch_size
     lessons = Lessons(
         _lesson_of(all_parts), n_scenes=config.lessons * batch_size, batch_size=batch_size,
@@ -132,8 +140,13 @@ def _looked(
         cpu = torch.device("cpu")
         work = [pool.submit(_look, config, start, directory, n, cpu) for n in numbers]
         try:
-            for one in work:
-                yield one.result()
+            for number, one in zip(numbers, work, strict=True):
+                try:
+                    path = one.result()
+                except BrokenProcessPool:
+                    log.warning("a process that looks at scenes has died: going on without it")
+                    path = _look(config, start, directory, number, device)
+                yield path
         finally:
             for one in work:
                 one.cancel()

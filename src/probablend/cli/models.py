@@ -17,9 +17,7 @@ def train_command(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
     devices: Annotated[int, typer.Option(help="Processes on each machine.", min=1)] = 1,
     num_nodes: Annotated[int, typer.Option(help="Machines.", min=1)] = 1,
-    workers: Annotated[
-        int, typer.Option(help="Processes that draw the next galaxies meanwhile.", min=0)
-    ] = 0,
+    workers: Annotated[int, typer.Option(help="Processes that draw what comes next.", min=0)] = 0,
 ) -> None:
     """Train a network; the best weights are written as safetensors.
 

@@ -179,7 +179,8 @@ def pool_blending(by_pixels: np.ndarray, by_footprints: np.ndarray, *, n_maps: i
     """Probability that a source is blended, from two shares of posterior samples.
 
     A logarithmic pool (Genest & Zidek 1986, doi:10.1214/ss/1177013825) with weights that were
-    fitted to validation fields of five surveys (``benchmarks/pooling.py``). It grows with both
+    fitted to validation fields of five surveys (``benchmarks/pooling.py``, which also says what
+    weights surveys that might be would have wanted). It grows with both
     shares. Their mean is too low: class maps know of companions that are no source of their own,
     footprints know which light is whose, and each misses what the other sees.
 
