@@ -123,24 +123,33 @@ def test_a_psf_on_finer_pixels_is_drawn_on_those_of_the_image(tmp_path):
     np.testing.assert_allclose(drawn, wanted / wanted.sum(), atol=3e-4)
 
 
-def test_stars_that_show_their_image_give_it_to_what_is_injected(
-    field_weights, tmp_path, monkeypatch
-):
+@pytest.fixture
+def into_noise(field_weights, tmp_path, monkeypatch):
+    """Function that injects into noise: surveys drawn for, PSFs told, and the report."""
+
+    def run(measure):
+        monkeypatch.setattr("probablend.infer.segment.measure_psf", measure)
+        drawn, told = [], []
+        galaxies, look = module.ParametricGalaxies, module.segment
+        monkeypatch.setattr(module, "ParametricGalaxies", lambda survey, *rest, **how: (
+            drawn.append(survey), galaxies(survey, *rest, **how))[1])  # fmt: skip
+        monkeypatch.setattr(module, "segment", lambda *image, **how: (
+            told.append(how["psf"]), look(*image, **how))[1])  # fmt: skip
+        noise = RMS * np.random.default_rng(0).standard_normal((128, 128))
+        report = inject(
+            noise, tmp_path, InjectionConfig(n=2, seed=1), model=field_weights, rms=RMS,
+            background="none", pixel_scale=0.2,
+        )  # fmt: skip
+        return drawn[0], told, report
+
+    return run
+
+
+def test_stars_that_show_their_image_give_it_to_what_is_injected(into_noise):
     seen = galsim.Moffat(beta=3, fwhm=3).shear(g1=0.2, g2=0).drawImage(nx=41, ny=41, scale=1).array
     psf = replace(PSF.of(seen), origin="measured")
-    monkeypatch.setattr("probablend.infer.segment.measure_psf", lambda *_: psf)
-    drawn, told = [], []
-    galaxies, look = module.ParametricGalaxies, module.segment
-    monkeypatch.setattr(module, "ParametricGalaxies", lambda survey, *rest, **how: (
-        drawn.append(survey), galaxies(survey, *rest, **how))[1])  # fmt: skip
-    monkeypatch.setattr(module, "segment", lambda *image, **how: (
-        told.append(how["psf"]), look(*image, **how))[1])  # fmt: skip
-    noise = RMS * np.random.default_rng(0).standard_normal((128, 128))
-    report = inject(
-        noise, tmp_path, InjectionConfig(n=2, seed=1), model=field_weights, rms=RMS,
-        background="none", pixel_scale=0.2,
-    )  # fmt: skip
-    assert drawn[0].psf_profile == "image"
+    drawn, told, report = into_noise(lambda *_: psf)
+    assert drawn.psf_profile == "image"
     assert len(told) >= 3
     for one in told:
         assert np.abs(one.image - psf.image).max() < 0.02 * psf.image.max()
@@ -148,28 +157,15 @@ def test_stars_that_show_their_image_give_it_to_what_is_injected(
     assert "its image is measured" in injection_table(report)
 
 
-def test_without_one_it_has_the_wings_of_the_image_s_stars(field_weights, tmp_path, monkeypatch):
+def test_without_one_it_has_the_wings_of_the_image_s_stars(into_noise):
     psf = PSF(fwhm=2.4, wings=(-0.29, -0.14, -0.057))
     measured = [PSF(fwhm=3.0), psf]  # once: the next time it would be another one
-    monkeypatch.setattr("probablend.infer.segment.measure_psf", lambda *_: measured.pop())
-    drawn = []
-    galaxies = module.ParametricGalaxies
-    monkeypatch.setattr(module, "ParametricGalaxies", lambda survey, *rest, **how: (
-        drawn.append(survey), galaxies(survey, *rest, **how))[1])  # fmt: skip
-    told = []
-    look = module.segment
-    monkeypatch.setattr(module, "segment", lambda *image, **how: (
-        told.append(how["psf"]), look(*image, **how))[1])  # fmt: skip
-    noise = RMS * np.random.default_rng(0).standard_normal((128, 128))
-    report = inject(
-        noise, tmp_path, InjectionConfig(n=2, seed=1), model=field_weights, rms=RMS,
-        background="none", pixel_scale=0.2,
-    )  # fmt: skip
-    assert drawn[0].psf_beta == pytest.approx(2.0, abs=0.03)
-    assert drawn[0].psf_fwhm_pixels == pytest.approx(2.4)
+    drawn, told, report = into_noise(lambda *_: measured.pop())
+    assert drawn.psf_beta == pytest.approx(2.0, abs=0.03)
+    assert drawn.psf_fwhm_pixels == pytest.approx(2.4)
     assert len(measured) == 1
-    # What the model is told from then on is the PSF of what is injected.
-    injected = survey_psf(drawn[0])
+    # What the model is told is the PSF of what is injected.
+    injected = survey_psf(drawn)
     assert injected.wings[0] == pytest.approx(psf.wings[0], abs=1e-3)
     assert len(told) >= 3
     assert told == [injected] * len(told)
