@@ -12,6 +12,7 @@ Each source is fitted together with its strongest neighbours, by Levenberg and M
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from itertools import pairwise
 
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from probablend.emulate.scenes import where_true
 from probablend.models.profiles import moffat_images, sersic_gaussians
 from probablend.psf import SIDE
 from probablend.threads import side_by_side
@@ -32,6 +34,7 @@ _SIDE, _EDGE = 48, 3  # of a window, and how much of it only sees what wraps aro
 _TOGETHER = 3  # profiles in a fit
 _REACH = _SIDE / 2 - _EDGE  # neighbours up to this far, pixels of the window
 _SAME = 1.5  # pixels: a peak this near is the source itself
+_COMPARED = 256  # sources whose distances from all others are held at once
 _BINS = (1, 2, 4)  # pixels of the image to a side of one of the window
 _FITS_IN = 5.0  # pixels of the window, σ of the light; with more, the window must be larger
 REACH = _SIDE * _BINS[-1]  # pixels: half a window, and half that of what throws light into it
@@ -47,7 +50,7 @@ _BRIGHTEST = 1e12  # pixel, in units of the noise
 _AS_GOOD = 0.01  # of χ²: near the end single precision tells no better from worse
 _LEAST_ODD = 1e-5  # of a PSF: less makes no difference
 _SAME_WIDTH = 0.01  # of the logarithm of the width of a PSF
-_AT_ONCE = 16  # fits; more do not fit into the cache
+_AT_ONCE = 48  # profiles that are fitted; more do not fit into the cache
 
 
 @dataclass(frozen=True)
@@ -191,19 +194,23 @@ def fit_sources(
     misfit, blended = image.new_ones(n), image.new_zeros(n)
     windows = {b: _Window(b, psf) for b in _BINS}
     all_light = torch.zeros_like(image)
-    for b, part in _parts(_bins_of(others)):
-        windows[b].add(all_light, others.keep(part), which_others[part])
-    order = _bins_of(sources)
-    parts = _parts(order)
+    for b, same in _by_bins(_bins_of(others)):
+        for part in same.split(_AT_ONCE):
+            windows[b].add(all_light, others.keep(part), which_others[part])
+    bins = _bins_of(sources)
+    groups = [g for b, own in _by_bins(bins) for g in _groups(sources, own, others, b)]
 
-    def fit_part(work: tuple[int, Tensor]) -> tuple[Tensor, ...]:
-        b, part = work
-        return windows[b].fit(image, all_light, sources.keep(part), others, which[part])
+    def fit_group(group: _Group) -> tuple[Tensor, ...]:
+        own = group.sources
+        return windows[group.bins].fit(
+            image, all_light, sources.keep(own), others, group, which[own]
+        )
 
-    fits = side_by_side(fit_part, parts, device=image.device)
-    for (_, part), fitted in zip(parts, fits, strict=True):
-        value[part], error[part], misfit[part], blended[part] = fitted
-    return Fits(value, error, misfit, blended, order, known[which], odd[which])
+    fits = side_by_side(fit_group, groups, device=image.device)
+    for group, fitted in zip(groups, fits, strict=True):
+        own = group.sources
+        value[own], error[own], misfit[own], blended[own] = fitted
+    return Fits(value, error, misfit, blended, bins, known[which], odd[which])
 
 
 def _psfs(
@@ -239,31 +246,65 @@ def _bins_of(sources: Guess) -> Tensor:
     return bins
 
 
-def _parts(bins: Tensor) -> list[tuple[int, Tensor]]:
-    """A few sources at a time whose windows have pixels of one size, and this size."""
-    mine = {b: (bins == b).nonzero(as_tuple=True)[0] for b in _BINS}
-    return [(b, part) for b, own in mine.items() if len(own) for part in own.split(_AT_ONCE)]
+def _by_bins(bins: Tensor) -> list[tuple[int, Tensor]]:
+    """Sources whose windows have pixels of one size, and this size."""
+    return [(b, same) for b in _BINS if len(same := where_true(bins == b))]
 
 
-def _group(sources: Guess, others: Guess, reach: float) -> tuple[Tensor, Tensor]:
-    """Of each source, which of the others is itself, and which are its strongest neighbours.
+@dataclass(frozen=True)
+class _Group:
+    """Sources that are fitted at once, each with as many neighbours.
 
-    Both (source, 1 + neighbour): the numbers, and whether there is one.
+    Parameters
+    ----------
+    bins : int
+        Pixels of the image to a side of one of the window.
+    sources : Tensor of int64, shape (source,)
+        Which these are.
+    itself : Tensor of int64, shape (source,)
+        Which of the others each is.
+    is_other : Tensor of bool, shape (source,)
+        Whether it is one of them at all.
+    neighbours : Tensor of int64, shape (source, neighbour)
+        Which of the others are fitted with it.
     """
-    n, few = len(sources), min(_TOGETHER - 1, len(others))
-    if not few:
-        return sources.scene.new_zeros(n, 0), sources.scene.new_zeros(n, 0).bool()
+
+    bins: int
+    sources: Tensor
+    itself: Tensor
+    is_other: Tensor
+    neighbours: Tensor
+
+
+def _groups(sources: Guess, own: Tensor, others: Guess, bins: int) -> Iterator[_Group]:
+    """Some of the sources with their strongest neighbours, those with as many together."""
+    found = [
+        _neighbours(sources.keep(part), others, bins * _REACH) for part in own.split(_COMPARED)
+    ]
+    itself, is_other, neighbours, count = map(torch.cat, zip(*found, strict=True))
+    for n in range(neighbours.shape[1] + 1):
+        for part in where_true(count == n).split(_AT_ONCE // (n + 1)):
+            if len(part):
+                yield _Group(bins, own[part], itself[part], is_other[part], neighbours[part, :n])
+
+
+def _neighbours(
+    sources: Guess, others: Guess, reach: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Which of the others is itself, if any; its strongest neighbours first; how many it has."""
+    if not len(others):
+        nobody = torch.zeros_like(sources.scene)
+        return nobody, nobody.bool(), nobody.new_zeros(len(nobody), 0), nobody
     offset = others.at - sources.at[:, None]
     distance = torch.hypot(offset[..., 0], offset[..., 1])
     near = sources.scene[:, None] == others.scene
     least, itself = torch.where(near, distance, torch.inf).min(dim=1)
-    known = least < _SAME
+    is_other = least < _SAME
     near &= offset.abs().amax(dim=2) < reach
-    near[torch.arange(n, device=near.device)[known], itself[known]] = False
+    near[where_true(is_other), itself[is_other]] = False
     weight = torch.where(near, others.ln_flux - 2 * (distance + 2).log(), -torch.inf)
-    weight, index = weight.topk(few, dim=1)
-    there = torch.cat([known[:, None], weight > -torch.inf], dim=1)
-    return torch.cat([itself[:, None], index], dim=1), there
+    weight, index = weight.topk(min(_TOGETHER - 1, len(others)), dim=1)
+    return itself, is_other, index, (weight > -torch.inf).sum(dim=1)
 
 
 class _Window:
@@ -383,33 +424,35 @@ class _Window:
         return self._allowed(values.to(self.k_y))
 
     def fit(
-        self, image: Tensor, all_light: Tensor, sources: Guess, others: Guess, psf: Tensor
+        self,
+        image: Tensor,
+        all_light: Tensor,
+        sources: Guess,
+        others: Guess,
+        group: _Group,
+        psf: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Values, errors, misfits and blendednesses of some sources; see :class:`Fits`."""
+        """Values, errors, misfits and blendednesses of a group; see :class:`Fits`."""
         b, n = self.bins, len(sources)
         first = self._first(sources)
         data, good = self.cut(image, sources.scene, first)
-        index, there = _group(sources, others, b * _REACH)
         data, good = data.flatten(1), good.flatten(1)
         values = self._to_window(sources.values[:, None], first)
-        if index.shape[1]:  # without the light of all but the source and its neighbours
+        if len(others):  # without the light of all but the source and its neighbours
+            index = torch.cat([group.itself[:, None], group.neighbours], dim=1)
             known = self._to_window(others.values[index], first)
-            taken = self.render(known, psf, slopes=False)[0] * there[..., None]
+            taken = self.render(known, psf, slopes=False)[0]
+            taken[:, 0] *= group.is_other[:, None]
             rest, _ = self.cut(all_light, sources.scene, first)
             data = (data - rest.flatten(1) + taken.sum(dim=1)) * good
             values = torch.cat([values, known[:, 1:]], dim=1)
-            there = torch.cat([there.new_ones(n, 1), there[:, 1:]], dim=1)
-        else:
-            there = there.new_ones(n, 1)
-        prior = torch.where(there[..., None], data.new_tensor(_PRIOR), 1e-3)
-        prior = (1 / prior**2).flatten(1)
         # Pixels count less where they are bright, and not near the border.
         span = torch.arange(_SIDE, device=data.device)
         inner = (span >= _EDGE) & (span < _SIDE - _EDGE)
         weight = good * (inner[:, None] & inner).flatten()
         smooth = F.avg_pool2d(data.view(n, 1, _SIDE, _SIDE), 3, 1, 1).flatten(1)
         weight = weight / (1 + (_MISFIT * smooth) ** 2)
-        values, covariance, parts = self._descend(data, weight, values, there, prior, psf)
+        values, covariance, parts = self._descend(data, weight, values, psf)
         own, model = parts[:, 0], parts.sum(dim=1)
         bright = (own > _STANDS_OUT) & (weight > 0)
         left = ((data - model) ** 2 * weight * bright).sum(dim=1)
@@ -423,29 +466,22 @@ class _Window:
         return found, error, left / bright.sum(dim=1).clamp(min=1), blended
 
     def _descend(
-        self,
-        data: Tensor,
-        weight: Tensor,
-        values: Tensor,
-        there: Tensor,
-        prior: Tensor,
-        psf: Tensor,
+        self, data: Tensor, weight: Tensor, values: Tensor, psf: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Best values, their covariance, and what the profiles look like."""
         begin, longest = values, values.new_tensor(_LONGEST)
-        present = there[..., None].to(data)
+        prior = values.new_tensor(_PRIOR).pow(-2).repeat(values.shape[1])
 
         def look(at: Tensor, which: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             """χ² of some fits at ``at``, its curvature and slope, and the profiles."""
             parts, slopes = self.render(at, psf[which])
-            parts = parts * present[which]
-            slopes = (slopes * present[which][..., None]).flatten(1, 2)
+            slopes = slopes.flatten(1, 2)
             left = data[which] - parts.sum(dim=1)
             off = (at - begin[which]).flatten(1)
-            cost = (left**2 * weight[which]).sum(dim=1) + (prior[which] * off**2).sum(dim=1)
+            cost = (left**2 * weight[which]).sum(dim=1) + (prior * off**2).sum(dim=1)
             weighted = slopes * weight[which][:, None]
-            curvature = weighted @ slopes.mT + torch.diag_embed(prior[which])
-            pull = (weighted @ left[..., None])[..., 0] - prior[which] * off
+            curvature = weighted @ slopes.mT + torch.diag(prior)
+            pull = (weighted @ left[..., None])[..., 0] - prior * off
             return cost, curvature, pull, parts
 
         going = torch.arange(len(values), device=values.device)
