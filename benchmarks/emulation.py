@@ -31,7 +31,7 @@ _AT_ONCE = 64  # scenes: batches for a GPU are too large here
 CONFIGS = (
     "field-wide", "field-calm", "field-depth", "field-cutouts", "field-sky", "field-large",
     "field-rough", "field-wings", "field-stars", "field-crowds", "field-betas", "field-borders",
-    "field-few", "field",
+    "field-few", "field-irregular",
 )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 Learns again from a part of what a finished training has seen, as many times from each scene, and
 compares the losses on held-out scenes.
 
-python benchmarks/more_scenes.py runs/field-fits --config field-fits.toml -o more-scenes
+python benchmarks/more_scenes.py runs/field --config field.toml -o more-scenes
 """
 
 import argparse

@@ -30,8 +30,8 @@ FAINTEST = 24.1  # mag: fainter stamps are mostly noise
 MIN_SIDE = 42  # pixels
 NEAREST = 4  # galaxies from which one is chosen at a magnitude
 MAG_RANGE = (21.0, 24.0)
-METHODS = ("field", "field@truth", "field-fits", "field-fits@truth", "sep", "sextractor")
-ALONE = ("field", "field-fits", "sep", "sextractor")  # where companions are taken away
+METHODS = ("field", "field@truth", "sep", "sextractor")
+ALONE = ("field", "sep", "sextractor")  # where companions are taken away
 
 
 class RealGalaxies(CosmosGalaxies):

@@ -53,7 +53,9 @@ def main() -> None:
         "size": arguments.size,
         "fields": fields,
         "profile": profile(scene, survey),
-        "training": measure_training("field", arguments.steps)[1] if arguments.steps else {},
+        "training": measure_training("field-irregular", arguments.steps)[1]
+        if arguments.steps
+        else {},
     }
     arguments.output.write_text(json.dumps(report, indent=2) + "\n")
     arguments.output.with_suffix(".md").write_text(table(report))
@@ -101,7 +103,8 @@ def time_all(scene, survey, repeat: int) -> dict[str, dict[str, float]]:
 PARTS = {
     "the network": FieldNetwork.forward,
     "drawing class maps": FieldDistribution.draw,
-    "looking at positions": scan._sources,
+    "looking at positions": scan._seen,
+    "fitting profiles": inspect.unwrap(scan.fit_sources),
     "drawing posteriors": inspect.unwrap(sources.draw_parameters),
     "footprints and overlaps": Ellipses.pixels,
 }

@@ -81,7 +81,7 @@ def real(name: str) -> str:
     fields, large = report["all_fields"], report["large_galaxies"]
     kids, dc2 = report["kids_r_and_i"], report["dc2"]
     single = sum(g["of_more_than_5_percent"] == 1 for g in large)
-    inside = sum(g["in_90_interval"] for g in large)
+    inside = sum(bool(g["in_90_interval"]) for g in large)
 
     def rows() -> Iterator[str]:
         yield (

@@ -54,8 +54,8 @@ __all__ = [
 ]
 
 FORCED = "@truth"  # after the name of a model: measured at the true positions
-# Ours: the default, what also fits, and what was trained on such blends alone.
-FIELD_MODELS = ("field", "field-fits", "field-pairs")
+# Ours: the default, and what was trained on such blends alone.
+FIELD_MODELS = ("field", "field-pairs")
 # The published networks, trained on blends of two galaxies.
 PAIR_NETWORKS = ("pairs-unet", "blend2flux", "blend2flux-log", "blend2mask2flux", "pairs-punet")
 

@@ -43,7 +43,7 @@ _CHUNK = 256
 _SLACK = 1.1  # how far beyond the range of the training is still within
 _TOUCH = 1.15  # blended pixels this far out, in footprint radii, still are the source's
 N_OVERLAP = 32  # joint draws in which overlaps are counted
-POOL = (1.29, 1.07, 0.54)  # see pool_blending
+POOL = (0.96, 0.85, 0.47)  # see pool_blending
 
 
 @torch.inference_mode()
@@ -179,10 +179,10 @@ def pool_blending(by_pixels: np.ndarray, by_footprints: np.ndarray, *, n_maps: i
     """Probability that a source is blended, from two shares of posterior samples.
 
     A logarithmic pool (Genest & Zidek 1986, doi:10.1214/ss/1177013825) with weights that were
-    fitted to validation fields of five surveys (``benchmarks/pooling.py``, which also says what
-    weights surveys that might be would have wanted). It grows with both
-    shares. Their mean is too low: class maps know of companions that are no source of their own,
-    footprints know which light is whose, and each misses what the other sees.
+    fitted to validation fields of four surveys and of many that might be, each half
+    (``benchmarks/pooling.py``). It grows with both shares. Their mean is too low: class maps know
+    of companions that are no source of their own, footprints know which light is whose, and each
+    misses what the other sees.
 
     Parameters
     ----------
