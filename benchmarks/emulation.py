@@ -27,7 +27,7 @@ from probablend.models import build_model
 from probablend.models.start import freeze
 
 _AT_ONCE = 64  # scenes: batches for a GPU are too large here
-# The parts of which `field` was made.
+# The parts of which `field` was made, but those with fits, whose steps cost more.
 CONFIGS = (
     "field-wide", "field-calm", "field-depth", "field-cutouts", "field-sky", "field-large",
     "field-rough", "field-wings", "field-stars", "field-crowds", "field-betas", "field-borders",

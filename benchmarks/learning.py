@@ -3,7 +3,7 @@
 From the log that a training leaves: scenes, hours and operations, the loss on held-out scenes
 against the number of scenes, and the power law through it.
 
-python benchmarks/learning.py runs/field/log.csv --config field.toml -o docs/results/training/field
+python benchmarks/learning.py runs/field/log.csv --config field-irregular.toml -o field
 """
 
 import argparse

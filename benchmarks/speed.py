@@ -20,6 +20,7 @@ import torch
 from emulation import measure as measure_training
 
 import probablend
+from probablend.config import find_config, read_train_config
 from probablend.emulate.blend import FieldConfig, draw_field
 from probablend.emulate.sources import open_source
 from probablend.evaluate.classical import run_photutils, run_sep, run_sextractor
@@ -29,6 +30,7 @@ from probablend.models.field import FieldNetwork
 from probablend.models.field_distribution import FieldDistribution
 from probablend.survey import get_survey
 
+TRAINING = "field-irregular.toml"  # the last whose steps look at scenes
 DENSITIES = (30.0, 160.0)  # galaxies per arcmin², to 26 mag
 
 
@@ -53,7 +55,7 @@ def main() -> None:
         "size": arguments.size,
         "fields": fields,
         "profile": profile(scene, survey),
-        "training": measure_training("field-irregular", arguments.steps)[1]
+        "training": measure_training(TRAINING.removesuffix(".toml"), arguments.steps)[1]
         if arguments.steps
         else {},
     }
@@ -135,6 +137,7 @@ def profile(scene, survey) -> dict[str, float]:
 
 
 def table(report: dict) -> str:
+    scenes = read_train_config(find_config(TRAINING)).scenes
     lines = [f"`{report['command']}`, {report['threads']} threads, {report['size']}² pixels.", ""]
     for density, field in report["fields"].items():
         lines += [
@@ -150,7 +153,7 @@ def table(report: dict) -> str:
         lines.append("")
     if report["training"]:
         lines += [
-            "Emulation and training, scenes of 128² pixels:", "",
+            f"Emulation and training, scenes of {scenes.size}² pixels:", "",
             "| scenes | emulated/s | trained/s | share outside of the network |",
             "|---|---|---|---|",
         ]  # fmt: skip

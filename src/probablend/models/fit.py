@@ -1,9 +1,9 @@
 r"""Sérsic profiles fitted at positions: what an exact likelihood says, as summaries for a network.
 
 Features of a convolution know what galaxies look like, but of a bright one they tell the flux to
-some per cent only, and of the PSF they know two numbers. A fit by least squares knows the PSF pixel
-by pixel and wastes no signal, but takes every galaxy for a Sérsic profile and believes it. Its
-results are therefore no answer: they are among what the posterior is conditioned on, as any
+some per cent only, and of the PSF they know four numbers. A fit by least squares knows the PSF
+pixel by pixel and wastes no signal, but takes every galaxy for a Sérsic profile and believes it.
+Its results are therefore no answer: they are among what the posterior is conditioned on, as any
 summary may be, and how far they can be trusted is learnt.
 
 Each source is fitted together with its strongest neighbours, by Levenberg and Marquardt's method
