@@ -91,7 +91,7 @@ def test_products_are_complete_and_nothing_else_is_left(streamed):
 
 
 def test_what_is_larger_than_a_block_is_streamed(tmp_path):
-    for side, streamed in ((2560, False), (4096, True)):
+    for side, streamed in ((2304, False), (4096, True)):
         path = tmp_path / f"{side}.fits"
         fits.writeto(path, np.zeros((side, side), np.uint8))
         assert module.too_large(path, None) is streamed

@@ -58,7 +58,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-BLOCK = 2560  # pixels, side of a block
+BLOCK = 2304  # pixels, side of a block
 MARGIN = 128  # pixels around it in which sources are seen as they are
 PLANES = {"P_GALAXY": ">f4", "P_BLEND": ">f4", "LABELS": ">i4", "MASK": "u1"}
 MAPS_FORMATS = ("fits", "zarr")
@@ -102,7 +102,7 @@ class StreamSettings:
     maps_format : {"fits", "zarr"}
         Of the maps and the samples.
     block : int, optional
-        Side of a block, pixels; 2560, or 256 around cut-outs, if not given. It changes memory,
+        Side of a block, pixels; 2304, or 256 around cut-outs, if not given. It changes memory,
         and the regions in which background and noise are estimated when they are not given.
     cutouts : str, optional
         File of a catalogue, see :func:`~probablend.infer.measure.pixel_positions`: only what lies
