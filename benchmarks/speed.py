@@ -30,7 +30,7 @@ from probablend.models.field import FieldNetwork
 from probablend.models.field_distribution import FieldDistribution
 from probablend.survey import get_survey
 
-TRAINING = "field-irregular.toml"  # the last whose steps look at scenes
+TRAINING = "field-irregular"  # the last whose steps look at scenes
 DENSITIES = (30.0, 160.0)  # galaxies per arcmin², to 26 mag
 
 
@@ -55,9 +55,7 @@ def main() -> None:
         "size": arguments.size,
         "fields": fields,
         "profile": profile(scene, survey),
-        "training": measure_training(TRAINING.removesuffix(".toml"), arguments.steps)[1]
-        if arguments.steps
-        else {},
+        "training": measure_training(TRAINING, arguments.steps)[1] if arguments.steps else {},
     }
     arguments.output.write_text(json.dumps(report, indent=2) + "\n")
     arguments.output.with_suffix(".md").write_text(table(report))
@@ -137,7 +135,7 @@ def profile(scene, survey) -> dict[str, float]:
 
 
 def table(report: dict) -> str:
-    scenes = read_train_config(find_config(TRAINING)).scenes
+    scenes = read_train_config(find_config(f"{TRAINING}.toml")).scenes
     lines = [f"`{report['command']}`, {report['threads']} threads, {report['size']}² pixels.", ""]
     for density, field in report["fields"].items():
         lines += [
