@@ -168,6 +168,7 @@ def test_what_was_logged_after_the_checkpoint_is_not_logged_twice(tmp_path):
     "wrong",
     [
         {"name": "last"},
+        {"name": "best"},
         {"name": "../x"},
         {"validate_every": 0},
         {"model": {"kind": "punet", "patch_size": 64}},
@@ -217,9 +218,14 @@ def test_trained_weights_know_their_training(tmp_path, monkeypatch, small_weight
     monkeypatch.setattr("probablend.models.field_distribution._HEAT_LEVEL", 0.0)
     config = small("field")
     train(config, tmp_path / "whole", device="cpu")
-    weights = train(config, tmp_path / "broken", device="cpu", stop_after=4)
-    assert not load_model(weights)[0].familiar.whitening.any()  # they are not finished
-    train(config, tmp_path / "broken", device="cpu", resume=True)
+    # Only weights that do have the name of the training.
+    so_far = train(config, tmp_path / "broken", device="cpu", stop_after=4)
+    assert so_far == tmp_path / "broken" / "best.safetensors"
+    assert not load_model(so_far)[0].familiar.whitening.any()
+    weights = tmp_path / "broken" / "small.safetensors"
+    assert not weights.exists()
+    assert train(config, tmp_path / "broken", device="cpu", resume=True) == weights
+    assert not list(weights.parent.glob("best.*"))
     whole, broken = (
         load_tensors(tmp_path / d / "small.safetensors")[0] for d in ("whole", "broken")
     )
@@ -569,7 +575,6 @@ def test_a_training_that_would_come_before_itself_is_refused(tmp_path, monkeypat
 
 
 def test_an_earlier_part_that_was_killed_goes_on(tmp_path, monkeypatch):
-    """Weights that a part has kept so far are not those it ends with."""
     monkeypatch.chdir(tmp_path)
     first = replace(small("unet", n_steps=4), name="first", validate_every=1, checkpoint_every=4)
     folder = tmp_path / "runs" / "first"

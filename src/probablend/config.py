@@ -173,9 +173,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _at_least_one(self, "n_validation", "validate_every", "checkpoint_every")
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name) or self.name == "last":
+        taken = self.name in ("best", "last")  # by what is not finished
+        if taken or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
             raise ValueError(
-                f"name must be letters, digits, dots and dashes, and not 'last'; got {self.name!r}"
+                "name must be letters, digits, dots and dashes, and neither 'best' nor 'last'; "
+                f"got {self.name!r}"
             )
         if self.model.get("patch_size", self.scenes.size) != self.scenes.size:
             raise ValueError(

@@ -70,8 +70,9 @@ def train(
     config : TrainConfig
         What to train, on what, for how long.
     directory : Path
-        Gets ``last.safetensors`` (to resume from), ``NAME.safetensors`` and ``NAME.json`` (the
-        best on held-out scenes), the banks of stamps, ``log.csv`` and TensorBoard events.
+        Gets ``last.safetensors`` (to resume from), ``best.safetensors`` (the best so far on
+        held-out scenes) and, at the end, ``NAME.safetensors`` in its place, each with a ``.json``;
+        the banks of stamps, ``log.csv`` and TensorBoard events.
     device : {"auto", "cpu", "cuda", "mps"}
         Where to compute.
     resume : bool
@@ -92,7 +93,7 @@ def train(
     Returns
     -------
     Path
-        The best weights.
+        The best weights; the best so far, if the training has not ended.
 
     Raises
     ------
@@ -111,7 +112,8 @@ def train(
             f"{devices * num_nodes} processes cannot share {config.optimizer.n_batches} batches "
             "evenly: set n_batches to a multiple"
         )
-    last, best = directory / "last.safetensors", directory / f"{config.name}.safetensors"
+    last, best = directory / "last.safetensors", directory / "best.safetensors"
+    finished = directory / f"{config.name}.safetensors"
     if last.exists() and not resume:
         raise FileExistsError(
             f"{directory} holds a training already: resume it (--resume), or name another folder"
@@ -137,7 +139,7 @@ def train(
         reach = {} if config.fresh else _reach_before(meta)
     tensors, state = load_tensors(last) if resume else ({}, {})
     if state.get("finished") and state["config"] == _plain(config):
-        return best
+        return finished
     if resume and state["config"] != _plain(config):
         raise ValueError(f"{last} was made with another configuration; start a new directory")
     accelerator = resolve_device(device).type
@@ -268,13 +270,26 @@ def train(
             if enough:
                 log.info("stopped at step %d: nothing has become better", done)
                 break
-    if first and (enough or end == config.optimizer.n_steps):
-        if isinstance(bare, FieldNetwork):
-            familiarise(best, config, directory, device=device, n_steps=done)
+    over = enough or end == config.optimizer.n_steps
+    if first and over:
+        _name(best, finished, config, directory, device=device, n_steps=done)
         state |= {"finished": True}
         save_tensors(last, _state(bare, averaged, optimizer), state)
+        for path in (best, best.with_suffix(".json")):
+            path.unlink()
     fabric.barrier()
-    return best
+    return finished if over else best
+
+
+def _name(
+    best: Path, finished: Path, config: TrainConfig, directory: Path, *, device: str, n_steps: int
+) -> None:
+    """Give the best weights their name, not before they know what their training looked like."""
+    model, meta = load_model(best)
+    if isinstance(model, FieldNetwork):
+        familiarise(best, config, directory, output=finished, device=device, n_steps=n_steps)
+    else:
+        save_weights(finished, model, meta, half=True)
 
 
 @dataclass
