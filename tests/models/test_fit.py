@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from probablend.emulate.psf import psf_image, survey_psf
-from probablend.models.fit import Guess, fit_sources
+from probablend.models.fit import fit_sources
 from probablend.models.profiles import moffat_images
+from probablend.models.window import Guess
 from probablend.psf import SIDE, light_in_wings
 from probablend.survey import get_survey
 

@@ -32,10 +32,11 @@ from probablend.models.distribution import SegmentationNetwork
 from probablend.models.familiar import Familiarity
 from probablend.models.field_distribution import FieldDistribution
 from probablend.models.field_loss import Lesson, learn, looked_for, partners, training_loss
-from probablend.models.fit import N_FITTED, Fits, Guess
+from probablend.models.fit import N_FITTED, Fits
 from probablend.models.light import STEEP
 from probablend.models.source import N_TRUSTED, PARAMETERS, SourceFlow, stretch, to_physical
 from probablend.models.unet import UNetConfig, pad_to_stride, receptive_radius
+from probablend.models.window import Guess
 from probablend.psf import N_WINGS
 
 __all__ = ["PRECISIONS", "FieldNetwork", "FieldNetworkConfig", "check_precision"]

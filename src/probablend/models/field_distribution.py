@@ -20,9 +20,10 @@ from probablend.models.distribution import (
 )
 from probablend.models.familiar import spread_of
 from probablend.models.fields import gaussian_fields
-from probablend.models.fit import Fits, Guess, fit_sources
+from probablend.models.fit import Fits, fit_sources
 from probablend.models.light import STEEP, gather, light, light_by_sector, symmetric
 from probablend.models.source import SourcePosterior
+from probablend.models.window import Guess
 
 if TYPE_CHECKING:
     from probablend.models.field import FieldNetwork
