@@ -29,8 +29,9 @@ from probablend.infer.plan import (
 )
 from probablend.infer.planes import RawPlane, open_planes
 from probablend.infer.segment import Segmentation, segment_prepared, usable_psf_map
-from probablend.infer.tiles import Window
+from probablend.infer.tiles import Tile, Window
 from probablend.models.field import FieldNetwork
+from probablend.models.fit import REACH
 
 __all__ = ["process_block"]
 
@@ -95,7 +96,7 @@ def process_block(folder: str, number: int) -> int:
     psf_image = None if plan["psf_image"] is None else np.array(plan["psf_image"], np.float32)
     borders = (outer[0].start == 0, outer[0].stop == shape[0],
                outer[1].start == 0, outer[1].stop == shape[1])  # fmt: skip
-    window = Window(tile.origin_yx, borders)
+    window = Window(tile.origin_yx, borders, _wanted(tile, shape, network))
     wcs = None if image.wcs is None else image.wcs[outer]
     data = ImageData(
         data=pixels, wcs=wcs, name=image.name, zeropoint=plan["zeropoint"],
@@ -121,6 +122,19 @@ def process_block(folder: str, number: int) -> int:
     del result, prepared, data, pixels
     _give_back()
     return number
+
+
+def _wanted(
+    tile: Tile, shape: tuple[int, int], network: FieldNetwork
+) -> tuple[slice, slice] | None:
+    """Where in a block there are sources that count; the others are neighbours of their fits."""
+    if not network.config.fits:
+        return None
+    rows, columns = (
+        slice(REACH if outer.start else 0, outer.stop - outer.start - REACH * (outer.stop < n))
+        for outer, n in zip(tile.outer, shape, strict=True)
+    )
+    return rows, columns
 
 
 @cache

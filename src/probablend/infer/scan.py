@@ -8,7 +8,7 @@ lie in other tiles.
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -99,6 +99,12 @@ class _Places:
             strangeness=all_of("strangeness"), detected=parts[0].detected,
             seen=torch.cat([part.seen for part in parts])[torch.from_numpy(order)],
         )  # fmt: skip
+
+    def within(self, rows: slice, columns: slice) -> "_Places":
+        """Those whose pixel lies there."""
+        index = np.flatnonzero(_lies_in(self.pixel, rows, columns))
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "detected"}
+        return _Places(detected=self.detected, **{key: value[index] for key, value in own.items()})
 
     def __len__(self) -> int:
         return len(self.y)
@@ -236,10 +242,11 @@ def scan_image(
     said = None
     if found:
         assert isinstance(network, FieldNetwork)
-        peaks, *asked = (_Places.joined(parts) for parts in zip(*found, strict=True))
-        said = _said(
-            network, signal, peaks, asked[0] if asked else peaks, wings=wings, psf_image=psf_image
-        )
+        peaks, *given = (_Places.joined(parts) for parts in zip(*found, strict=True))
+        asked = given[0] if given else peaks
+        if window.wanted is not None:
+            asked = asked.within(*window.wanted)
+        said = _said(network, signal, peaks, asked, wings=wings, psf_image=psf_image)
     return Scan(
         p_galaxy=np.clip(p_galaxy, 0, 1),
         p_blend=np.clip(p_blend, 0, 1),
@@ -247,6 +254,12 @@ def scan_image(
         draws=draws,
         found=said,
     )
+
+
+def _lies_in(pixel: np.ndarray, rows: slice, columns: slice) -> np.ndarray:
+    """Which pixels, (pixel, 2), lie in these rows and columns."""
+    inside = (pixel[:, 0] >= rows.start) & (pixel[:, 0] < rows.stop)
+    return inside & (pixel[:, 1] >= columns.start) & (pixel[:, 1] < columns.stop)
 
 
 def _in_image(pixel: tuple[int, int], window: Window) -> tuple[int, int]:
@@ -257,10 +270,7 @@ def _seen(
     said: FieldDistribution, tile: Tile, at: np.ndarray, pixel: np.ndarray, *, detected: bool
 ) -> _Places:
     """What is seen at those positions whose pixel lies in the core of a tile; (y, x) of each."""
-    rows, columns = tile.core
-    own = (pixel[:, 0] >= rows.start) & (pixel[:, 0] < rows.stop)
-    own &= (pixel[:, 1] >= columns.start) & (pixel[:, 1] < columns.stop)
-    index = np.flatnonzero(own)
+    index = np.flatnonzero(_lies_in(pixel, *tile.core))
     device = said.heat_logits.device
     in_tile = torch.from_numpy((at[index] - np.array(tile.origin_yx)).astype(np.float32))
     y, x = in_tile.to(device).unbind(1)
@@ -289,7 +299,7 @@ def _said(
         others, likely = network.first_look(*_at(peaks), peaks.seen, detected=True)
         sources = others
         if asked is not peaks:
-            sources, _ = network.first_look(*_at(asked), asked.seen, detected=False)
+            sources, _ = network.first_look(*_at(asked), asked.seen, detected=asked.detected)
         near = None if wings is None else wings[:, 0]
         fits = fit_sources(image, sources, others.keep(likely > NEIGHBOUR), psf, near)
     context = network.context(asked.seen, detected=asked.detected, fits=fits)

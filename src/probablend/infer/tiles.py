@@ -20,10 +20,13 @@ class Window:
         Its first pixel in the image.
     borders : tuple of bool
         Whether its first and last row, first and last column are those of the image.
+    wanted : tuple of slice, optional
+        Which of its own rows and columns hold the sources that are asked for; all if not given.
     """
 
     origin_yx: tuple[int, int] = (0, 0)
     borders: tuple[bool, bool, bool, bool] = (True, True, True, True)
+    wanted: tuple[slice, slice] | None = None
 
 
 WHOLE = Window()
