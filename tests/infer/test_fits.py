@@ -13,8 +13,10 @@ from probablend.emulate.bank import draw_bank
 from probablend.emulate.compose import draw_batch
 from probablend.emulate.psf import survey_psf
 from probablend.emulate.scenes import SceneConfig
+from probablend.infer.scan import scan_image
 from probablend.infer.segment import segment
 from probablend.infer.stream import StreamSettings, stream
+from probablend.infer.tiles import Window
 from probablend.models.field import FieldNetwork
 from probablend.models.start import take_over
 from probablend.psf import PSF
@@ -65,6 +67,29 @@ def test_tiles_and_blocks_change_nothing(scene, look, result, fitting_weights, t
     whole = look(psf=PSF.read(tmp_path / "psf.fits"))
     assert len(rows) == len(whole.catalog)
     assert max(off(whole.catalog, rows).values()) < 0.01
+
+
+def test_what_lies_around_a_block_is_a_neighbour_of_its_sources(scene, fitting_weights):
+    """It is not fitted itself, and what is said of the others stays the same."""
+    network, _ = load_model(fitting_weights)
+    psf = survey_psf(scene.survey)
+
+    def found(wanted=None):
+        scan = scan_image(
+            network, (scene.image / scene.rms).astype(np.float32), n_samples=1, seed=0,
+            psf_fwhm=psf.fwhm, psf_wings=psf.wings, psf_image=psf.image, tile_size=200,
+            device=torch.device("cpu"), window=Window(wanted=wanted),
+        )  # fmt: skip
+        return scan.found
+
+    rows, columns = slice(40, 150), slice(60, 160)
+    every, some = found(), found((rows, columns))
+    y, x = every.pixel.T
+    inside = (y >= 40) & (y < 150) & (x >= 60) & (x < 160)
+    assert 3 < inside.sum() < len(every) - 3
+    np.testing.assert_array_equal(some.pixel, every.pixel[inside])
+    np.testing.assert_allclose(some.p_source, every.p_source[inside], atol=1e-4)
+    torch.testing.assert_close(some.context, every.context[inside], rtol=1e-3, atol=1e-3)
 
 
 def test_the_image_of_the_psf_counts_for_sources_not_for_maps(scene, look, result):
