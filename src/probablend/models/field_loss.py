@@ -22,6 +22,7 @@ __all__ = ["Lesson", "learn", "looked_for", "partners", "study", "training_loss"
 
 _MIN_TRUE_PIXELS = 5  # sources with smaller footprints are not looked for
 _MATCH_RADIUS = 3.0  # pixels
+_MATCH_SHARE = 0.3  # of the half-light radius, if that is more
 _SHARP = 0.05  # errors of ln flux below this count by their square
 _HEAT_WIDTH = 1.0  # σ of the target around a centre, pixels
 _WORST = 200.0  # nats: one source that nothing explains must not spoil a step
@@ -256,8 +257,8 @@ def _positions(said: FieldDistribution, kept: Sources, generator: torch.Generato
     at = at * torch.tensor(said.shape_yx, device=at.device) - 0.5
     blank = sources.scene.new_zeros(0)
     if n:
-        away = _distances(sources.scene, at[:, 0], at[:, 1], kept).amin(dim=1)
-        blank = where_true(away > _MATCH_RADIUS)
+        away = _distances(sources.scene, at[:, 0], at[:, 1], kept)
+        blank = where_true((away > _match_radius(kept)).all(dim=1))
     scene = torch.cat([sources.scene, sources.scene[blank]])
     y, x = torch.cat([y, at[blank, 0]]), torch.cat([x, at[blank, 1]])
     seen, fits = said.look(scene, y, x, detected=False)
@@ -393,6 +394,11 @@ def _heat_loss(logits: Tensor, kept: Sources) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, target, reduction="sum") - entropy
 
 
+def _match_radius(kept: Sources) -> Tensor:
+    """How far from each source a position is still its own: of a large one the middle is wide."""
+    return (_MATCH_SHARE * kept.hlr).nan_to_num(0.0).clamp(min=_MATCH_RADIUS)
+
+
 def partners(found: Candidates, kept: Sources) -> Tensor:
     """True source of each peak, −1 for none: each other's nearest, within the radius."""
     if not len(found) or not len(kept):
@@ -400,4 +406,4 @@ def partners(found: Candidates, kept: Sources) -> Tensor:
     distance = _distances(found.scene, found.y, found.x, kept)
     least, nearest = distance.min(dim=1)
     mutual = distance.argmin(dim=0)[nearest] == torch.arange(len(least), device=least.device)
-    return torch.where(mutual & (least < _MATCH_RADIUS), nearest, -1)
+    return torch.where(mutual & (least < _match_radius(kept)[nearest]), nearest, -1)
