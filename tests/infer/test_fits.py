@@ -89,7 +89,8 @@ def test_what_lies_around_a_block_is_a_neighbour_of_its_sources(scene, fitting_w
     assert 3 < inside.sum() < len(every) - 3
     np.testing.assert_array_equal(some.pixel, every.pixel[inside])
     np.testing.assert_allclose(some.p_source, every.p_source[inside], atol=1e-4)
-    torch.testing.assert_close(some.context, every.context[inside], rtol=1e-3, atol=1e-3)
+    # Sums in another order end elsewhere in the last hundredth of χ²; these are of order one.
+    torch.testing.assert_close(some.context, every.context[inside], rtol=0, atol=1e-2)
 
 
 def test_the_image_of_the_psf_counts_for_sources_not_for_maps(scene, look, result):
