@@ -111,6 +111,7 @@ def test_a_training_from_lessons_can_be_resumed_and_lets_pixels_be(config, tmp_p
     assert names == {"lessons-0.safetensors", "lessons-1.safetensors"}
 
 
+@pytest.mark.usefixtures("one_thread")  # as the processes have
 def test_processes_that_look_change_nothing(config, tmp_path):
     train(config, tmp_path / "alone", device="cpu", stop_after=2)
     train(config, tmp_path / "many", device="cpu", stop_after=2, workers=2)
