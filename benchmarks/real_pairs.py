@@ -1,7 +1,5 @@
 """Blends of two real galaxies of HST that no training has seen, as Euclid would see them.
 
-And what is said of the central ones alone: what blending costs, and what is the real galaxies' own.
-
 PROBABLEND_TEST_DATA=… python benchmarks/real_pairs.py -n 300 -o docs/results/real-pairs
 """
 
@@ -10,20 +8,13 @@ import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from astropy.io import fits
-from astropy.table import Table, vstack
+from astropy.table import Table
 
-from probablend.emulate.blend import make_scene
 from probablend.emulate.cosmos import CosmosGalaxies
-from probablend.evaluate.detection import positions
-from probablend.evaluate.match import match_positions
-from probablend.evaluate.methods import open_method, weights_hash
 from probablend.evaluate.pairs import PairsConfig, evaluate_pairs
-from probablend.evaluate.photometry import flux_scores, truth_ranks
-from probablend.evaluate.record import write_json
 from probablend.survey import get_survey
 
 FAINTEST = 24.1  # mag: fainter stamps are mostly noise
@@ -31,7 +22,6 @@ MIN_SIDE = 42  # pixels
 NEAREST = 4  # galaxies from which one is chosen at a magnitude
 MAG_RANGE = (21.0, 24.0)
 METHODS = ("field", "field@truth", "sep", "sextractor")
-ALONE = ("field", "sep", "sextractor")  # where companions are taken away
 
 
 class RealGalaxies(CosmosGalaxies):
@@ -95,50 +85,6 @@ def write_catalog(data: Path, folder: Path) -> Path:
     return folder / "real_galaxy_catalog.fits"
 
 
-def score_alone(name: str, galaxies: RealGalaxies, config: PairsConfig) -> dict[str, float]:
-    """What a method says of the central galaxies, their companions taken away."""
-    method = open_method(name, n_samples=config.n_samples)
-    rows, more = [], 0
-    for k in range(config.n):
-        pair = config.scene(galaxies, k)
-        generator = np.random.default_rng([config.seed, k, 2])
-        scene = make_scene(pair.sources[:1], pair.survey, pair.image.shape, generator=generator)
-        said = method(scene, config.seed + k)
-        more += len(said.catalog) > 1
-        _, row = match_positions(positions(scene.catalog), positions(said.catalog))
-        if not len(row):
-            continue
-        one = Table({"flux": np.asarray(said.catalog["flux"], float)[row]})
-        one["flux_true"] = np.asarray(scene.catalog["flux"], float)
-        if said.draws is not None:
-            one["rank"] = truth_ranks(scene.catalog, said.draws[:, row])["flux"]
-            one["p_blend"] = np.asarray(said.catalog["p_blend"], float)[row]
-        rows.append(one)
-    table = vstack(rows)
-    scores = {"found": len(table) / config.n, "more": more / config.n, **flux_scores(table)}
-    if "rank" in table.colnames:
-        scores["coverage68"] = float((np.abs(table["rank"] - 0.5) <= 0.34).mean())
-        scores["p_blend"] = float(table["p_blend"].mean())
-    return scores
-
-
-def alone_table(report: dict[str, Any]) -> str:
-    """The scores of the central galaxies alone as Markdown."""
-    lines = [
-        "| alone | found | more than one | bias, mag | NMAD, mag | beyond 0.75 mag "
-        "| in 68 % interval | mean `p_blend` |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for name, s in report["methods"].items():
-        rest = [f"{s[key]:.2f}" if key in s else "–" for key in ("coverage68", "p_blend")]
-        cells = [
-            name, f"{s['found']:.1%}", f"{s['more']:.1%}", f"{s['bias']:+.3f}", f"{s['nmad']:.3f}",
-            f"{s['outliers']:.1%}", *rest,
-        ]  # fmt: skip
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-o", "--output", type=Path, required=True)
@@ -161,12 +107,6 @@ def main() -> None:
             command="python benchmarks/real_pairs.py " + " ".join(sys.argv[1:]),
             progress=lambda name, done, total: done % 50 or print(name, done, total, flush=True),
         )  # fmt: skip
-        report: dict[str, Any] = {
-            "command": results["command"], "weights": weights_hash("field"),
-            "methods": {name: score_alone(name, galaxies, config) for name in ALONE},
-        }  # fmt: skip
-    write_json(args.output / "alone.json", report)
-    (args.output / "alone.md").write_text(alone_table(report))
     print({name: m["flux_all"] for name, m in results["methods"].items()})
 
 

@@ -215,6 +215,7 @@ def test_a_noise_map_divides_pixel_by_pixel(sky):
     [
         ({"rms": 0.0}, "rms must be positive; got 0"),
         ({"rms": -1.0}, "rms must be positive; got -1"),
+        ({"rms": 1e-30}, "every pixel exceeds .* is rms in the image's unit"),
         ({"rms": float("nan")}, "rms must be positive"),
         ({"rms": np.zeros((300, 280))}, "no positive pixel"),
         ({"rms": np.ones((3, 3))}, r"rms must have the image's shape \(300, 280\); got \(3, 3\)"),

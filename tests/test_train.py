@@ -131,6 +131,7 @@ def test_the_shipped_configurations_can_be_read():
         ("name = 3", "must be str"),
         ("name = 'a'\n[optimizer]\nn_steps = 'many'", "n_steps must be int"),
         ("name = 'a'\n[scenes]\nmag_range = [1]", "must be a list of 2"),
+        ("name = 'a'\nmodel = 3", "model must be a table of settings; got 3"),
         ("name = ", "not valid TOML"),
     ],
 )
@@ -160,6 +161,7 @@ def test_what_was_logged_after_the_checkpoint_is_not_logged_twice(tmp_path):
     rows = read_log(tmp_path)
     with (tmp_path / "log.csv").open("a") as handle:  # it died after step 5
         handle.write(",".join("5" for _ in rows[0]) + "\n")
+        handle.write("6,1.")  # while it wrote
     train(config, tmp_path, device="cpu", resume=True)
     assert [int(row["step"]) for row in read_log(tmp_path)] == list(range(1, 10))
 

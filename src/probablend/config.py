@@ -2,7 +2,6 @@
 
 import re
 import tomllib
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -15,6 +14,7 @@ __all__ = [
     "BankConfig",
     "OptimizerConfig",
     "TrainConfig",
+    "at_least_one",
     "find_config",
     "from_mapping",
     "read_train_config",
@@ -112,7 +112,7 @@ class OptimizerConfig:
     patience: int = 0
 
     def __post_init__(self) -> None:
-        _at_least_one(self, "n_steps", "batch_size", "n_batches")
+        at_least_one(self, "n_steps", "batch_size", "n_batches")
         if not self.weight_decay >= 0:
             raise ValueError(f"weight_decay must be 0 or more; got {self.weight_decay}")
         if not 0 <= self.average < 1:
@@ -172,7 +172,7 @@ class TrainConfig:
     checkpoint_every: int = 500
 
     def __post_init__(self) -> None:
-        _at_least_one(self, "n_validation", "validate_every", "checkpoint_every")
+        at_least_one(self, "n_validation", "validate_every", "checkpoint_every")
         taken = self.name in ("best", "last")  # by what is not finished
         if taken or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
             raise ValueError(
@@ -203,7 +203,8 @@ class TrainConfig:
         return {**self.model, "patch_size": self.scenes.size}
 
 
-def _at_least_one(settings: Any, *keys: str) -> None:
+def at_least_one(settings: Any, *keys: str) -> None:
+    """Refuse settings below 1."""
     for key in keys:
         if getattr(settings, key) < 1:
             raise ValueError(f"{key} must be at least 1; got {getattr(settings, key)}")
@@ -251,11 +252,13 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
             raise ValueError(f"{where} must be a list of {'any' if variable else len(inner)}")
         kinds = [inner[0]] * len(value) if variable else inner
         return tuple(_convert(v, k, where) for v, k in zip(value, kinds, strict=True))
-    if origin is not None and isinstance(value, Mapping):
+    if origin is Mapping:
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{where} must be a table of settings; got {value!r}")
         return dict(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if origin in (types.UnionType, typing.Union) or origin is not None:
+    if origin is not None:
         return value
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
         raise ValueError(f"{where} must be {hint.__name__}; got {value!r}")

@@ -46,6 +46,7 @@ log = logging.getLogger(__name__)
 
 _PICTURES = (".png", ".jpg", ".jpeg")
 _REGION = 1024  # pixels in the middle that tell how correlated the noise is
+_FILES_HELD = 4  # packed ones: an image, its noise, its mask and the widths of its PSF
 _MOST_MASKED = 0.7  # share of them
 # Noise that is given, over the scatter of the pixels: crowds make that larger, drizzling smaller.
 _LEAST_NOISE, _MOST_NOISE = 0.3, 4.0
@@ -166,7 +167,7 @@ def _read_whole(path: Path, ext: int | str | None) -> tuple[np.ndarray, "ImageDa
         return np.asarray(hdu.data), _known(hdu.header, path)
 
 
-@lru_cache(maxsize=3)
+@lru_cache(maxsize=_FILES_HELD)
 def _held(path: Path, ext: int | str | None, changed: int) -> tuple[np.ndarray, "ImageData"]:
     """As :func:`_read_whole`, once for all parts that are asked for."""
     data, known = _read_whole(path, ext)
@@ -429,7 +430,7 @@ def masked_pixels(flags: np.ndarray, bits: int = -1) -> np.ndarray:
     flags = np.asarray(flags)
     if bits < 0:
         return np.nan_to_num(flags, nan=1.0) != 0
-    whole = flags if flags.dtype.kind in "iub" else np.nan_to_num(flags, nan=-1.0)
+    whole = flags if flags.dtype.kind in "iub" else np.where(np.isfinite(flags), flags, -1)
     return (whole.astype(np.int64) & bits) != 0
 
 
@@ -496,7 +497,10 @@ def prepare_image(
         raise NothingToSegmentError(f"image is constant ({good[0]:g}): there is nothing to segment")
 
     clean = np.where(bad, np.median(good), image).astype(np.float32)
-    level, spread = estimate_sky(clean, bad)
+    level: np.ndarray | float = 0.0
+    spread = np.nan
+    if given is None or compare_noise or background != "none":
+        level, spread = estimate_sky(clean, bad)
     seen = None  # level and noise of the sky between the sources, where those fill the image
     if given is None:
         if not (np.isfinite(spread) and spread > 0):
@@ -514,20 +518,21 @@ def prepare_image(
         large = background == "subtract" or max(_strength(level)) > _LEVEL_TOLERANCE * typical
         seen = sky_between_sources(clean, bad, level, spread) if large else None
         level, _ = seen or (level, spread)
-    height, changes = _strength(level)
-    subtract = background == "subtract" or (
-        background == "auto"
-        and (
-            height > (_LEVEL_TOLERANCE if seen else _BACKGROUND_TOLERANCE) * typical
-            or changes > _BACKGROUND_TOLERANCE * typical
-        )
-    )
+    subtract = background == "subtract"
+    if background == "auto":
+        height, changes = _strength(level)
+        least = _LEVEL_TOLERANCE if seen else _BACKGROUND_TOLERANCE
+        subtract = height > least * typical or changes > _BACKGROUND_TOLERANCE * typical
     if subtract:
         log.info("subtracted a background of median %.4g", float(np.median(level)))
     divisor = np.where(bad, 1, noise) if isinstance(noise, np.ndarray) else noise
     with np.errstate(over="ignore"):
         signal = ((clean - level if subtract else clean) / divisor).astype(np.float32)
     bad |= ~(np.abs(signal) < MAX_SIGNAL)
+    if bad.all():
+        raise NothingToSegmentError(
+            f"every pixel exceeds {MAX_SIGNAL:g} times the noise: is rms in the image's unit?"
+        )
     signal[bad] = 0
     return PreparedImage(
         signal=signal,

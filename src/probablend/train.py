@@ -8,6 +8,7 @@ weights as one that is not (to the bit on the CPU; some sums on a GPU have no fi
 import csv
 import logging
 import math
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -540,10 +541,15 @@ def _keep_rows(path: Path, *, until: int) -> None:
     if not path.exists():
         return
     with path.open(newline="") as handle:
-        rows = [row for row in csv.DictReader(handle) if int(row["step"]) <= until]
-    path.unlink()
-    for row in rows:
-        _append_csv(path, {key: float(value) for key, value in row.items()})
+        reader = csv.DictReader(handle)
+        whole = [row for row in reader if all(row.values())]  # not one that was cut off
+        rows = [row for row in whole if int(row["step"]) <= until]
+    part = path.with_suffix(".part")
+    with part.open("w", newline="") as handle:
+        writer = csv.DictWriter(handle, fieldnames=reader.fieldnames or ["step"])
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(part, path)
 
 
 def _append_csv(path: Path, row: dict[str, float]) -> None:
@@ -552,7 +558,7 @@ def _append_csv(path: Path, row: dict[str, float]) -> None:
         writer = csv.DictWriter(handle, fieldnames=list(row))
         if new:
             writer.writeheader()
-        writer.writerow({key: f"{value:.6g}" for key, value in row.items()})
+        writer.writerow({key: f"{value:.6g}" for key, value in row.items()} | {"step": row["step"]})
 
 
 def _progress() -> Progress:

@@ -26,6 +26,7 @@ from probablend.images import (
 )
 from probablend.infer import stream as module
 from probablend.infer.footprints import Ellipses
+from probablend.infer.plan import _touched, blocks_of
 from probablend.infer.segment import segment
 from probablend.infer.sources import _flags
 from probablend.infer.stream import StreamSettings, stream
@@ -276,6 +277,8 @@ def test_a_run_is_resumed_as_it_was_begun(settings, tmp_path, monkeypatch):
         stream(settings, tmp_path)
     with pytest.raises(ValueError, match="another seed"):
         stream(replace(settings, seed=6), tmp_path, resume=True)
+    with pytest.raises(ValueError, match="another catalog_format"):
+        stream(settings, tmp_path, resume=True, catalog_format="ecsv")
     with pytest.raises(ValueError, match="another saturation"):
         stream(replace(settings, saturation=9.0), tmp_path, resume=True)
     touched = fits.getdata(settings.image, "SCI").copy()
@@ -314,6 +317,20 @@ def test_cutouts_hold_what_the_whole_image_holds_there(settings, streamed, tmp_p
         assert set(ours["cutout"]) <= {0, 1, 2}
 
 
+@pytest.mark.parametrize("at", [(75.4, 60.0), (75.6, 116.9), (75.9, 211.5), (-0.4, 20.0)])
+def test_every_pixel_of_a_cutout_lies_in_a_block_that_is_looked_at(at):
+    plan = {"shape": [270, 300], "side": 96, "halo": 0, "stride": 1}
+    touched = _touched(np.array([at]), 20.0, plan)
+    rows, columns = (
+        np.flatnonzero(abs(np.arange(n) - c) <= 20.5)
+        for n, c in zip(plan["shape"], at, strict=True)
+    )
+    seen = np.zeros(plan["shape"], bool)
+    for k in touched:
+        seen[blocks_of(plan)[k].core] = True
+    assert seen[np.ix_(rows, columns)].all()
+
+
 def test_cutouts_that_make_no_sense(settings, tmp_path):
     QTable({"x": [1e4], "y": [5.0]}).write(tmp_path / "far.fits")
     QTable({"name": ["a"]}).write(tmp_path / "none.fits")
@@ -328,6 +345,15 @@ def test_cutouts_that_make_no_sense(settings, tmp_path):
         replace(settings, cutouts="a.fits")
     with pytest.raises(ValueError, match="cutout_size"):
         replace(far, cutout_size=0)
+
+
+def test_an_image_without_a_pixel_has_a_catalogue_of_the_usual_columns(settings, tmp_path):
+    fits.writeto(tmp_path / "nothing.fits", np.full((2100, 2100), np.nan, np.float32))
+    stream(replace(settings, image=str(tmp_path / "nothing.fits"), block=1050), tmp_path / "out")
+    table = QTable.read(tmp_path / "out" / "catalog.fits")
+    assert len(table) == 0
+    assert "flux" in table.colnames
+    assert "cutout" not in table.colnames
 
 
 def test_a_block_without_a_pixel_is_missing_not_zero(settings, tmp_path):
@@ -392,9 +418,9 @@ def test_weights_and_flags(settings, image, tmp_path):
     assert np.isnan(rms[0, 0])
     assert np.isnan(rms[1, 2])
     assert rms[0, 1] == 2
-    flags = np.array([0, 1, 2, 4, 6, np.nan])
-    assert masked_pixels(flags).tolist() == [False, True, True, True, True, True]
-    assert masked_pixels(flags, 2).tolist() == [False, False, True, False, True, True]
+    flags = np.array([0, 1, 2, 4, 6, np.nan, np.inf])
+    assert masked_pixels(flags).tolist() == [False, *[True] * 6]
+    assert masked_pixels(flags, 2).tolist() == [False, False, True, False, True, True, True]
     # A weight map is the noise it stands for.
     path, noise = image
     shape = ImageFile(path).shape

@@ -1,10 +1,10 @@
-"""Which peak is which galaxy."""
+"""What is a peak, and which peak is which galaxy."""
 
 import pytest
 import torch
 
 from probablend.emulate.scenes import Sources
-from probablend.models.field_distribution import Candidates
+from probablend.models.field_distribution import Candidates, highest
 from probablend.models.field_loss import partners
 
 
@@ -24,8 +24,7 @@ def peaks(x):
     x = torch.tensor(x)
     y = torch.full_like(x, 50.0)
     return Candidates(
-        scene=torch.zeros(len(x), dtype=torch.long), y=y, x=x, row=y.long(), column=x.long(),
-        heat=torch.ones(len(x)),
+        scene=torch.zeros(len(x), dtype=torch.long), y=y, x=x, row=y.long(), column=x.long()
     )  # fmt: skip
 
 
@@ -52,3 +51,17 @@ def test_a_galaxy_has_one_peak_and_a_peak_one_galaxy():
     assert partners(found, kept).tolist() == [-1, 0, 1]
     # The nearest of a peak is the small galaxy, even in the middle of a large one.
     assert partners(peaks([53.0]), sources([50.0, 54.0], [30.0, 2.0])).tolist() == [1]
+
+
+def test_of_equal_neighbours_one_is_a_peak():
+    heat = torch.rand(1, 40, 40, generator=torch.Generator().manual_seed(2)) * 0.5
+    heat[0, 10, 10:12] = 0.9  # as rounding leaves them
+    heat[0, 20:22, 20] = 0.9
+    heat[0, 30, 31] = heat[0, 31, 30] = 0.9
+    heat[0, 0, 0] = heat[0, 39, 39] = 0.8
+    peaks = highest(heat)[0]
+    assert (peaks & (heat[0] == 0.9)).nonzero().tolist() == [[10, 10], [20, 20], [30, 31]]
+    assert peaks[0, 0]
+    assert peaks[39, 39]
+    around = torch.nn.functional.max_pool2d(heat, 3, 1, 1)
+    assert torch.equal(peaks & (heat[0] < 0.8), (heat == around)[0] & (heat[0] < 0.8))

@@ -1,6 +1,7 @@
 """Profiles fitted to sources, beside those that GalSim draws."""
 
 import math
+from dataclasses import replace
 
 import galsim
 import numpy as np
@@ -204,3 +205,16 @@ def test_a_psf_is_made_of_its_width_and_its_wings(beta):
 def test_the_psf_of_a_survey_comes_with_its_image(name):
     survey = get_survey(name)
     np.testing.assert_array_equal(survey_psf(survey).image, psf_image(survey, SIDE))
+
+
+def test_a_galaxy_far_from_the_corner_is_fitted_as_one_that_is_near():
+    image, away = drawn((3000.0, 2.5, 0.2, -0.1, 59.3, 60.6, 1.0)), 24_576
+    wide = torch.cat([torch.zeros(1, SIZE, away), image], dim=2)
+    near = guess((3000.0, 2.5, 0.2, -0.1, 59.3, 60.6, 1.0))
+    near = replace(near, y=near.y.double() + 0.123, x=near.x.double() + 0.057)
+    far = replace(near, x=near.x + away)
+    fits = [
+        fit_sources(one, start, start, image_of_psf())
+        for one, start in ((image, near), (wide, far))
+    ]
+    torch.testing.assert_close(fits[1].value, fits[0].value, rtol=0, atol=1e-5)

@@ -8,7 +8,7 @@ import ctypes
 import json
 import os
 from dataclasses import replace
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from scipy.spatial import KDTree
 
-from probablend.checkpoint import load_model, load_tensors, save_tensors
+from probablend.checkpoint import load_tensors, save_tensors
 from probablend.device import resolve_device
 from probablend.images import ImageData, NothingToSegmentError, prepare_image
 from probablend.infer.plan import (
@@ -28,7 +28,7 @@ from probablend.infer.plan import (
     noise_and_mask,
 )
 from probablend.infer.planes import RawPlane, open_planes
-from probablend.infer.segment import Segmentation, segment_prepared, usable_psf_map
+from probablend.infer.segment import Segmentation, ready_network, segment_prepared, usable_psf_map
 from probablend.infer.tiles import Tile, Window
 from probablend.models.field import FieldNetwork
 from probablend.models.fit import REACH
@@ -38,16 +38,6 @@ __all__ = ["process_block"]
 _QUICKLOOK = 1024  # pixels, side of the picture
 _M_MMAP_THRESHOLD, _KEPT = -3, 8 * 2**20  # of mallopt; bytes, the largest buffers that are kept
 _TILE = 784  # pixels, side of a tile's core: smaller than in memory, since several are held at once
-
-
-@lru_cache(maxsize=1)
-def _network(
-    model: str, device: str, precision: str, weights_hash: str
-) -> tuple[FieldNetwork, dict[str, Any]]:
-    network, meta = load_model(model)
-    assert isinstance(network, FieldNetwork)
-    network.use_precision(precision)
-    return network.to(resolve_device(device)), meta
 
 
 def process_block(folder: str, number: int) -> int:
@@ -70,9 +60,8 @@ def process_block(folder: str, number: int) -> int:
     plan = json.loads((work / "plan.json").read_text())
     known = set(StreamSettings.__dataclass_fields__)
     settings = StreamSettings(**{k: v for k, v in plan["settings"].items() if k in known})
-    network, meta = _network(
-        settings.model, settings.device, settings.precision, plan["settings"]["weights_hash"]
-    )
+    network, meta = ready_network(settings.model, settings.device, settings.precision)
+    assert isinstance(network, FieldNetwork)
     tile, shape = blocks_of(plan)[number], tuple(plan["shape"])
     core, outer, inner = tile.core, tile.outer, tile.inner
     image = settings.open()

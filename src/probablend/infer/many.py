@@ -80,9 +80,9 @@ def stream_many(
     for name in names:
         _begin(output / name, resume=resume, overwrite=overwrite)
     kind = "fits" if catalog_format == "hats" else catalog_format
-    how = {"overwrite": overwrite, "regions": regions, "catalog_format": kind, "columns": columns}
+    products = {"catalog_format": kind, "columns": columns, "regions": regions}
     tasks = [
-        (one.absolute(), str((output / name).resolve()), how)
+        (one.absolute(), str((output / name).resolve()), products, overwrite)
         for one, name in zip(settings, names, strict=True)
     ]
     done: dict[str, dict[str, Any]] = {}
@@ -123,23 +123,25 @@ def _begin(folder: Path, *, resume: bool, overwrite: bool) -> None:
     check_output(folder, overwrite=overwrite or resume)
 
 
-def _one(settings: StreamSettings, folder: str, how: dict[str, Any]) -> dict[str, Any]:
+def _one(
+    settings: StreamSettings, folder: str, products: dict[str, Any], overwrite: bool
+) -> dict[str, Any]:
     """Summary of one image, or why there is none."""
     target = Path(folder)
     told = {"folder": folder, "image": settings.image}
     try:
         unfinished = (target / WORK / "plan.json").exists()
         if not unfinished and (target / SUMMARY).exists():
-            return told | _finished(settings, target)
-        return told | stream(settings, target, resume=unfinished, **how)
+            return told | _finished(settings, products, target)
+        return told | stream(settings, target, resume=unfinished, overwrite=overwrite, **products)
     except (ValueError, OSError) as error:
         return told | {"error": str(error)}
 
 
-def _finished(settings: StreamSettings, folder: Path) -> dict[str, Any]:
+def _finished(settings: StreamSettings, products: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Summary of an image that was done earlier, in the same way."""
     summary: dict[str, Any] = json.loads((folder / SUMMARY).read_text())
-    check_same(fingerprint(settings), summary.get("settings", {}), folder)
+    check_same(fingerprint(settings) | products, summary.get("settings", {}), folder)
     return summary
 
 

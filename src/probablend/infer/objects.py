@@ -24,8 +24,6 @@ def find_objects(
     signal: np.ndarray,
     *,
     smoothing: float = 1.0,
-    threshold: float = 0.5,
-    min_pixels: int = MIN_PIXELS,
 ) -> np.ndarray:
     """Label objects.
 
@@ -37,17 +35,13 @@ def find_objects(
         Image in units of the noise.
     smoothing : float
         Width (σ) of the Gaussian that smooths the image before peaks are sought, pixels.
-    threshold : float
-        Least probability of a pixel of an object.
-    min_pixels : int
-        Smaller objects are dropped.
 
     Returns
     -------
     ndarray of int32, shape (y, x)
         0 = background, 1…N, from the lowest row up.
     """
-    inside = np.nan_to_num(p_galaxy) > threshold
+    inside = np.nan_to_num(p_galaxy) > 0.5
     regions, n_regions = ndimage.label(inside, structure=np.ones((3, 3)))
     smooth = ndimage.gaussian_filter(signal, smoothing, mode="nearest")
     noise = float(1 / (2 * np.sqrt(np.pi) * smoothing))  # of the smoothed image, for white noise
@@ -64,7 +58,7 @@ def find_objects(
         if n_peaks[region] > 1:
             parts = _split(height[box], own)
         sizes = np.bincount(parts.ravel())
-        keep = np.flatnonzero(sizes[1:] >= min_pixels) + 1
+        keep = np.flatnonzero(sizes[1:] >= MIN_PIXELS) + 1
         number = np.zeros(len(sizes), dtype=np.int32)
         number[keep] = n_labels + 1 + np.arange(len(keep))
         n_labels += len(keep)

@@ -65,6 +65,7 @@ MAPS_FORMATS = ("fits", "zarr")
 _CUTOUT_BLOCK = 256  # what is looked at around a position, beside the margin
 _SAMPLE = 1024  # pixels, side of the windows that decide for the whole image
 _STRIP = 512  # rows
+_BESIDE = 3.0  # pixels, of a peak from the place of its source
 _FILES = ("image", "rms", "weight", "variance", "mask", "psf_fwhm")  # of one shape
 _OTHER_FILES = ("psf", "cutouts")
 
@@ -182,21 +183,26 @@ def one_noise(*given: Any) -> None:
         raise ValueError("rms, weight and variance all say how strong the noise is: give one")
 
 
-def begin(settings: StreamSettings, work: Path, *, resume: bool, overwrite: bool) -> dict[str, Any]:
-    """The plan of a run: what there is, and what was decided for the whole image."""
+def begin(
+    settings: StreamSettings,
+    work: Path,
+    products: dict[str, Any],
+    *,
+    resume: bool,
+    overwrite: bool,
+) -> dict[str, Any]:
+    """The plan of a run: what there is, what was decided for the whole image, what is written."""
     if not knows_sources(settings.model):
         raise ValueError(
             f"model {settings.model} knows pixels only: it cannot go block by block; use 'field'"
         )
     settings = settings.absolute()
-    wanted = fingerprint(settings)
+    wanted = fingerprint(settings) | products
     if resume:
         if not (work / "plan.json").exists():
             raise FileNotFoundError(f"{work.parent} holds no unfinished run: start one")
         plan: dict[str, Any] = json.loads((work / "plan.json").read_text())
         check_same(wanted, plan["settings"], work.parent)
-        if "psf_image" not in plan:
-            raise ValueError(f"{work.parent} was begun by an earlier version: overwrite it")
         return plan
     if (work / "plan.json").exists() and not overwrite:
         raise FileExistsError(
@@ -303,8 +309,10 @@ def _touched(at: np.ndarray, reach: float, plan: dict[str, Any]) -> list[int]:
     n_x = sum(block.core[0].start == 0 for block in blocks)
     side = max(blocks[0].core[1].stop, blocks[0].core[0].stop)
     last = np.array([len(blocks) // n_x - 1, n_x - 1])
-    low = np.clip((at - reach) // side, 0, last).astype(int)
-    high = np.clip((at + reach) // side, 0, last).astype(int)
+    # A pixel reaches half a pixel from its middle, and a peak may lie beside its source.
+    reach += _BESIDE
+    low = np.clip((at - reach + 0.5) // side, 0, last).astype(int)
+    high = np.clip((at + reach + 0.5) // side, 0, last).astype(int)
     return sorted(
         {
             y * n_x + x

@@ -135,9 +135,10 @@ def _stars(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         # The core alone, where it is resolved: wings are not Gaussian.
-        widths = fit_fwhm(signal, xypos=at, fit_shape=_FIT)
-        core = fit_fwhm(signal, xypos=at, fit_shape=_CORE)
-    widths = np.where(core < 0.6 * _CORE, core, widths)
+        widths = fit_fwhm(signal, xypos=at, fit_shape=_CORE)
+        wider = np.flatnonzero(~(widths < 0.6 * _CORE))
+        if len(wider):
+            widths[wider] = fit_fwhm(signal, xypos=[at[k] for k in wider], fit_shape=_FIT)
     good = np.isfinite(widths) & (widths > 0.5) & (widths < 2 * _FIT)
     if good.sum() < _MIN_FOUND:
         return None

@@ -313,5 +313,8 @@ def _said(
 
 def _at(places: _Places) -> tuple[Tensor, Tensor, Tensor]:
     """Scene, y and x, as the network takes them."""
-    y, x = (torch.from_numpy(v).to(places.seen) for v in (places.y, places.x))
+    device = places.seen.device
+    # In single precision, places far from an image's corner would not be those near to it.
+    kind = torch.float32 if device.type == "mps" else torch.float64
+    y, x = (torch.from_numpy(v).to(device, kind) for v in (places.y, places.x))
     return torch.zeros(len(y), dtype=torch.long, device=y.device), y, x

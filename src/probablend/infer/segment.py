@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ from probablend.infer.tiles import WHOLE, Window
 from probablend.inputs import ImageLike, as_image
 from probablend.models.distribution import SegmentationNetwork
 from probablend.models.field import FieldNetwork, check_precision
+from probablend.models.network import Network
 from probablend.psf import PSF, as_psf
 from probablend.sextractor import named_columns
 
@@ -334,13 +336,8 @@ def segment(
     known = None if psf is None else replace(as_psf(psf), origin="given")
     if known is not None:
         psf_fwhm = known.fwhm if psf_fwhm is None else psf_fwhm
-    check_precision(precision)
     where = resolve_device(device)
-    network, meta = load_model(model)
-    if isinstance(network, FieldNetwork):
-        network.use_precision(precision)
-    elif precision != "single":
-        raise ValueError(f"precision {precision} is for field models; {model} is of another kind")
+    network, meta = ready_network(model, device, precision)
     if known is not None:
         say_psf(known, network)
     if not isinstance(network, SegmentationNetwork):
@@ -372,7 +369,7 @@ def segment(
     if isinstance(psf_fwhm, np.ndarray):
         psf_fwhm = usable_psf_map(psf_fwhm, prepared.mask)
     result = segment_prepared(
-        network.to(where), meta, prepared, data, n_samples=n_samples, seed=seed, device=where,
+        network, meta, prepared, data, n_samples=n_samples, seed=seed, device=where,
         wcs=data.wcs, psf_fwhm=psf_fwhm, psf_wings=known_wings(known, network),
         psf_image=None if known is None or isinstance(psf_fwhm, np.ndarray) else known.image,
         noise_factors=prepared.noise_factors,
@@ -386,6 +383,32 @@ def segment(
     taken = PSF(fwhm=fwhm) if known is None else replace(known, fwhm=fwhm)
     result.meta["psf_from"] = taken.origin
     return replace(result, psf=taken)
+
+
+def ready_network(model: str | Path, device: str, precision: str) -> tuple[Network, dict[str, Any]]:
+    """Network on a device, and its metadata: those that were asked for last are kept.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As :func:`~probablend.checkpoint.load_model`; or if there is no such device or precision.
+    """
+    check_precision(precision)
+    path = find_model(model)
+    network, meta = _ready(path, file_hash(path), str(resolve_device(device)), precision)
+    if precision != "single" and not isinstance(network, FieldNetwork):
+        raise ValueError(f"precision {precision} is for field models; {model} is of another kind")
+    return network, meta
+
+
+@lru_cache(maxsize=2)
+def _ready(
+    path: Path, weights_hash: str, device: str, precision: str
+) -> tuple[Network, dict[str, Any]]:
+    network, meta = load_model(path)
+    if isinstance(network, FieldNetwork):
+        network.use_precision(precision)
+    return network.to(device), meta
 
 
 def psf_of_stars(prepared: PreparedImage, meta: Mapping[str, Any]) -> PSF:

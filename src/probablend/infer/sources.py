@@ -111,7 +111,8 @@ class Measured:
     origin : ndarray, shape (source, 2)
         Where each source was looked at, (y, x).
     pixel : ndarray of int, shape (source, 2)
-        The pixel that owns each source, (y, x); no other source has the same.
+        The pixel that owns each source, (y, x); no other source has the same, unless positions
+        were given.
     ellipses : Ellipses
         Median footprints.
     posterior : SourcePosterior

@@ -113,7 +113,8 @@ def stream(
     check_format(catalog_format, columns)
     check_output(output, overwrite=overwrite or resume)
     work = output / WORK
-    plan = begin(settings, work, resume=resume, overwrite=overwrite)
+    products = {"catalog_format": catalog_format, "columns": columns, "regions": regions}
+    plan = begin(settings, work, products, resume=resume, overwrite=overwrite)
     blocks = blocks_of(plan)
     todo = [k for k in plan["todo"] if not block_file(work, k).exists()]
     if (work / "finished.json").exists():
@@ -176,7 +177,7 @@ def _finish(
     columns = {
         name: _joined(parts, f"catalog.{name}", kind)[order]
         for name, (kind, _, _) in COLUMNS.items()
-        if not parts or f"catalog.{name}" in parts[0]
+        if name != "cutout" or plan["settings"]["cutouts"] is not None
     }
     columns["id"] = np.arange(1, len(flat) + 1)
     columns["parent"], columns["n_siblings"] = _groups(parts, flat)

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from probablend.config import at_least_one
 from probablend.emulate.scenes import SceneBatch
 from probablend.models.blocks import Decoder, Encoder
 from probablend.models.distribution import SegmentationNetwork
@@ -111,9 +112,7 @@ class FieldNetworkConfig(UNetConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key in ("latent_channels", "head_width", "n_draws", "window", "context"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key} must be at least 1; got {getattr(self, key)}")
+        at_least_one(self, "latent_channels", "head_width", "n_draws", "window", "context")
         if not self.apertures or min(self.apertures) <= 0:
             raise ValueError(f"apertures must be positive; got {self.apertures}")
         if self.knows_sky and not self.knows_noise:

@@ -1,6 +1,5 @@
 """What the field model says of images: class maps, candidates, posteriors of sources."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -28,7 +27,7 @@ from probablend.models.window import Guess
 if TYPE_CHECKING:
     from probablend.models.field import FieldNetwork
 
-__all__ = ["NEIGHBOUR", "Candidates", "FieldDistribution"]
+__all__ = ["NEIGHBOUR", "Candidates", "FieldDistribution", "highest"]
 
 NEIGHBOUR = 0.3  # peaks that are sources with this probability are modelled as neighbours
 _MOST_NEIGHBOURS = 128  # in a scene of a batch
@@ -37,14 +36,13 @@ _HEAT_LEVEL = 0.05  # peaks below are no candidates
 
 @dataclass(frozen=True)
 class Candidates:
-    """Peaks of the heatmap: image of the batch, position, pixel of the peak, and height."""
+    """Peaks of the heatmap: image of the batch, position, and pixel of the peak."""
 
     scene: Tensor
     y: Tensor
     x: Tensor
     row: Tensor
     column: Tensor
-    heat: Tensor
 
     def __len__(self) -> int:
         return len(self.scene)
@@ -129,29 +127,6 @@ class FieldDistribution(SegmentationDistribution):
             cells[b, y, x] = self._drawn_cells(sample, seed)
         return self._to_map(cells)
 
-    def draws(self, n: int, *, seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """See :class:`SegmentationDistribution`; what is certain is computed once."""
-        check_number(n)
-        cells, (b, y, x) = self._plain
-        config = self.network.config
-        certain = self._to_map(cells).softmax(dim=1)
-        # Pixels of the cells that are drawn; what was padded has none.
-        n_y, n_x = self.shape_yx
-        step = torch.arange(config.stem, device=cells.device)
-        row = (y * config.stem)[:, None, None] + step[:, None]
-        column = (x * config.stem)[:, None, None] + step
-        inside = ((row < n_y) & (column < n_x)).flatten(1).T  # (stem², cell)
-        flat = ((b * n_y * config.n_classes)[:, None, None] + row) * n_x + column
-        flat = flat.flatten(1).T[inside]
-        for sample in range(n):
-            probabilities = certain.clone()
-            if len(b):
-                drawn = self._drawn_cells(sample, seed).T.unflatten(0, (config.n_classes, -1))
-                drawn = drawn.contiguous().softmax(dim=0)
-                for k in range(config.n_classes):
-                    probabilities.view(-1)[flat + k * n_y * n_x] = drawn[k][inside]
-            yield probabilities, self._draw_classes(probabilities, sample, seed)
-
     def draw(self, n: int, n_maps: int, *, inner: tuple[slice, slice], seed: int = 0) -> Drawn:
         """See :class:`SegmentationDistribution`: equal to single precision, and faster.
 
@@ -224,8 +199,7 @@ class FieldDistribution(SegmentationDistribution):
     def candidates(self, *, limit: int | None = None) -> Candidates:
         """Peaks of the heatmap, at most ``limit`` per image."""
         heat = self.heat_logits.sigmoid()
-        highest = F.max_pool2d(heat[:, None], 3, 1, 1)[:, 0]
-        peak = (heat == highest) & (heat > _HEAT_LEVEL)
+        peak = highest(heat) & (heat > _HEAT_LEVEL)
         if limit is not None:
             flat = torch.where(peak, heat, 0.0).flatten(1)
             least = flat.topk(min(limit, flat.shape[1]), dim=1).values[:, -1]
@@ -242,7 +216,7 @@ class FieldDistribution(SegmentationDistribution):
 
         dy = offset(padded[b, y, x + 1], padded[b, y + 2, x + 1])
         dx = offset(padded[b, y + 1, x], padded[b, y + 1, x + 2])
-        return Candidates(b, y + dy, x + dx, y, x, heat[b, y, x])
+        return Candidates(b, y + dy, x + dx, y, x)
 
     def log_fwhm_at(self, scene: Tensor, y: Tensor, x: Tensor) -> Tensor:
         """Logarithm of the width of the PSF at positions, pixels, (source,)."""
@@ -325,3 +299,11 @@ class FieldDistribution(SegmentationDistribution):
         return SourcePosterior(
             flow=self.network.flow, context=context, y=y, x=x, unit=unit, spread=spread
         )
+
+
+def highest(heat: Tensor) -> Tensor:
+    """Which pixels exceed all around them; of equal neighbours, the first: (batch, y, x)."""
+    padded = F.pad(heat, (1, 1, 1, 1))
+    rows = F.max_pool2d(padded[:, None], (1, 3), 1)[:, 0]  # highest of three beside each other
+    left, right = padded[:, 1:-1, :-2], padded[:, 1:-1, 2:]
+    return (heat > rows[:, :-2]) & (heat > left) & (heat >= right) & (heat >= rows[:, 2:])

@@ -44,8 +44,8 @@ class Fits:
     Parameters
     ----------
     value : Tensor, shape (source, 7)
-        Parameters, in the order of ``FITTED``: flux in units of the noise per pixel, radius and
-        place in pixels, the place counted from the position that was asked about.
+        Parameters, in the order of ``FITTED``: logarithms of flux, in units of the noise per
+        pixel, of radius, in pixels, and of index; place in pixels from the one asked about.
     error : Tensor, shape (source, 7)
         Their standard deviations, were the model right.
     misfit : Tensor, shape (source,)
@@ -188,7 +188,15 @@ def _by_bins(bins: Tensor) -> list[tuple[int, Tensor]]:
 
 def _groups(sources: Guess, own: Tensor, others: Guess, bins: int) -> Iterator[Group]:
     """Some of the sources with their strongest neighbours, those with as many together."""
-    found = [_neighbours(sources.keep(part), others, bins * NEAR) for part in own.split(_COMPARED)]
+    reach = bins * NEAR
+    by_row = others.y.argsort(stable=True)
+    rows = others.y[by_row]
+    found = []
+    for part in own.split(_COMPARED):
+        y = sources.y[part]
+        ends = torch.stack([y.min() - reach, y.max() + reach]).to(rows)
+        first, last = torch.searchsorted(rows, ends).tolist()
+        found.append(_neighbours(sources.keep(part), others, by_row[first:last], reach))
     itself, is_other, neighbours, count = map(torch.cat, zip(*found, strict=True))
     for n in range(neighbours.shape[1] + 1):
         for part in where_true(count == n).split(_AT_ONCE // (n + 1)):
@@ -197,12 +205,15 @@ def _groups(sources: Guess, own: Tensor, others: Guess, bins: int) -> Iterator[G
 
 
 def _neighbours(
-    sources: Guess, others: Guess, reach: float
+    sources: Guess, others: Guess, some: Tensor, reach: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Which of the others is itself, if any; its strongest neighbours first; how many it has."""
-    if not len(others):
-        nobody = torch.zeros_like(sources.scene)
-        return nobody, nobody.bool(), nobody.new_zeros(len(nobody), 0), nobody
+    """Which of ``some`` others is itself, if any; its strongest neighbours; how many it has."""
+    nobody = torch.zeros_like(sources.scene)
+    neighbours = nobody.new_zeros(len(nobody), _TOGETHER - 1)
+    if not len(some):
+        return nobody, nobody.bool(), neighbours, nobody
+    some = some.sort().values
+    others = others.keep(some)
     offset = others.at - sources.at[:, None]
     distance = torch.hypot(offset[..., 0], offset[..., 1])
     near = sources.scene[:, None] == others.scene
@@ -212,4 +223,5 @@ def _neighbours(
     near[where_true(is_other), itself[is_other]] = False
     weight = torch.where(near, others.ln_flux - 2 * (distance + 2).log(), -torch.inf)
     weight, index = weight.topk(min(_TOGETHER - 1, len(others)), dim=1)
-    return itself, is_other, index, (weight > -torch.inf).sum(dim=1)
+    neighbours[:, : index.shape[1]] = some[index]
+    return some[itself], is_other, neighbours, (weight > -torch.inf).sum(dim=1)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.distributions import Independent, Normal, kl_divergence
 from torch.nn import functional as F
 
+from probablend.config import at_least_one
 from probablend.emulate.scenes import SceneBatch
 from probablend.models.blocks import Decoder, Encoder
 from probablend.models.distribution import (
@@ -48,9 +49,7 @@ class ProbabilisticUNetConfig(UNetConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key in ("latent_dim", "n_head_layers"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key} must be at least 1; got {getattr(self, key)}")
+        at_least_one(self, "latent_dim", "n_head_layers")
 
 
 class LatentEncoder(nn.Module):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from probablend.config import at_least_one
 from probablend.emulate.scenes import SceneBatch
 from probablend.models.blocks import Decoder, Encoder
 from probablend.models.distribution import (
@@ -46,9 +47,7 @@ class StochasticUNetConfig(UNetConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key in ("rank", "n_samples"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key} must be at least 1; got {getattr(self, key)}")
+        at_least_one(self, "rank", "n_samples")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from probablend.config import at_least_one
 from probablend.emulate.scenes import SceneBatch
 from probablend.models.blocks import Decoder, Encoder
 from probablend.models.distribution import SegmentationDistribution, SegmentationNetwork
@@ -49,9 +50,9 @@ class UNetConfig:
     correlation: int = 6
 
     def __post_init__(self) -> None:
-        for key in ("n_bands", "n_classes", "n_convs", "stem", "patch_size", "correlation"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key} must be at least 1; got {getattr(self, key)}")
+        at_least_one(self, "n_bands", "n_classes", "n_convs", "stem", "patch_size")
+        if self.correlation < 2:
+            raise ValueError(f"correlation must be at least 2; got {self.correlation}")
         if len(self.channels) < 1 or min(self.channels) < 1:
             raise ValueError(f"channels must be positive, one per level; got {self.channels}")
 
