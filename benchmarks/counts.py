@@ -98,7 +98,7 @@ def compare(given: argparse.Namespace) -> tuple[dict[str, Any], Figure]:
     calibration = observe(CALIBRATION_SLOPE, given.calibration, 0)
     fields = observe(SLOPE, given.fields, 1)
     area = ((given.size - 2 * BORDER) * survey.scale / 60) ** 2
-    share = (10 ** (SLOPE * (GRID - PIVOT))).sum() * (GRID[1] - GRID[0])
+    share = np.trapezoid(10 ** (SLOPE * (GRID - PIVOT)), GRID)
     truth = np.array([SLOPE, math.log(DENSITY * area / share)])
     chains = {
         name: np.array([sample_counts(ask(field), n_steps=given.steps, seed=k)

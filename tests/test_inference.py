@@ -96,6 +96,18 @@ def counts(slope, n, generator, low=20.0, high=25.0):
     return np.log10(generator.uniform(*ends, size=generator.poisson(n))) / slope
 
 
+@pytest.mark.parametrize("ends", [(18.0, 26.0), (17.0, 27.0)])
+@pytest.mark.parametrize("n", [41, 321])
+def test_as_many_are_expected_as_there_are(ends, n):
+    population = Population(mag_range=(18.0, 26.0))
+    grid = np.linspace(*ends, n)
+    likelihood = CountsLikelihood(
+        mags=np.full((1, 1), 22.0), population=population, grid=grid, completeness=np.ones(n)
+    )
+    low, high = (10 ** (0.3 * (m - likelihood.pivot)) / (0.3 * np.log(10)) for m in (18, 26))
+    assert likelihood.expected(0.3, 2.0) == pytest.approx(np.exp(2.0) * (high - low), rel=3e-3)
+
+
 def test_counts_are_recovered_through_errors_losses_and_another_prior():
     population = Population(mag_range=(20.0, 25.0), slope=0.3)
     grid = np.linspace(19, 26, 351)

@@ -15,6 +15,7 @@ from astropy.nddata import (
     UnknownUncertainty,
     VarianceUncertainty,
 )
+from astropy.table import Table
 from photutils.segmentation import SourceCatalog
 
 from probablend import measure, read_image, segment
@@ -121,6 +122,29 @@ def test_tensors_are_detached_and_brought_home(scene, expected, mask, field_weig
     )  # fmt: skip
     np.testing.assert_array_equal(result.p_blend, expected.p_blend)
     assert as_image(tensor.bfloat16()).data.dtype == np.float32
+
+
+def test_a_quantity_keeps_its_unit(scene):
+    image = scene.image * u.nJy
+    known = as_image(image, rms=1e-3 * scene.rms * u.uJy)
+    assert known.unit == u.nJy
+    assert known.zeropoint == pytest.approx(31.4, abs=1e-6)  # 3631 Jy have magnitude 0
+    assert known.rms == pytest.approx(scene.rms)
+    with pytest.raises(ValueError, match="rms is in nJy; the image has no unit"):
+        as_image(scene.image, rms=scene.rms * u.nJy)
+    with pytest.raises(TypeError, match="rms must be a number or a map; got the name"):
+        as_image(scene.image, rms="noise.fits")
+
+
+def test_measure_takes_a_file_and_places_on_the_sky(scene, wcs, field_weights, tmp_path):
+    how = {"rms": scene.rms, "wcs": wcs, "n_samples": 2, "model": field_weights}
+    at = np.array([[40.0, 62.0], [91.0, 120.0]])
+    expected = measure(scene.image, at, **how)
+    Table(at, names=["x", "y"]).write(tmp_path / "at.csv")
+    on_sky = wcs.pixel_to_world(*at.T).galactic
+    for positions in (tmp_path / "at.csv", str(tmp_path / "at.csv"), on_sky):
+        found = measure(scene.image, positions, **how)
+        np.testing.assert_allclose(found["flux"], expected["flux"], rtol=1e-3)
 
 
 def test_measure_takes_the_same(scene, mask, wcs, field_weights):

@@ -124,6 +124,7 @@ def test_files_of_images_and_of_psfex_are_read(tmp_path):
         (np.ones(7), "at least 5 x 5"),
         (np.full((9, 9), np.nan), "finite"),
         (np.zeros((9, 9)), "stands out"),
+        (-drawn(galsim.Gaussian(fwhm=3), 31), "bright on dark"),
         (np.pad([[1.0]], 7), "hardly wider than a pixel"),
         (
             np.pad(psf_image(get_survey("lsst-i"), 21), ((0, 40), (9, 9))),

@@ -5,6 +5,8 @@ from surveycodex.utilities import mag2counts, mean_sky_level
 
 from probablend.survey import available_surveys, get_survey
 
+GOOD = 'name = "m"\npixel_scale = 0.2\nzeropoint = 27\ngain = 1\nsky_rms = 1\npsf_fwhm = 1\n'
+
 
 @pytest.mark.parametrize("name", available_surveys())
 def test_every_survey_is_complete(name):
@@ -61,6 +63,9 @@ def test_a_user_survey_is_read_from_toml(tmp_path):
         ('name = "m"\npixel_scale = "x"\nzeropoint = 27\ngain = 1\nsky_rms = 1\npsf_fwhm = 1\n',
          "pixel_scale must be a number"),
         ('name = "m"\nzeropiont = 27\n', "unknown keys"),
+        (GOOD + "psf_beta = 0.5\n", "psf_beta must be above"),
+        (GOOD + "obscuration = 1.5\n", "obscuration must lie"),
+        (GOOD + 'psf_profile = "airy"\ndiffraction_scale = -0.1\n', "diffraction_scale must be"),
     ],
 )  # fmt: skip
 def test_a_bad_survey_file_is_refused_in_words(tmp_path, text, said):

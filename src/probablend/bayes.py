@@ -29,18 +29,13 @@ def counts_log_likelihood(likelihood: CountsLikelihood) -> Callable[[Tensor, Ten
         Slope and ln density at the pivot → ln L, tensors of no dimension.
     """
     offset, minus_prior = (torch.from_numpy(values) for values in likelihood.kept)
-    low, high = likelihood.population.mag_range
-    grid, completeness = (torch.from_numpy(v) for v in (likelihood.grid, likelihood.completeness))
-    inside = completeness * ((grid >= low) & (grid <= high))
-    step = grid[1] - grid[0]
+    nodes, weight = (torch.from_numpy(values) for values in likelihood.nodes)
     n_draws, n_sources = offset.shape
 
     def log_likelihood(slope: Tensor, ln_density: Tensor) -> Tensor:
         rate = slope * math.log(10)
         each = torch.logsumexp(rate * offset + minus_prior, dim=0) - math.log(n_draws)
-        expected = ln_density.exp() * (
-            (rate * (grid - likelihood.pivot)).exp() * inside
-        ).sum() * step  # fmt: skip
+        expected = ln_density.exp() * ((rate * nodes).exp() * weight).sum()
         return each.sum() + n_sources * ln_density - expected
 
     return log_likelihood

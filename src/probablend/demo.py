@@ -13,7 +13,6 @@ from probablend.emulate.sources import open_source
 from probablend.evaluate.classical import run_sep
 from probablend.evaluate.field import score_scenes
 from probablend.evaluate.methods import Prediction
-from probablend.evaluate.samples import sample_diversity
 from probablend.images import ImageData
 from probablend.infer.outputs import check_output
 from probablend.infer.segment import DEFAULT_MODEL, Segmentation, segment
@@ -105,5 +104,4 @@ def run_demo(
         "probablend": score_scenes([scene], [ours]).as_dict(),
         "sep": score_scenes([scene], [theirs]).as_dict(),
     }
-    scores["probablend"]["diversity"] = sample_diversity(euclid.p_galaxy, euclid.samples)
     return hubble, euclid, scores

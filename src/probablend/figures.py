@@ -81,7 +81,10 @@ def draw_products(
         names = sorted(path.name for path in work.iterdir())
         there = [name for name in names if (output / name).exists()]
         if there and not overwrite:
-            raise FileExistsError(f"{output} holds {', '.join(there)} already: overwrite, or not")
+            raise FileExistsError(
+                f"{output} holds {', '.join(there)} already: choose another folder, or overwrite "
+                "(--overwrite)"
+            )
         for name in names:
             os.replace(work / name, output / name)
     finally:

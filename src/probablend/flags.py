@@ -23,8 +23,8 @@ _MEANINGS = {
     Flag.MASKED_PIXELS: "touches or surrounds masked pixels",
     Flag.SATURATED: "holds a pixel at or above the saturation level",
     Flag.OUT_OF_RANGE: "PSF, flux, size or surroundings beyond what the model was trained on",
-    Flag.CUT: "larger than the margin of the blocks in which a huge image is processed",
     Flag.NO_DATA: "the position lies outside the image or on a masked pixel: nothing measured",
+    Flag.CUT: "larger than the margin of the blocks in which a huge image is processed",
 }
 
 

@@ -235,6 +235,17 @@ class CountsLikelihood:
         ln_prior = self.population.log_prob_mag(self.mags)
         return self.mags - self.pivot, np.where(np.isfinite(ln_prior), -ln_prior, -np.inf)
 
+    @cached_property
+    def nodes(self) -> tuple[np.ndarray, np.ndarray]:
+        """Magnitudes of the prior's range relative to the pivot, and what a galaxy counts there.
+
+        The weights are those of the trapezoidal rule times the completeness.
+        """
+        mags = np.unique(np.clip(self.grid, *self.population.mag_range))
+        step = np.diff(mags)
+        width = 0.5 * (np.append(step, 0) + np.append(0, step))
+        return mags - self.pivot, width * np.interp(mags, self.grid, self.completeness)
+
     def __call__(self, slope: float, ln_density: float) -> float:
         """Ln L of n(m) = exp(ln_density) · 10^(slope · (m − pivot)), galaxies per magnitude.
 
@@ -247,10 +258,8 @@ class CountsLikelihood:
 
     def expected(self, slope: float, ln_density: float) -> float:
         """How many galaxies such counts let one find."""
-        low, high = self.population.mag_range
-        inside = (self.grid >= low) & (self.grid <= high)
-        density = 10 ** (slope * (self.grid - self.pivot)) * inside * self.completeness
-        return float(math.exp(ln_density) * density.sum() * (self.grid[1] - self.grid[0]))
+        offset, weight = self.nodes
+        return float(math.exp(ln_density) * (10 ** (slope * offset) * weight).sum())
 
 
 def counts_completeness(

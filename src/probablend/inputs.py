@@ -54,9 +54,9 @@ def as_image(
 
     Parameters
     ----------
-    image : path, ndarray, Tensor, ImageHDU, NDData (CCDData) or ImageData
-        Of shape (y, x). Of an NDData its mask, uncertainty, WCS, unit and zero point are used;
-        of an HDU its header, as if it were read from its file.
+    image : path, ndarray, Quantity, Tensor, ImageHDU, NDData (CCDData) or ImageData
+        Of shape (y, x). Of a Quantity its unit is used; of an NDData its mask, uncertainty, WCS,
+        unit and zero point; of an HDU its header, as if it were read from its file.
     rms, mask, wcs, zeropoint, saturation
         As for :func:`~probablend.segment`; each wins over what ``image`` carries.
 
@@ -69,9 +69,16 @@ def as_image(
     TypeError
         If it is something else.
     """
+    opened = _open(image)
+    if isinstance(rms, u.Quantity):
+        if opened.unit is None and rms.unit != u.dimensionless_unscaled:
+            raise ValueError(f"rms is in {rms.unit}; the image has no unit")
+        rms = rms.to_value(opened.unit or u.dimensionless_unscaled)
+    if isinstance(rms, str | Path):
+        raise TypeError(f"rms must be a number or a map; got the name {str(rms)!r}: read it first")
     given = {"rms": _plain(rms), "mask": _plain(mask), "wcs": wcs, "zeropoint": zeropoint,
              "saturation": saturation}  # fmt: skip
-    return replace(_open(image), **{key: v for key, v in given.items() if v is not None})
+    return replace(opened, **{key: v for key, v in given.items() if v is not None})
 
 
 def _open(image: ImageLike) -> ImageData:
@@ -85,6 +92,9 @@ def _open(image: ImageLike) -> ImageData:
         return _of_hdu(image)
     if isinstance(image, fits.HDUList | dict):
         raise TypeError(f"image must be one image; got {type(image).__name__}: choose an extension")
+    if isinstance(image, u.Quantity):
+        unit = image.unit
+        return ImageData(data=image.value, unit=_additive(unit), zeropoint=_zeropoint(unit))
     return ImageData(data=_plain(image))
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from astropy.stats import mad_std
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
@@ -295,9 +296,7 @@ def plot_running_scatter(
         return ax
     centre = [np.median(x[ok][b]) for b in bins]
     median = np.array([np.median(error[ok][b]) for b in bins])
-    spread = [
-        1.4826 * np.median(np.abs(error[ok][b] - m)) for b, m in zip(bins, median, strict=True)
-    ]
+    spread = [mad_std(error[ok][b]) for b in bins]
     # Colours come again after ten methods, and are not all told apart by everybody.
     marker = _MARKERS[len(ax.get_legend_handles_labels()[0]) % len(_MARKERS)]
     (line,) = ax.plot(centre, spread, marker=marker, ms=4, label=label)

@@ -99,6 +99,9 @@ def _plane(image: np.ndarray, name: str) -> np.ndarray:
             f"{name} must hold finite numbers; {n_bad} pixels are not: cut them off, or set them "
             "to what they should be"
         )
+    level = np.median(_border(image))
+    if level - image.min() > image.max() - level:
+        raise ValueError(f"{name} must be bright on dark: is its sign the right one?")
     return image
 
 

@@ -29,6 +29,7 @@ __all__ = [
     "survey_from",
 ]
 
+_LEAST_BETA = 1.1  # of a Moffat profile that need not be cut
 PSF_PROFILES = ("gaussian", "moffat", "kolmogorov", "airy", "image")
 # Of surveys that might be: FWHM in pixels; arcseconds per pixel, so that scenes hold some galaxies
 # and not hundreds.
@@ -112,6 +113,12 @@ class Survey:
             raise ValueError(
                 f"psf_g1, psf_g2 must be a shear below 1; got {self.psf_g1}, {self.psf_g2}"
             )
+        if not self.psf_beta > _LEAST_BETA:
+            raise ValueError(f"psf_beta must be above {_LEAST_BETA}; got {self.psf_beta}")
+        if not 0 <= self.obscuration < 1:
+            raise ValueError(f"obscuration must lie between 0 and 1; got {self.obscuration}")
+        if self.diffraction_scale is not None and not self.diffraction_scale > 0 * u.arcsec:
+            raise ValueError(f"diffraction_scale must be positive; got {self.diffraction_scale}")
         if self.psf_profile == "airy" and self.diffraction_scale is None:
             raise ValueError("psf_profile 'airy' needs diffraction_scale (wavelength / diameter)")
         if (self.psf_profile == "image") != bool(self.psf_file):

@@ -3,7 +3,14 @@ import pytest
 from astropy.io import fits
 from astropy.wcs import WCS
 
-from probablend.emulate.blend import FieldConfig, draw_field, draw_pair, make_scene, place
+from probablend.emulate.blend import (
+    FieldConfig,
+    draw_field,
+    draw_mags,
+    draw_pair,
+    make_scene,
+    place,
+)
 from probablend.emulate.classes import encode_classes
 from probablend.emulate.parametric import ParametricGalaxies
 from probablend.emulate.products import read_truth, write_scene
@@ -109,6 +116,11 @@ def test_a_field_has_the_density_and_the_counts_that_were_asked_for(galaxies, su
     assert bright / faint == pytest.approx(expected, rel=0.25)
 
 
+def test_counts_may_be_flat(generator):
+    mags = draw_mags(20_000, 0.0, (20.0, 24.0), generator)
+    np.testing.assert_allclose(np.histogram(mags, 4, (20, 24))[0], 5000, rtol=0.06)
+
+
 def test_companions_make_blends(galaxies):
     shares = []
     for fraction in (0.0, 0.8):
@@ -120,7 +132,13 @@ def test_companions_make_blends(galaxies):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"size": 0}, {"density": -1.0}, {"mag_range": (26, 20)}, {"companion_fraction": 1.5}],
+    [
+        {"size": 0},
+        {"density": -1.0},
+        {"mag_range": (26, 20)},
+        {"companion_fraction": 1.5},
+        {"companion_distance": -1.0},
+    ],
 )
 def test_a_field_that_makes_no_sense_is_refused(wrong):
     with pytest.raises(ValueError, match="must"):

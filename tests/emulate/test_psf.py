@@ -91,7 +91,7 @@ def test_a_psf_that_is_not_there_is_said_to_be_so(survey, psf_file, tmp_path):
     missing = replace(survey, psf_profile="image", psf_file=str(tmp_path / "no.fits"))
     with pytest.raises(FileNotFoundError, match="does not exist"):
         psf_profile(missing)
-    with pytest.raises(ValueError, match="no image in extension 7"):
+    with pytest.raises(ValueError, match="no extension 7"):
         psf_profile(replace(missing, psf_file=f"{psf_file}[7]"))
     (tmp_path / "text.fits").write_text("no FITS")
     with pytest.raises(ValueError, match="not a FITS file"):

@@ -1,14 +1,17 @@
 import json
 from dataclasses import replace
 
+import galsim
 import numpy as np
 import pytest
 from astropy.io import fits
 from astropy.table import Table
 
 from probablend.checkpoint import load_model, save_weights
-from probablend.emulate.blend import FieldConfig
+from probablend.emulate.blend import FieldConfig, draw_field
+from probablend.emulate.parametric import ParametricGalaxies
 from probablend.emulate.products import read_scene, scene_wcs, write_scene
+from probablend.emulate.psf import survey_psf
 from probablend.evaluate.field import (
     FieldsConfig,
     evaluate_fields,
@@ -103,6 +106,41 @@ def test_a_scene_of_an_earlier_version_has_its_survey_by_name(scene, tmp_path):
         read_scene(tmp_path / "a.fits")
 
 
+def test_a_scene_whose_psf_is_an_image_is_whole_without_its_file(tmp_path):
+    profile = galsim.Moffat(beta=2.5, fwhm=4.0).shear(g1=0.1, g2=0.0)
+    fits.writeto(tmp_path / "psf.fits", profile.drawImage(nx=41, ny=41, scale=1.0).array)
+    survey = replace(
+        get_survey("euclid-vis"), name="mine", psf_profile="image",
+        psf_file=str(tmp_path / "psf.fits"), diffraction_scale=None,
+    )  # fmt: skip
+    galaxies = ParametricGalaxies(survey, "test", n_galaxies=20, mag_range=(21.0, 24.0))
+    scene = draw_field(galaxies, FieldConfig(size=64), generator=np.random.default_rng(2))
+    write_scene(scene, tmp_path, "a", seed=1, overwrite=False)
+    before = survey_psf(survey).image
+    (tmp_path / "psf.fits").unlink()
+    again = read_scene(tmp_path / "a.fits")
+    np.testing.assert_allclose(survey_psf(again.survey).image, before, atol=1e-6)
+    np.testing.assert_array_equal(again.image, scene.image)
+
+
+def test_masked_pixels_are_no_statement(scene, tmp_path):
+    mine = scene.catalog["x", "y", "flux"]
+    mine.write(tmp_path / "mine.csv")
+    maps = [(scene.classes > 0).astype(np.float32), (scene.classes == 2).astype(np.float32)]
+    for one in maps:
+        one[60:90, 20:70] = np.nan
+    fits.HDUList([
+        fits.PrimaryHDU(),
+        fits.ImageHDU(maps[0], name="P_GALAXY"), fits.ImageHDU(maps[1], name="P_BLEND"),
+    ]).writeto(tmp_path / "maps.fits")  # fmt: skip
+    method = read_method(tmp_path / "mine.csv", tmp_path / "maps.fits")
+    scores = evaluate_scene(scene, {"mine": method}, tmp_path / "out")["methods"]["mine"]
+    assert scores["iou_galaxy"] == scores["iou_blend"] == 1
+    assert scores["ece_galaxy_active"] == scores["brier_blend_active"] == 0
+    text = (tmp_path / "out" / "results.json").read_text()
+    json.loads(text, parse_constant=pytest.fail)  # no NaN
+
+
 def test_scenes_that_are_none(scene, tmp_path):
     with pytest.raises(FileNotFoundError, match="probablend emulate"):
         read_scene(tmp_path / "nothing.fits")
@@ -140,6 +178,8 @@ def test_methods_that_cannot_be_told_apart_are_refused(galaxies, tmp_path):
             evaluate_fields(galaxies, FIELDS, methods, tmp_path)
     with pytest.raises(ValueError, match="with pairs"):
         evaluate_fields(galaxies, FIELDS, ["field@truth"], tmp_path)
+    with pytest.raises(ValueError, match="stamps of two galaxies only"):
+        evaluate_fields(galaxies, FIELDS, ["sep", "blend2flux"], tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -201,6 +241,8 @@ def test_a_network_that_sees_overlaps_everywhere_never_lets_a_stamp_go_clear(
         bias[4 * k : 4 * k + 4] = 50.0  # 2 × 2 pixels per class
         path = tmp_path / f"always{k}.safetensors"
         save_weights(path, network, meta, half=False)
-        share = no_overlap_share(galaxies, n_stamps=2, n_samples=2, seed=0, model=path, size=32)
+        share = no_overlap_share(
+            galaxies, n_stamps=2, n_samples=2, seed=0, model=path, size=32, mag_range=(20.0, 26.0)
+        )
         assert share == {"empty": expected, "isolated": expected}
         assert np.isfinite(list(share.values())).all()

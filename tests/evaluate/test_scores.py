@@ -61,7 +61,7 @@ def test_a_calibrated_forecast_has_no_calibration_error(generator):
     truth = generator.uniform(size=p.size) < p
     assert reliability(p, truth).ece < 0.005
     # mean |deviate| of binomial shares: √(2/π · p (1 − p) / n) in bins of n
-    fair = np.full(2000, 0.5)
+    fair = 0.5 + 1e-9 * np.arange(2000)  # of equal ones there would be one bin
     expected = np.sqrt(2 / np.pi * 0.25 / 100)
     assert chance_ece(fair, n_bins=20) == pytest.approx(expected, rel=0.05)
     assert chance_ece(np.array([0.0, 1.0, 1.0])) == 0
@@ -105,6 +105,12 @@ def test_calibration_error_and_brier_score_by_hand():
     assert brier_score(p, truth) == pytest.approx((0.01 + 0.81 + 0.01 + 0.01) / 4)
     with pytest.raises(ValueError, match="non-zero length"):
         reliability(np.zeros(0), np.zeros(0))
+
+
+def test_the_order_of_equal_probabilities_says_nothing():
+    p, truth = np.full(64, 0.5), np.repeat([0, 1], 32)
+    assert reliability(p, truth).ece == pytest.approx(0, abs=1e-12)
+    np.testing.assert_allclose(reliability(p, truth[::-1]).observed, 0.5)
 
 
 def test_active_pixels_are_true_or_predicted():

@@ -324,3 +324,17 @@ def test_sixteen_bits_change_probabilities_by_little(scene):
 def test_a_model_of_pixels_has_one_precision(scene, small_weights):
     with pytest.raises(ValueError, match="precision bfloat16 is for field models"):
         segment(scene.image, model=small_weights, precision="bfloat16")
+
+
+def test_draws_and_densities_of_a_posterior_are_numbers(result):
+    posterior = result.sources.posterior
+    draws = posterior.sample(3, generator=torch.Generator().manual_seed(1))
+    again = posterior.sample(3, generator=torch.Generator().manual_seed(1))
+    np.testing.assert_array_equal(draws.numpy(), again.numpy())
+    expected = posterior.log_prob(draws).numpy()
+    np.testing.assert_array_equal(posterior.log_prob(draws.numpy()).numpy(), expected)
+    values = draws.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(posterior.log_prob(values).sum(), values)
+    assert torch.isfinite(slope).all()
+    with pytest.raises(ValueError, match="parameter must be one of flux, hlr"):
+        result.sources.parameter("fluxx")

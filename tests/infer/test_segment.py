@@ -1,3 +1,4 @@
+import astropy.units as u
 import numpy as np
 import pytest
 from astropy.io import fits
@@ -140,6 +141,20 @@ def test_a_tiny_image_works(small_weights, generator):
 )
 def test_bad_arguments_are_refused_in_words(scene, small_weights, wrong, said):
     with pytest.raises(ValueError, match=said):
+        probablend.segment(scene.image, **{"rms": scene.rms, "model": small_weights, **wrong})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"n_samples": 2.5}, "n_samples must be a whole number; got 2.5"),
+        ({"seed": None}, "seed must be a whole number; got None"),
+        ({"zeropoint": "22.5"}, "zeropoint must be a plain number; got '22.5'"),
+        ({"psf_fwhm": 1 * u.arcsec}, "psf_fwhm must be a plain number; got <Quantity 1. arcsec>"),
+    ],
+)
+def test_what_is_no_number_is_refused_before_any_work(scene, small_weights, wrong, said):
+    with pytest.raises(TypeError, match=said):
         probablend.segment(scene.image, **{"rms": scene.rms, "model": small_weights, **wrong})
 
 

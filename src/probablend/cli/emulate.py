@@ -1,7 +1,7 @@
 """Emulate blends, get real galaxies for it."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import typer
@@ -38,12 +38,15 @@ def emulate_pairs(
     Example: probablend emulate pairs -n 100 --seed 1 -o pairs
     """
     from probablend.emulate.blend import draw_pair
+    from probablend.emulate.products import check_new, write_scene
 
+    names = [f"pair_{k:04d}" for k in range(n)]
+    check_new(output, names, overwrite=overwrite)
     galaxies = open_galaxies(source, survey, split, seed, mag_range)
-    for k in range(n):
+    for k, name in enumerate(names):
         generator = np.random.default_rng([seed, k, 1])
         scene = draw_pair(galaxies, generator=generator, mag_range=mag_range, size=size)
-        _write(scene, output, f"pair_{k:04d}", seed, overwrite)
+        write_scene(scene, output, name, seed=seed, overwrite=overwrite)
     out.print(f"{n} pairs with their truth are in {output}")
 
 
@@ -65,19 +68,16 @@ def emulate_field(
     Example: probablend emulate field --survey lsst-i --density 150 --seed 1 -o field
     """
     from probablend.emulate.blend import FieldConfig, draw_field
+    from probablend.emulate.products import check_new, write_scene
 
+    names = [f"field_{k:04d}" for k in range(n)]
+    check_new(output, names, overwrite=overwrite)
     galaxies = open_galaxies(source, survey, split, seed, mag_range)
     config = FieldConfig(size=size, density=density, mag_range=mag_range)
-    for k in range(n):
+    for k, name in enumerate(names):
         scene = draw_field(galaxies, config, generator=np.random.default_rng([seed, k, 1]))
-        _write(scene, output, f"field_{k:04d}", seed, overwrite)
+        write_scene(scene, output, name, seed=seed, overwrite=overwrite)
     out.print(f"{n} field{'s' * (n > 1)} with exact truth: {output}")
-
-
-def _write(scene: Any, output: Path, name: str, seed: int, overwrite: bool) -> None:
-    from probablend.emulate.products import write_scene
-
-    write_scene(scene, output, name, seed=seed, overwrite=overwrite)
 
 
 @data_app.command("list")

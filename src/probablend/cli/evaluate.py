@@ -52,7 +52,12 @@ def _evaluate(context: typer.Context, from_: From = None, quiet: Quiet = False) 
     from probablend.evaluate.record import kind_of
 
     module = {"fields": field, "pairs": pairs}[kind_of(from_)]
-    out.print(module.results_table(module.read_results(from_)), markup=False, highlight=False)
+    out.print(
+        module.results_table(module.read_results(from_)),
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 @evaluate_app.command("field")
@@ -96,7 +101,7 @@ def evaluate_field_command(
         read_results,
         results_table,
     )
-    from probablend.evaluate.methods import open_method, read_method
+    from probablend.evaluate.methods import is_known, open_method, read_method
 
     command = "probablend " + shlex.join(sys.argv[1:])
     names = method_names(methods) or ["field", "sep"]
@@ -111,10 +116,12 @@ def evaluate_field_command(
             names = []
         opened = {m: open_method(m, n_samples=samples) for m in names}
         if catalog is not None:
-            if catalog.stem in opened:
+            if is_known(catalog.stem):
                 raise ValueError(f"{catalog} goes by the name of a method: rename it")
             opened[catalog.stem] = read_method(catalog, maps)
-        results = evaluate_scene(read_scene(scene), opened, output, seed=seed, command=command)
+        results = evaluate_scene(
+            read_scene(scene), opened, output, n_samples=samples, seed=seed, command=command
+        )
     else:
         config = FieldsConfig(
             survey=survey,
@@ -130,7 +137,7 @@ def evaluate_field_command(
             results = evaluate_fields(
                 galaxies, config, names, output, command=command, progress=show
             )
-    out.print(results_table(results), markup=False, highlight=False)
+    out.print(results_table(results), markup=False, highlight=False, soft_wrap=True)
 
 
 @evaluate_app.command("pairs")
@@ -179,7 +186,7 @@ def evaluate_pairs_command(
                 command="probablend " + shlex.join(sys.argv[1:]),
                 progress=show,
             )
-    out.print(results_table(results), markup=False, highlight=False)
+    out.print(results_table(results), markup=False, highlight=False, soft_wrap=True)
 
 
 @evaluate_app.command("inject")
@@ -236,7 +243,7 @@ def evaluate_inject_command(
             command="probablend " + shlex.join(sys.argv[1:]),
             progress=lambda done, total: show("injected", done, total),
         )
-    out.print(injection_table(report), markup=False, highlight=False)
+    out.print(injection_table(report), markup=False, highlight=False, soft_wrap=True)
 
 
 @evaluate_app.command("mcmc")
@@ -267,4 +274,4 @@ def evaluate_mcmc_command(
         command="probablend " + shlex.join(sys.argv[1:]),
         progress=None if out.quiet else lambda done, total: err.print(f"… {done} of {total}"),
     )
-    out.print(mcmc_table(report), markup=False, highlight=False)
+    out.print(mcmc_table(report), markup=False, highlight=False, soft_wrap=True)

@@ -92,7 +92,7 @@ def segment_command(
 ) -> None:
     """Segment images: probability maps, a catalogue with posteriors and a quicklook.
 
-    An image of more than 6.6 Mpx is processed block by block, in memory that does not grow with it;
+    An image of more than 5.3 Mpx is processed block by block, in memory that does not grow with it;
     a run that was killed goes on with --resume. Of several images each gets a folder of its own,
     and in --rms, --weight, --variance, --mask, --psf and --psf-fwhm {} stands for the image without
     its ending.

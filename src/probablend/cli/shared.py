@@ -133,8 +133,9 @@ SurveyName = Annotated[str, typer.Option(help="Name or TOML file; see 'probablen
 Methods = Annotated[
     str | None,
     typer.Option(
-        help="Commas between: models, weight files, sep, sep-coldhot, sextractor, "
-        "sextractor-coldhot, photutils; with pairs also field@truth, at the true positions."
+        help="Commas between: models, weight files, sep, sep-faint, sep-coldhot, "
+        "sextractor, sextractor-coldhot, photutils, scarlet; with pairs also field@truth, at the "
+        "true positions."
     ),
 ]
 From = Annotated[

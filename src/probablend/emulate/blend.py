@@ -171,6 +171,10 @@ class FieldConfig:
             raise ValueError(
                 f"companion_fraction must lie between 0 and 1; got {self.companion_fraction}"
             )
+        if not self.companion_distance >= 0:
+            raise ValueError(
+                f"companion_distance must not be negative; got {self.companion_distance}"
+            )
 
 
 # Centres this far outside still throw light into the scene: a 19 mag galaxy reaches 0.5 σ
@@ -291,6 +295,8 @@ def draw_mags(
     n: int, slope: float, mag_range: tuple[float, float], generator: np.random.Generator
 ) -> np.ndarray:
     """Magnitudes with number counts ∝ 10^(slope · mag), shape (n,)."""
+    if slope == 0:
+        return generator.uniform(*mag_range, size=n)
     low, high = (10 ** (slope * m) for m in mag_range)
     return np.log10(generator.uniform(low, high, size=n)) / slope
 

@@ -9,6 +9,7 @@ what is missing to the survey's.
 from pathlib import Path
 
 import numpy as np
+from astropy.stats import mad_std
 from astropy.table import Table
 from scipy import ndimage
 
@@ -79,7 +80,7 @@ def clean_stamp(
     if len(sky) < 50:
         raise ValueError(f"the stamp must show some background; found {len(sky)} pixels of it")
     level = float(np.median(sky))
-    rms = float(1.4826 * np.median(np.abs(sky - level)))
+    rms = float(mad_std(sky))
     clean = (image - level).astype(np.float32)
     clean[others] = rms * generator.standard_normal(int(others.sum()), dtype=np.float32)
     return clean, own, rms

@@ -1,6 +1,7 @@
 """Emulated scenes as FITS files: an image as a telescope would deliver it, and the truth."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ from probablend._version import __version__
 from probablend.emulate.blend import Placed, Scene
 from probablend.emulate.classes import FOOTPRINT_THRESHOLD
 from probablend.emulate.stamps import Stamp
+from probablend.psf import read_psf
 from probablend.survey import Survey, get_survey, survey_from
 
-__all__ = ["read_scene", "read_truth", "scene_wcs", "write_scene"]
+__all__ = ["check_new", "read_scene", "read_truth", "scene_wcs", "write_scene"]
 
 # Where emulated skies are put: the centre of the COSMOS field, degrees.
 _SKY_CENTRE = (150.1163, 2.2009)
+_PSF = "PSF"  # extension
 # All that a survey is: card → field of Survey, comment.
 _SURVEY_CARDS = {
     "SURVEY": ("name", "survey and band"),
@@ -49,10 +52,31 @@ def scene_wcs(scene: Scene) -> WCS:
     return wcs
 
 
+def _paths(directory: Path, name: str) -> list[Path]:
+    """Of an image and its truth."""
+    return [directory / f"{name}.fits", directory / f"{name}_truth.fits"]
+
+
+def check_new(directory: Path, names: Sequence[str], *, overwrite: bool) -> None:
+    """Refuse to write scenes where others are.
+
+    Raises
+    ------
+    FileExistsError
+        If one is there and may not be replaced.
+    """
+    for path in (path for name in names for path in _paths(directory, name)):
+        if path.exists() and not overwrite:
+            raise FileExistsError(
+                f"{path} exists already: choose another folder, or overwrite (--overwrite)"
+            )
+
+
 def write_scene(scene: Scene, directory: Path, name: str, *, seed: int, overwrite: bool) -> None:
     """Write ``NAME.fits`` and ``NAME_truth.fits``.
 
-    The image file holds ``SCI`` (counts) and ``RMS`` (sky noise per pixel, counts). The truth
+    The image file holds ``SCI`` (counts), ``RMS`` (sky noise per pixel, counts) and, of a survey
+    whose PSF is an image, ``PSF``. The truth
     file holds ``CLASSES``, ``NOISELESS`` (counts), the table ``CATALOG`` (see
     :attr:`~probablend.emulate.blend.Scene.catalog`) and the table ``FOOTPRINTS`` with one row
     per source and footprint pixel: ``id, x, y, flux``, the last being the noiseless counts of
@@ -77,13 +101,9 @@ def write_scene(scene: Scene, directory: Path, name: str, *, seed: int, overwrit
     FileExistsError
         If one is there and may not.
     """
+    check_new(directory, [name], overwrite=overwrite)
     directory.mkdir(parents=True, exist_ok=True)
-    paths = [directory / f"{name}.fits", directory / f"{name}_truth.fits"]
-    for path in paths:
-        if path.exists() and not overwrite:
-            raise FileExistsError(
-                f"{path} exists already: choose another folder, or overwrite (--overwrite)"
-            )
+    paths = _paths(directory, name)
     header = scene_wcs(scene).to_header()
     known = scene.survey.as_dict()
     cards: dict[str, tuple[Any, str]] = {
@@ -106,6 +126,8 @@ def write_scene(scene: Scene, directory: Path, name: str, *, seed: int, overwrit
             fits.ImageHDU(rms, header, name="RMS"),
         ]
     )
+    if scene.survey.psf_file:  # a scene is whole without that file
+        image.append(fits.ImageHDU(read_psf(scene.survey.psf_file)[0], name=_PSF))
     truth = fits.HDUList(
         [
             fits.PrimaryHDU(header=primary),
@@ -224,4 +246,6 @@ def _read_survey(header: fits.Header, path: Path) -> Survey:
     if "PSFPROF" not in header:  # written before headers said it all
         return get_survey(header["SURVEY"])
     values = {key: header[card] for card, (key, _) in _SURVEY_CARDS.items() if card in header}
+    if values.get("psf_profile") == "image":
+        values["psf_file"] = f"{path}[{_PSF}]"
     return survey_from(values, where=f"the header of {path}")

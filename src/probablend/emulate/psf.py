@@ -1,6 +1,5 @@
 """The PSF of a survey, as a GalSim profile and as an image."""
 
-import re
 from functools import cache
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from probablend.psf import (
     half_maximum_width,
     interpolated,
     light_in_wings,
+    read_psf,
 )
 from probablend.survey import Survey
 
@@ -82,15 +82,7 @@ def psf_images_in(path: str | Path) -> list[str]:
 
 def _from_image(name: str, fwhm: float) -> galsim.GSObject:
     """A PSF that was measured or modelled, stretched to ``fwhm`` (arcsec)."""
-    matched = re.fullmatch(r"(.*?)(?:\[(\d+)\])?", name)
-    assert matched is not None
-    path, extension = matched.groups()
-    known = psf_images_in(path)
-    wanted = known[0] if extension is None else f"{Path(path)}[{extension}]"
-    if wanted not in known:
-        raise ValueError(f"psf_file {name}: there is no image in extension {extension}")
-    image = np.asarray(fits.getdata(path, int(wanted[:-1].rsplit("[", 1)[1])), dtype=float)
-    image = clean_psf(image, f"psf_file {name}")
+    image = clean_psf(read_psf(name)[0], f"psf_file {name}")
     psf = interpolated(image)
     return psf.shift(-psf.centroid).dilate(fwhm / half_maximum_width(image))
 

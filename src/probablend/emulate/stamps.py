@@ -98,9 +98,7 @@ def split_indices(n_galaxies: int, split: Split) -> np.ndarray:
     return np.sort(order[edges[which] : edges[which + 1]])
 
 
-def draw_stamp(
-    profile: galsim.GSObject, survey: Survey, *, oversample: int = 1
-) -> tuple[np.ndarray, float, float]:
+def draw_stamp(profile: galsim.GSObject, survey: Survey) -> tuple[np.ndarray, float, float]:
     """Draw a profile, already convolved with the PSF, in a stamp that holds it.
 
     Parameters
@@ -109,26 +107,24 @@ def draw_stamp(
         In arcseconds and counts.
     survey : Survey
         Gives the pixel scale and the sky noise.
-    oversample : int
-        Pixels per survey pixel along each axis.
 
     Returns
     -------
     image : ndarray, shape (side, side), float32
-        Counts per (fine) pixel.
+        Counts per pixel.
     y, x : float
-        Where the profile's origin lies, fine pixels.
+        Where the profile's origin lies, pixels.
     """
-    level = _BORDER_LEVEL * survey.sky_rms / oversample**2
+    level = _BORDER_LEVEL * survey.sky_rms
     sides = np.array(_SIDES)
     # GalSim's own size holds 99 % of the light and sets the cost of the Fourier transform: draw
     # that, more where the light at its border is not lost in the noise, and keep what is needed.
     first = int(np.searchsorted(sides, profile.getGoodImageSize(survey.scale)))
-    for n in (oversample * sides[min(first, len(sides) - 1) :]).tolist():
-        image = profile.drawImage(nx=n, ny=n, scale=survey.scale / oversample).array
+    for n in sides[min(first, len(sides) - 1) :].tolist():
+        image = profile.drawImage(nx=n, ny=n, scale=survey.scale).array
         if _border(image, 0) < level:
             break
-    for side in sides * oversample:
+    for side in sides:
         edge = (n - side) // 2
         if side >= n or _border(image, edge) < level:
             break
@@ -246,23 +242,21 @@ class ProfileGalaxies(Galaxies):
     def shape(self, index: int) -> tuple[float, float, float]:
         """Circularised half-light radius (arcsec), g1 and g2 of row ``index``."""
 
-    def draw(
-        self, index: int, mag: float, *, generator: np.random.Generator, oversample: int = 1
-    ) -> Stamp:
-        """See :meth:`Galaxies.draw`; ``oversample`` fine pixels per survey pixel."""
+    def draw(self, index: int, mag: float, *, generator: np.random.Generator) -> Stamp:
+        """See :meth:`Galaxies.draw`."""
         survey = self.survey
         flux = float(survey.flux(mag))
         shift_yx = generator.uniform(-0.5, 0.5, size=2)  # survey pixels
         is_star = bool(self.table["is_star"][index])
         bare = self.psf if is_star else galsim.Convolve(self.profile(index), self.psf)
         seen = (bare * flux).shift(shift_yx[1] * survey.scale, shift_yx[0] * survey.scale)
-        image, y, x = draw_stamp(seen, survey, oversample=oversample)
+        image, y, x = draw_stamp(seen, survey)
         hlr, g1, g2 = (0.0, 0.0, 0.0) if is_star else self.shape(index)
         return Stamp(
             image=image,
             flux=flux,
-            y=y + shift_yx[0] * oversample,
-            x=x + shift_yx[1] * oversample,
+            y=y + shift_yx[0],
+            x=x + shift_yx[1],
             hlr=hlr / survey.scale,
             g1=g1,
             g2=g2,

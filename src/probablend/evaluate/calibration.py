@@ -65,6 +65,10 @@ def reliability(probability: np.ndarray, truth: np.ndarray, *, n_bins: int = N_B
             f"probability and truth must be of one, non-zero length; got {probability.shape} "
             f"and {truth.shape}"
         )
+    # Cases of equal probability are alike, in whatever order they come.
+    levels, which = np.unique(probability, return_inverse=True)
+    n = np.bincount(which, minlength=len(levels))
+    truth = (np.bincount(which, truth, minlength=len(levels)) / n)[which]
     order = np.argsort(probability, kind="stable")
     bins = [b for b in np.array_split(order, n_bins) if len(b)]
     return Reliability(

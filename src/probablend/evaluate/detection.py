@@ -24,6 +24,7 @@ __all__ = [
     "completeness_at_purity",
     "detect_scores",
     "detection_curve",
+    "in_image",
     "iou",
     "objects_of",
     "positions",
@@ -84,7 +85,8 @@ def positions(table: Table) -> np.ndarray:
     return np.column_stack([np.asarray(table["y"], float), np.asarray(table["x"], float)])
 
 
-def _in_image(truth: Table, shape_yx: tuple[int, ...]) -> np.ndarray:
+def in_image(truth: Table, shape_yx: tuple[int, ...]) -> np.ndarray:
+    """Whether the centres of sources lie in an image, (source,)."""
     y, x = positions(truth).T
     return (y > -0.5) & (y < shape_yx[0] - 0.5) & (x > -0.5) & (x < shape_yx[1] - 0.5)
 
@@ -105,7 +107,7 @@ def detect_scores(
     radius : float
         Matching radius, pixels.
     """
-    detectable = (np.asarray(truth["n_pixels"]) >= MIN_FOOTPRINT) & _in_image(truth, shape_yx)
+    detectable = (np.asarray(truth["n_pixels"]) >= MIN_FOOTPRINT) & in_image(truth, shape_yx)
     blended = detectable & np.asarray(truth["blended"], dtype=bool)
     t, f = match_positions(positions(truth), positions(catalog), radius=radius)
     return DetectionScores(
@@ -232,7 +234,7 @@ def objects_of(
         The row matched one to one; and that, or else the row whose label covers the centre.
         −1 for none.
     """
-    inside = _in_image(truth, labels.shape)
+    inside = in_image(truth, labels.shape)
     own = np.full(len(truth), -1)
     t, f = match_positions(positions(truth), positions(catalog), radius=radius)
     own[t] = f
@@ -258,7 +260,7 @@ def blended_curve(
     radius : float
         Matching radius, pixels.
     """
-    inside = _in_image(truth, labels.shape)
+    inside = in_image(truth, labels.shape)
     blended = np.asarray(truth["blended"], dtype=bool)
     target = blended & inside & (np.asarray(truth["n_pixels"]) >= MIN_FOOTPRINT)
     own, either = objects_of(truth, catalog, labels, radius=radius)

@@ -45,9 +45,11 @@ from probablend.evaluate.methods import (
     FORCED,
     Method,
     Prediction,
+    is_known,
     method_file,
     model_of,
     open_method,
+    refuse_pair_networks,
     weights_hash,
 )
 from probablend.evaluate.photometry import SHAPE_PARAMETERS, coverage_text, photometry
@@ -209,12 +211,16 @@ def score_scenes(scenes: list[Scene], predictions: list[Prediction]) -> FieldSco
     values: dict[str, float] = {}
     regions, curves = None, {}
     if len(p_blend) == len(scenes):
-        regions = _total([region_curve(p, t == 2) for p, t in zip(p_blend, truth, strict=True)])
+        regions = _total([
+            region_curve(np.nan_to_num(p), (t == 2) & np.isfinite(p))
+            for p, t in zip(p_blend, truth, strict=True)
+        ])  # fmt: skip
     soft = regions is not None  # else P_GALAXY is a mask, not a probability
     for name, maps, t in (("galaxy", p_galaxy, truth > 0), ("blend", p_blend, truth == 2)):
         if len(maps) < len(scenes):
             continue
         p = np.stack(maps)
+        p, t = p[np.isfinite(p)], t[np.isfinite(p)]  # what is masked is no statement
         values[f"iou_{name}"] = iou(p > 0.5, t)
         active = active_pixels(p, t)
         if soft and active.any():
@@ -385,6 +391,7 @@ def evaluate_fields(
     if forced := [name for name in methods if name.endswith(FORCED)]:
         raise ValueError(f"{forced[0]}: in fields sources are detected; use it with pairs")
     check_names(methods, [method_file(name) for name in methods])
+    refuse_pair_networks(methods)
     opened = {name: open_method(name, n_samples=config.n_samples) for name in methods}
     setting = asdict(config) | {"survey": galaxies.survey.as_dict()}
     begin(directory / "fields", setting, command)
@@ -402,7 +409,7 @@ def evaluate_fields(
         if model is not None:
             scores["no_overlap_share"] = no_overlap_share(
                 galaxies, n_stamps=config.n_stamps, n_samples=config.n_samples,
-                seed=config.seed, model=model,
+                seed=config.seed, model=model, mag_range=config.field.mag_range,
             )  # fmt: skip
         _keep(directory, name, weights, scores, gallery)
     return read_results(directory)
@@ -413,6 +420,7 @@ def evaluate_scene(
     methods: Mapping[str, Method],
     directory: Path,
     *,
+    n_samples: int = 16,
     seed: int = 0,
     command: str = "",
 ) -> dict[str, Any]:
@@ -426,6 +434,8 @@ def evaluate_scene(
         By name.
     directory : Path
         As in :func:`evaluate_fields`; nothing is skipped.
+    n_samples : int
+        Posterior samples that the methods draw, for the record.
     seed : int
         Seeds the samples.
     command : str
@@ -437,12 +447,17 @@ def evaluate_scene(
         If the folder holds the evaluation of something else.
     """
     check_names(list(methods), [method_file(name) for name in methods])
+    refuse_pair_networks(methods)
     image = hashlib.sha256(scene.image.tobytes()).hexdigest()[:16]
-    setting = {"survey": scene.survey.as_dict(), "n": 1, "scene": image, "seed": seed}
+    setting = {
+        "survey": scene.survey.as_dict(), "n": 1, "scene": image, "n_samples": n_samples,
+        "seed": seed,
+    }  # fmt: skip
     begin(directory / "fields", setting, command)
     for name, method in methods.items():
         scores, gallery = run_method(name, method, [lambda: scene], seed=seed)
-        _keep(directory, name, None, scores, gallery)
+        weights = weights_hash(name) if is_known(name) else None
+        _keep(directory, name, weights, scores, gallery)
     return read_results(directory)
 
 

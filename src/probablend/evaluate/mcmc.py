@@ -417,6 +417,7 @@ def compare_posteriors(
         write_json(path, report)
         if progress:
             progress(k + 1, n_blends)
+    write_json(path, report)
     (directory / "mcmc.md").write_text(mcmc_table(report))
     _figure(report).savefig(directory / "mcmc.png", dpi=100)
     return report

@@ -3,7 +3,7 @@
 Scores read what comes out and do not know who made it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -35,7 +35,7 @@ from probablend.evaluate.classical import (
     run_sep,
     run_sextractor,
 )
-from probablend.evaluate.detection import DETECTION_THRESHOLDS, positions
+from probablend.evaluate.detection import DETECTION_THRESHOLDS, in_image, positions
 from probablend.infer.measure import pixel_positions, plain_values, read_positions
 from probablend.infer.segment import segment
 from probablend.models.pairs import PairNetwork
@@ -46,10 +46,12 @@ __all__ = [
     "Prediction",
     "classical_methods",
     "default_methods",
+    "is_known",
     "method_file",
     "model_of",
     "open_method",
     "read_method",
+    "refuse_pair_networks",
     "weights_hash",
 ]
 
@@ -131,6 +133,27 @@ def model_of(name: str) -> str | None:
     return None if isinstance(load_model(name)[0], PairNetwork) else name
 
 
+def is_known(name: str) -> bool:
+    """Whether a method can be opened by this name."""
+    model = name.removesuffix(FORCED)
+    return name in _CLASSICAL or model in available_models() or Path(model).is_file()
+
+
+def refuse_pair_networks(names: Iterable[str]) -> None:
+    """Refuse networks that look at stamps of two galaxies only.
+
+    Raises
+    ------
+    ValueError
+        If one of the methods is one.
+    """
+    for name in names:
+        if name in _CLASSICAL or not is_known(name):
+            continue
+        if isinstance(load_model(name.removesuffix(FORCED))[0], PairNetwork):
+            raise ValueError(f"{name} looks at stamps of two galaxies only: evaluate it with pairs")
+
+
 def method_file(name: str) -> str:
     """Stem of the files in which a method's results are kept."""
     return Path(name).name.removesuffix(".safetensors").replace(FORCED, "-at-truth")
@@ -171,7 +194,7 @@ def open_method(name: str, *, n_samples: int = 16) -> Method:
             )
         return _classical(name)
     model = name.removesuffix(FORCED)
-    if model not in available_models() and not Path(model).is_file():
+    if not is_known(name):
         known = [*_CLASSICAL, *available_models()]
         raise ValueError(f"unknown method {name!r}: one of {', '.join(known)}, or a weight file")
     if name.endswith(FORCED) and not knows_sources(model):
@@ -198,9 +221,8 @@ def _network(model: str, *, forced: bool, n_samples: int) -> Method:
         )  # fmt: skip
         at = given = None
         if forced:
-            at = positions(scene.catalog)
-            given = np.flatnonzero(((at > -0.5) & (at < np.array(scene.image.shape) - 0.5)).all(1))
-            at = at[given]
+            given = np.flatnonzero(in_image(scene.catalog, scene.image.shape))
+            at = positions(scene.catalog)[given]
         result = look(n_samples=n_samples, positions=at)
         own = result.sources
 

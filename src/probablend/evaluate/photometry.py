@@ -5,7 +5,7 @@ Fluxes are compared with the total flux of the drawn profile, in magnitudes:
 profile and position, where fluxes are linear: covariance (GᵀG/σ²)⁻¹.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from astropy.stats import mad_std
 from astropy.table import Table, vstack
 from scipy.spatial import KDTree
+from scipy.stats import kstest
 
 from probablend.emulate.blend import Scene
 from probablend.emulate.noise import noise_rms
@@ -34,6 +35,7 @@ __all__ = [
     "signal_to_noise",
     "truth_ranks",
     "unrecognised_blends",
+    "worst_bins",
 ]
 
 SHAPE_PARAMETERS = ("flux", "hlr", "g1", "g2")
@@ -219,10 +221,8 @@ def coverage_scores(table: Table) -> dict[str, dict[str, Any]]:
         for level in LEVELS:
             key = f"{round(100 * level)}"
             off = [one[key] - level for one in bins]
-            scores[name][f"{key}_worst_bin"] = max(off, key=abs, default=0.0)
-        grid = np.sort(rank)
-        uniform = (np.arange(len(grid)) + 0.5) / len(grid)
-        scores[name]["kolmogorov"] = float(np.abs(grid - uniform).max())
+            scores[name][f"{key}_worst_bin"] = max(off, key=abs, default=None)
+        scores[name]["kolmogorov"] = float(kstest(rank, "uniform").statistic)
     return scores
 
 
@@ -293,8 +293,13 @@ def coverage_text(scores: dict[str, float] | None) -> str | None:
     """Coverage of one parameter as a cell of a table; None of nothing."""
     if scores is None:
         return None
-    worst = f"({scores['68_worst_bin']:+.3f}, {scores['95_worst_bin']:+.3f})"
-    return f"{scores['68']:.3f} / {scores['95']:.3f} {worst}"
+    return f"{scores['68']:.3f} / {scores['95']:.3f} {worst_bins(scores, '+.3f')}"
+
+
+def worst_bins(scores: Mapping[str, float | None], form: str) -> str:
+    """How far coverage is off in the worst bins, for a table."""
+    worst = [scores[f"{level}_worst_bin"] for level in (68, 95)]
+    return f"({', '.join('–' if w is None else format(w, form) for w in worst)})"
 
 
 def unrecognised_blends(

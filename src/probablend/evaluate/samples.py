@@ -167,7 +167,7 @@ def no_overlap_share(
     seed: int,
     model: str | Path,
     size: int = 128,
-    mag_range: tuple[float, float] = (18.5, 26.0),
+    mag_range: tuple[float, float],
 ) -> dict[str, float]:
     """Share of the samples without a single blended pixel, where nothing overlaps.
 

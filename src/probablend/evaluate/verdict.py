@@ -7,6 +7,7 @@ import numpy as np
 from astropy.table import Table
 from matplotlib.figure import Figure
 
+from probablend.evaluate.photometry import worst_bins
 from probablend.plot import plot_pit, plot_reliability
 
 __all__ = ["injection_figure", "injection_table", "verdict"]
@@ -130,10 +131,7 @@ def injection_table(report: dict[str, Any]) -> str:
         )
     lines += ["", "| | in the 68 / 95 % interval (worst bin) |", "|---|---|"]
     for name, one in report["coverage"].items():
-        lines.append(
-            f"| {name} | {one['68']:.2f} / {one['95']:.2f} "
-            f"({one['68_worst_bin']:+.2f}, {one['95_worst_bin']:+.2f}) |"
-        )
+        lines.append(f"| {name} | {one['68']:.2f} / {one['95']:.2f} {worst_bins(one, '+.2f')} |")
     if "p_blend" in report:
         said = report["p_blend"]
         lines += [

@@ -98,7 +98,7 @@ def plain_values(column: Any, unit: u.Unit | None = None) -> np.ndarray:
 
 def measure(
     image: ImageLike,
-    positions: Table | np.ndarray,
+    positions: Table | SkyCoord | np.ndarray | str | Path,
     **settings: Any,
 ) -> QTable:
     """Measure sources at given positions.
@@ -107,9 +107,9 @@ def measure(
     ----------
     image : path, ndarray or Tensor of shape (y, x), ImageHDU, NDData (CCDData) or ImageData
         Any unit.
-    positions : Table or ndarray of shape (n, 2)
-        A catalogue with ``x, y`` (pixels, first at 0) or ``ra, dec`` (degrees), or their
-        photutils and SExtractor names; or an array of (x, y).
+    positions : Table, SkyCoord of shape (n,), ndarray of shape (n, 2) or path
+        A catalogue, or its file, with ``x, y`` (pixels, first at 0) or ``ra, dec`` (degrees),
+        or their photutils and SExtractor names; or an array of (x, y).
     **settings
         As of :func:`~probablend.infer.segment.segment`: noise, mask, PSF, seed and so on.
 
@@ -126,6 +126,11 @@ def measure(
         If the positions cannot be understood.
     """
     data = as_image(image)
+    if isinstance(positions, str | Path):
+        positions = read_positions(positions)
+    if isinstance(positions, SkyCoord):
+        on_sky = positions.icrs.reshape(-1)
+        positions = QTable({"ra": on_sky.ra, "dec": on_sky.dec})
     if isinstance(positions, Table):
         at = pixel_positions(positions, settings.get("wcs") or data.wcs)
     else:

@@ -228,6 +228,8 @@ def begin(
     assert isinstance(network, FieldNetwork)
     resolve_device(settings.device)
     known = None if settings.psf is None else PSF.read(settings.psf)
+    if known is not None and isinstance(settings.psf_fwhm, float | int):
+        known = replace(known, fwhm=float(settings.psf_fwhm))
     if known is not None:
         say_psf(known, network)
     psf, noise_factors, background = _decide(settings, image, meta, known)
@@ -361,9 +363,8 @@ def _decide(
     settings: StreamSettings, image: ImageFile, meta: dict[str, Any], known: PSF | None
 ) -> tuple[PSF, tuple[float, float], str]:
     """PSF, correlation of the noise and kind of background of the whole image."""
-    if isinstance(settings.psf_fwhm, float | int):
-        width = float(settings.psf_fwhm)
-        known = PSF(fwhm=width) if known is None else replace(known, fwhm=width)
+    if known is None and isinstance(settings.psf_fwhm, float | int):
+        known = PSF(fwhm=float(settings.psf_fwhm))
     psf = known
     widths: list[float] = []
     background = settings.background

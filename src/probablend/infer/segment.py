@@ -8,9 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+import astropy.units as u
 import numpy as np
 import torch
 from astropy.io import fits
@@ -327,8 +329,9 @@ def segment(
     ValueError
         If an argument cannot be used; the message says which and why.
     """
-    one_psf = None if isinstance(psf_fwhm, np.ndarray) else psf_fwhm
+    one_psf: Any = None if isinstance(psf_fwhm, np.ndarray) and psf_fwhm.ndim else psf_fwhm
     check_numbers(n_samples, min_p_source, one_psf, zeropoint, saturation)
+    check_kinds(seed=seed)
     if tile_size < 1:
         raise ValueError(f"tile_size must be at least 1 pixel; got {tile_size}")
     data = as_image(image, rms=rms, mask=mask, wcs=wcs, zeropoint=zeropoint, saturation=saturation)
@@ -336,6 +339,8 @@ def segment(
     known = None if psf is None else replace(as_psf(psf), origin="given")
     if known is not None:
         psf_fwhm = known.fwhm if psf_fwhm is None else psf_fwhm
+        if one_psf is not None:
+            known = replace(known, fwhm=float(one_psf))
     where = resolve_device(device)
     network, meta = ready_network(model, device, precision)
     if known is not None:
@@ -408,7 +413,7 @@ def _ready(
     network, meta = load_model(path)
     if isinstance(network, FieldNetwork):
         network.use_precision(precision)
-    return network.to(device), meta
+    return network.to(device).requires_grad_(False), meta
 
 
 def psf_of_stars(prepared: PreparedImage, meta: Mapping[str, Any]) -> PSF:
@@ -443,6 +448,8 @@ def check_numbers(
     saturation: float | None,
 ) -> None:
     """Refuse settings that make no sense, before any work is done."""
+    check_kinds(n_samples=n_samples, min_p_source=min_p_source, psf_fwhm=psf_fwhm,
+                zeropoint=zeropoint, saturation=saturation)  # fmt: skip
     if n_samples < 1:
         raise ValueError(f"n_samples must be at least 1; got {n_samples}")
     if not 0 <= min_p_source <= 1:
@@ -453,6 +460,18 @@ def check_numbers(
         raise ValueError(f"zeropoint must be finite; got {zeropoint}")
     if saturation is not None and not (np.isfinite(saturation) and saturation > 0):
         raise ValueError(f"saturation must be positive; got {saturation}")
+
+
+def check_kinds(**numbers: Any) -> None:
+    """Refuse what is no number; ``n_samples`` and ``seed`` must be whole ones."""
+    for name, value in numbers.items():
+        whole = name in ("n_samples", "seed")
+        kind = Integral if whole else Real
+        if value is None and not whole:
+            continue
+        if isinstance(value, u.Quantity) or not isinstance(value, kind):
+            what = "a whole number" if whole else "a plain number"
+            raise TypeError(f"{name} must be {what}; got {value!r}")
 
 
 def usable_psf_map(widths: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -128,6 +128,8 @@ class Measured:
 
     def parameter(self, name: str) -> np.ndarray:
         """Draws of one parameter, (draw, source), positions in the image."""
+        if name not in PARAMETERS:
+            raise ValueError(f"parameter must be one of {', '.join(PARAMETERS)}; got {name!r}")
         values = self.draws[..., PARAMETERS.index(name)].astype(float)
         return values + self.origin[:, "yx".index(name)] if name in ("y", "x") else values
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import zuko
 from torch import Tensor, nn
@@ -368,12 +369,16 @@ class SourcePosterior:
         return to_physical(free) * factor + offset
 
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
-        """Draws, (sample, source, 10), in the order of ``PARAMETERS``."""
+        """Draws, (sample, source, 10), in the order of ``PARAMETERS``.
+
+        Others every time, but for a generator of the same seed.
+        """
         shape = (n, len(self), len(PARAMETERS))
         return self.transform(torch.randn(shape, generator=generator).to(self.context))
 
-    def log_prob(self, values: Tensor) -> Tensor:
+    def log_prob(self, values: Tensor | np.ndarray) -> Tensor:
         """Log density of parameters, (..., source, 10) → (..., source)."""
+        values = torch.as_tensor(values, dtype=self.unit.dtype, device=self.unit.device)
         factor, offset = self._shift()
         scaled = (values - offset) / factor
         transform = self.flow(self.context).transform
@@ -396,6 +401,8 @@ class SourcePosterior:
         """
         if not 0 < level < 1:
             raise ValueError(f"level must lie between 0 and 1; got {level}")
+        if not len(self):
+            return self.mean, self.mean
         low, high = self._some_draws().quantile(
             torch.tensor([(1 - level) / 2, (1 + level) / 2]).to(self.unit), dim=0
         )
