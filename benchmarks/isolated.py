@@ -3,7 +3,9 @@
 PROBABLEND_TEST_DATA=… python benchmarks/isolated.py -o docs/results/isolated/isolated
 
 Stamps of other makers (sf_deconvolve): galaxies of HST under PSFs like Euclid's, one PSF for each,
-and white noise of known strength. As they are, and under more noise.
+and white noise of known strength. As they are, and under more noise. How steeply their light ends
+under the PSFs that come with them is said by the Sérsic index that fits them best, beside those of
+galaxies of COSMOS; what the PSFs do, by Sérsic profiles of usual indices under the same ones.
 """
 
 import argparse
@@ -12,10 +14,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import galsim
 import numpy as np
 from astropy.io import fits
 from astropy.table import Table
 from matplotlib.figure import Figure
+from scipy.optimize import least_squares
 
 from probablend import __version__
 from probablend.checkpoint import file_hash, find_model
@@ -32,6 +36,9 @@ SIDE = 129  # pixels; a stamp lies in the middle
 NEAR = 20.0  # pixels from the middle
 SEED = 7300
 SHOWN = (4.0, 10)  # noise, stamps
+INDICES, MAX_SHEAR = (0.31, 6.0), 0.85  # that GalSim draws
+STARTS = (0.0, 0.9)  # ln n
+USUAL_INDICES, USUAL_RADII = (0.8, 2.5), (2.0, 4.5)  # pixels
 
 
 def embed(stamp: np.ndarray, level: float, generator: np.random.Generator) -> np.ndarray:
@@ -57,6 +64,43 @@ def seen(
 def near(catalog: Table) -> np.ndarray:
     """Which sources may be a part of what lies in the middle, (source,)."""
     return np.hypot(*(positions(catalog) - (SIDE - 1) / 2).T) < NEAR
+
+
+def sersic_index(stamp: np.ndarray, psf: np.ndarray) -> float:
+    """Index of the Sérsic profile that is most like a stamp under its PSF."""
+    point = galsim.InterpolatedImage(galsim.Image(psf, scale=1.0), flux=1.0)
+    side = stamp.shape[0]
+
+    def left(values: np.ndarray) -> np.ndarray:
+        ln_n, ln_hlr, g1, g2, x, y, flux = values
+        index, hlr = np.clip(np.exp(ln_n), *INDICES), np.exp(np.clip(ln_hlr, -2, 3))
+        shrink = min(1.0, MAX_SHEAR / max(np.hypot(g1, g2), 1e-9))
+        profile = galsim.Sersic(n=index, half_light_radius=hlr, flux=flux)
+        profile = profile.shear(g1=shrink * g1, g2=shrink * g2).shift(x, y)
+        drawn = galsim.Convolve(profile, point).drawImage(
+            nx=side, ny=side, scale=1.0, method="no_pixel"
+        )
+        return ((drawn.array - stamp) / RMS).ravel()
+
+    found_ = [
+        least_squares(left, [ln_n, 0.9, 0, 0, 0, 0, stamp.sum()], diff_step=1e-3, max_nfev=60)
+        for ln_n in STARTS
+    ]
+    best = min(found_, key=lambda one: float(one.cost))
+    return float(np.clip(np.exp(best.x[0]), *INDICES))
+
+
+def smooth(psf: np.ndarray, k: int, side: int) -> np.ndarray:
+    """A Sérsic galaxy under a PSF, and the noise of the stamps."""
+    generator = np.random.default_rng([SEED, k, 5])
+    index, hlr = generator.uniform(*USUAL_INDICES), generator.uniform(*USUAL_RADII)
+    profile = galsim.Sersic(n=index, half_light_radius=hlr, flux=1.0)
+    profile = profile.shear(g1=generator.uniform(-0.3, 0.3), g2=generator.uniform(-0.3, 0.3))
+    point = galsim.InterpolatedImage(galsim.Image(psf, scale=1.0), flux=1.0)
+    drawn = galsim.Convolve(profile, point).drawImage(
+        nx=side, ny=side, scale=1.0, method="no_pixel"
+    )
+    return drawn.array + generator.normal(scale=RMS, size=(side, side))
 
 
 def picture(stamps: np.ndarray, psfs: np.ndarray, model: str, path: Path) -> None:
@@ -116,15 +160,19 @@ def table(report: dict[str, Any]) -> str:
         f"`{report['command']}`",
         "",
         f"probablend {report['version']}, `{report['model']}` {report['weights']}; "
-        f"{report['galaxies']} galaxies.",
+        f"{report['galaxies']} galaxies, of Sérsic index "
+        f"{' / '.join(format(v, '.2f') for v in report['sersic_index'])} (16, 50, 84 %); "
+        f"of {report['cosmos_galaxies']} galaxies of COSMOS "
+        f"{' / '.join(format(v, '.2f') for v in report['cosmos_sersic_index'])} (5, 50, 95 %).",
         "",
-        "| noise, of the stamps' | S/N | found | more than one: probablend, `sep` "
+        "| | noise, of the stamps' | S/N | found | more than one: probablend, `sep` "
         "| mean `p_blend`, above 0.5 | flux: bias, mag | NMAD, mag | in 68 % interval |",
-        "|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    for level in report["levels"]:
+    rows = [("stamps", one) for one in report["levels"]]
+    for kind, level in [*rows, *(("Sérsic", one) for one in report["smooth"])]:
         cells = [
-            f"{level['level']:g}", f"{level['snr']:.0f}", f"{level['found']:.0%}",
+            kind, f"{level['level']:g}", f"{level['snr']:.0f}", f"{level['found']:.0%}",
             f"{level['more']:.0%}, {level['more_sep']:.0%}",
             f"{level['p_blend']:.2f}, {level['p_blend_above_half']:.0%}",
             f"{level['bias']:+.3f}", f"{level['nmad']:.3f}", f"{level['coverage68']:.2f}",
@@ -138,18 +186,26 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, help="without a suffix")
     parser.add_argument("--model", default="field")
     arguments = parser.parse_args()
-    data = Path(os.environ["PROBABLEND_TEST_DATA"]) / "stamps_euclid_like" / "stamps.fits"
-    with fits.open(data) as hdus:
+    data = Path(os.environ["PROBABLEND_TEST_DATA"])
+    cosmos = Table.read(data / "catalogs" / "cosmos_parametric_fits_23.5.ecsv")["sersic_n"]
+    with fits.open(data / "stamps_euclid_like" / "stamps.fits") as hdus:
         stamps, psfs = (np.asarray(hdus[name].data, float) for name in ("SCI", "PSF"))
+    usual = np.array([smooth(psf, k, stamps.shape[1]) for k, psf in enumerate(psfs)])
     report: dict[str, Any] = {
         "command": "python benchmarks/isolated.py " + " ".join(sys.argv[1:]),
         "version": __version__,
         "model": arguments.model,
         "weights": file_hash(find_model(arguments.model)),
         "galaxies": len(stamps),
-        "levels": [
-            {"level": level, **look(stamps, psfs, level, arguments.model)} for level in LEVELS
-        ],
+        "sersic_index": np.percentile(
+            [sersic_index(*pair) for pair in zip(stamps, psfs, strict=True)], [16, 50, 84]
+        ).tolist(),
+        "cosmos_galaxies": len(cosmos),
+        "cosmos_sersic_index": np.percentile(cosmos, [5, 50, 95]).tolist(),
+        **{
+            name: [{"level": level, **look(some, psfs, level, arguments.model)} for level in LEVELS]
+            for name, some in (("levels", stamps), ("smooth", usual))
+        },
     }
     write_json(arguments.output.with_suffix(".json"), report)
     arguments.output.with_suffix(".md").write_text(table(report))

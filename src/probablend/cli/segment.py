@@ -147,6 +147,9 @@ def segment_command(
         )
         for image in images
     ]
+    products: dict[str, Any] = {
+        "catalog_format": catalog_format, "columns": columns, "regions": regions,
+    }  # fmt: skip
     parts = cutouts is not None or resume or dask is not None or maps_format != "fits"
     began = time.monotonic()
     with progress("images" if len(images) > 1 else "Mpx") as show:
@@ -154,11 +157,9 @@ def segment_command(
             how: dict[str, Any] = {
                 "resume": resume,
                 "overwrite": overwrite,
-                "catalog_format": catalog_format,
-                "columns": columns,
-                "regions": regions,
                 "dask": dask,
                 "progress": show,
+                **products,
             }
             if len(images) > 1:
                 _tell_many(stream_many(settings, output, **how), output)
@@ -167,7 +168,7 @@ def segment_command(
             return
         image = images[0]
         one = settings[0].absolute()
-        about: dict[str, Any] = {"image": one.open().name, "settings": fingerprint(one)}
+        about: dict[str, Any] = {"image": one.open().name, "settings": fingerprint(one) | products}
         data, noise, bad = read_inputs(
             image,
             ext,
@@ -199,11 +200,9 @@ def segment_command(
         output,
         keep_samples=keep_samples,
         keep_posterior=keep_posterior,
-        regions=regions,
-        catalog_format=catalog_format,
-        columns=columns,
         overwrite=overwrite,
         about=about,
+        **products,
     )
     _tell(json.loads((output / SUMMARY).read_text()), output)
 
