@@ -7,7 +7,7 @@ from PIL import Image
 from scipy import ndimage
 
 from probablend.correlation import correlation_factor, roughness_factor
-from probablend.images import number_or_map, prepare_image, read_image
+from probablend.images import ImageFile, number_or_map, prepare_image, read_image
 
 
 @pytest.fixture
@@ -391,3 +391,24 @@ def test_of_several_images_it_is_said_which_is_taken(tmp_path, caplog):
     with caplog.at_level("INFO", logger="probablend"):
         read_image(tmp_path / "cube.fits", ext="IVAR")
     assert "is taken" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("cards", "zeropoint"),
+    [
+        ({"BUNIT": "nJy"}, 31.4),
+        ({"BUNIT": "uJy"}, 23.9),
+        ({"BUNIT": "nanomaggy"}, 22.5),
+        ({"BUNIT": "MJy/sr", "PIXAR_SR": 1e-13}, 8.9 + 2.5 * 7),  # 1e-7 Jy
+        ({"BUNIT": "MJy/sr"}, None),
+        ({"BUNIT": "electron/s"}, None),
+        ({"BUNIT": "what is it"}, None),
+        ({"BUNIT": "nJy", "MAGZERO": 27.0}, 27.0),
+        ({"MAGZERO": "abc"}, None),
+    ],
+)
+def test_the_zero_point_is_in_the_header_or_in_its_unit(tmp_path, cards, zeropoint):
+    header = fits.Header(list(cards.items()))
+    fits.writeto(tmp_path / "a.fits", np.zeros((9, 9)), header)
+    for found in (read_image(tmp_path / "a.fits"), ImageFile(tmp_path / "a.fits")):
+        assert found.zeropoint == (zeropoint and pytest.approx(zeropoint, abs=1e-3))

@@ -40,6 +40,7 @@ __all__ = [
     "rms_of_variance",
     "rms_of_weight",
     "split_extension",
+    "unit_zeropoint",
 ]
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,8 @@ _LEAST_NOISE, _MOST_NOISE = 0.3, 4.0
 _LEVEL_TOLERANCE, _BACKGROUND_TOLERANCE = 0.1, 0.3
 # A patch of exact zeros this large is where a mosaic has no data.
 _MIN_HOLE = 100
+# Units that astropy does not know by these names, in maggies.
+_MAGGIES = {"nanomaggy": 1e-9, "nanomaggies": 1e-9, "nmgy": 1e-9, "maggy": 1.0, "maggies": 1.0}
 _ZEROPOINT_KEYS = ("MAGZERO", "MAGZPT", "MAGZP", "ZEROPNT", "ZEROPT", "PHOTZP", "ZP")
 
 
@@ -186,10 +189,17 @@ def _known(header: fits.Header, path: Path) -> "ImageData":
     )
 
 
-def header_numbers(header: Mapping[str, Any]) -> dict[str, Any]:
-    """Zero point and saturation level, named as in :class:`ImageData`, if a header has them."""
+def header_numbers(header: Mapping[str, Any], unit: u.UnitBase | None = None) -> dict[str, Any]:
+    """Zero point and saturation level, named as in :class:`ImageData`, if a header has them.
+
+    A zero point of its own, or that of ``BUNIT`` where it is a flux density: per pixel, or with
+    ``PIXAR_SR`` per solid angle. A ``unit`` that is known wins over ``BUNIT``.
+    """
+    zeropoint = _number(header, _ZEROPOINT_KEYS)
+    if zeropoint is None:
+        zeropoint = unit_zeropoint(_unit(header) if unit is None else unit)
     return {
-        "zeropoint": _number(header, _ZEROPOINT_KEYS),
+        "zeropoint": zeropoint,
         "saturation": _number(header, ("SATURATE",), positive=True),
     }
 
@@ -309,6 +319,25 @@ def _named_extension(path: Path, ext: int | str | None) -> tuple[Path, int | str
     if path.is_dir() and path.suffix != ".zarr":
         raise ValueError(f"{path} is a folder; an image file is wanted")
     return path, ext
+
+
+def _unit(header: Mapping[str, Any]) -> u.UnitBase | None:
+    """Of the sum of pixels; None if it is not said, or not understood."""
+    text = str(header.get("BUNIT", "")).strip()
+    if text.lower() in _MAGGIES:
+        return u.Unit(_MAGGIES[text.lower()] * u.ABflux)
+    unit = u.Unit(text, parse_strict="silent") if text else None
+    if unit is None or isinstance(unit, u.UnrecognizedUnit):
+        return None
+    area = _number(header, ("PIXAR_SR",), positive=True)
+    return u.Unit(area * unit * u.sr) if area and unit.is_equivalent(u.Jy / u.sr) else unit
+
+
+def unit_zeropoint(unit: u.UnitBase | None) -> float | None:
+    """AB magnitude of one unit, where it is a flux density."""
+    if unit is None or not unit.is_equivalent(u.ABflux):
+        return None
+    return float((1 * unit).to(u.ABmag).value)
 
 
 def _number(

@@ -21,7 +21,14 @@ from astropy.nddata import (
 )
 from astropy.wcs import WCS
 
-from probablend.images import ImageData, as_plane, celestial_wcs, header_numbers, read_image
+from probablend.images import (
+    ImageData,
+    as_plane,
+    celestial_wcs,
+    header_numbers,
+    read_image,
+    unit_zeropoint,
+)
 
 __all__ = ["ImageLike", "as_image"]
 
@@ -94,7 +101,7 @@ def _open(image: ImageLike) -> ImageData:
         raise TypeError(f"image must be one image; got {type(image).__name__}: choose an extension")
     if isinstance(image, u.Quantity):
         unit = image.unit
-        return ImageData(data=image.value, unit=_additive(unit), zeropoint=_zeropoint(unit))
+        return ImageData(data=image.value, unit=_additive(unit), zeropoint=unit_zeropoint(unit))
     return ImageData(data=_plain(image))
 
 
@@ -120,9 +127,7 @@ def _of_hdu(hdu: Any) -> ImageData:
 
 def _of_nddata(image: NDData) -> ImageData:
     name = type(image).__name__
-    numbers = header_numbers(image.meta)
-    if numbers["zeropoint"] is None:
-        numbers["zeropoint"] = _zeropoint(image.unit)
+    numbers = header_numbers(image.meta, image.unit)
     return ImageData(
         data=as_plane(np.asarray(image.data), name),
         wcs=_wcs(image),
@@ -153,13 +158,6 @@ def _wcs(image: NDData) -> WCS | None:
         log.warning("coordinates of type %s are not used", type(image.wcs).__name__)
         return None
     return image.wcs if image.wcs is not None and image.wcs.has_celestial else None
-
-
-def _zeropoint(unit: u.UnitBase | None) -> float | None:
-    """AB magnitude of one unit, where it is a flux density."""
-    if unit is None or not unit.is_equivalent(u.ABflux):
-        return None
-    return float((1 * unit).to(u.ABmag).value)
 
 
 def _additive(unit: u.UnitBase | None) -> u.UnitBase | None:
