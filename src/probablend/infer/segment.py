@@ -335,8 +335,7 @@ def segment(
     if tile_size < 1:
         raise ValueError(f"tile_size must be at least 1 pixel; got {tile_size}")
     data = as_image(image, rms=rms, mask=mask, wcs=wcs, zeropoint=zeropoint, saturation=saturation)
-    # That of another image's stars, too, is given here.
-    known = None if psf is None else replace(as_psf(psf), origin="given")
+    known = None if psf is None else as_psf(psf)
     if known is not None:
         psf_fwhm = known.fwhm if psf_fwhm is None else psf_fwhm
         if one_psf is not None:
@@ -345,6 +344,7 @@ def segment(
     network, meta = ready_network(model, device, precision)
     if known is not None:
         say_psf(known, network)
+        known = replace(known, origin="given")  # here, even if another image's stars say it
     if not isinstance(network, SegmentationNetwork):
         raise ValueError(f"model {model} looks at stamps of two galaxies only; use 'field'")
     if network.config.n_bands != 1 or network.config.n_classes != N_CLASSES:
@@ -435,7 +435,7 @@ def known_wings(psf: PSF | None, network: SegmentationNetwork) -> tuple[float, .
 
 def say_psf(psf: PSF, network: Any) -> None:
     """Log what PSF is given, and whether the network has a use for all of it."""
-    log.info("the PSF that is given: %s", psf)
+    log.info("the PSF that is %s: %s", psf.origin, psf)
     if psf.wings is not None and not getattr(network.config, "knows_psf", False):
         log.warning("this model knows the width of the PSF at most: its wings count for nothing")
 
