@@ -22,7 +22,7 @@ from probablend.evaluate.detection import positions
 from probablend.evaluate.match import match_positions
 from probablend.evaluate.methods import open_method, weights_hash
 from probablend.evaluate.pairs import PairsConfig
-from probablend.evaluate.photometry import flux_scores, truth_ranks
+from probablend.evaluate.photometry import flux_scores, share_inside, truth_ranks
 from probablend.evaluate.record import write_json
 from probablend.survey import get_survey
 
@@ -60,7 +60,7 @@ def score(name: str, galaxies: Galaxies, config: PairsConfig) -> dict[str, float
         **flux_scores(table),
     }  # fmt: skip
     if "rank" in table.colnames:
-        scores["coverage68"] = float((np.abs(table["rank"] - 0.5) <= 0.34).mean())
+        scores["coverage68"] = share_inside(np.asarray(table["rank"], float))["68"]
         scores["p_blend_above_half"] = float((table["p_blend"] > 0.5).mean())
         scores |= {key: float(table[key].mean()) for key in table.colnames if "p_blend" in key}
     return scores

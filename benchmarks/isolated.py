@@ -66,9 +66,15 @@ def near(catalog: Table) -> np.ndarray:
     return np.hypot(*(positions(catalog) - (SIDE - 1) / 2).T) < NEAR
 
 
+def drawn(profile: galsim.GSObject, psf: np.ndarray, side: int) -> np.ndarray:
+    """A profile under the image of a PSF, in pixels."""
+    point = galsim.InterpolatedImage(galsim.Image(psf, scale=1.0), flux=1.0)
+    seen = galsim.Convolve(profile, point)
+    return np.asarray(seen.drawImage(nx=side, ny=side, scale=1.0, method="no_pixel").array)
+
+
 def sersic_index(stamp: np.ndarray, psf: np.ndarray) -> float:
     """Index of the Sérsic profile that is most like a stamp under its PSF."""
-    point = galsim.InterpolatedImage(galsim.Image(psf, scale=1.0), flux=1.0)
     side = stamp.shape[0]
 
     def left(values: np.ndarray) -> np.ndarray:
@@ -77,16 +83,13 @@ def sersic_index(stamp: np.ndarray, psf: np.ndarray) -> float:
         shrink = min(1.0, MAX_SHEAR / max(np.hypot(g1, g2), 1e-9))
         profile = galsim.Sersic(n=index, half_light_radius=hlr, flux=flux)
         profile = profile.shear(g1=shrink * g1, g2=shrink * g2).shift(x, y)
-        drawn = galsim.Convolve(profile, point).drawImage(
-            nx=side, ny=side, scale=1.0, method="no_pixel"
-        )
-        return ((drawn.array - stamp) / RMS).ravel()
+        return ((drawn(profile, psf, side) - stamp) / RMS).ravel()
 
-    found_ = [
+    tried = [
         least_squares(left, [ln_n, 0.9, 0, 0, 0, 0, stamp.sum()], diff_step=1e-3, max_nfev=60)
         for ln_n in STARTS
     ]
-    best = min(found_, key=lambda one: float(one.cost))
+    best = min(tried, key=lambda one: float(one.cost))
     return float(np.clip(np.exp(best.x[0]), *INDICES))
 
 
@@ -96,11 +99,7 @@ def smooth(psf: np.ndarray, k: int, side: int) -> np.ndarray:
     index, hlr = generator.uniform(*USUAL_INDICES), generator.uniform(*USUAL_RADII)
     profile = galsim.Sersic(n=index, half_light_radius=hlr, flux=1.0)
     profile = profile.shear(g1=generator.uniform(-0.3, 0.3), g2=generator.uniform(-0.3, 0.3))
-    point = galsim.InterpolatedImage(galsim.Image(psf, scale=1.0), flux=1.0)
-    drawn = galsim.Convolve(profile, point).drawImage(
-        nx=side, ny=side, scale=1.0, method="no_pixel"
-    )
-    return drawn.array + generator.normal(scale=RMS, size=(side, side))
+    return drawn(profile, psf, side) + generator.normal(scale=RMS, size=(side, side))
 
 
 def picture(stamps: np.ndarray, psfs: np.ndarray, model: str, path: Path) -> None:

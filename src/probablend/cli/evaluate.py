@@ -39,6 +39,11 @@ from probablend.cli.shared import (
 )
 
 
+def _show(table: str) -> None:
+    """Print Markdown as it is: its rows are not broken."""
+    out.print(table, markup=False, highlight=False, soft_wrap=True)
+
+
 @evaluate_app.callback(invoke_without_command=True)
 def _evaluate(context: typer.Context, from_: From = None, quiet: Quiet = False) -> None:
     if quiet:
@@ -52,12 +57,7 @@ def _evaluate(context: typer.Context, from_: From = None, quiet: Quiet = False) 
     from probablend.evaluate.record import kind_of
 
     module = {"fields": field, "pairs": pairs}[kind_of(from_)]
-    out.print(
-        module.results_table(module.read_results(from_)),
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
+    _show(module.results_table(module.read_results(from_)))
 
 
 @evaluate_app.command("field")
@@ -137,7 +137,7 @@ def evaluate_field_command(
             results = evaluate_fields(
                 galaxies, config, names, output, command=command, progress=show
             )
-    out.print(results_table(results), markup=False, highlight=False, soft_wrap=True)
+    _show(results_table(results))
 
 
 @evaluate_app.command("pairs")
@@ -186,7 +186,7 @@ def evaluate_pairs_command(
                 command="probablend " + shlex.join(sys.argv[1:]),
                 progress=show,
             )
-    out.print(results_table(results), markup=False, highlight=False, soft_wrap=True)
+    _show(results_table(results))
 
 
 @evaluate_app.command("inject")
@@ -243,7 +243,7 @@ def evaluate_inject_command(
             command="probablend " + shlex.join(sys.argv[1:]),
             progress=lambda done, total: show("injected", done, total),
         )
-    out.print(injection_table(report), markup=False, highlight=False, soft_wrap=True)
+    _show(injection_table(report))
 
 
 @evaluate_app.command("mcmc")
@@ -274,4 +274,4 @@ def evaluate_mcmc_command(
         command="probablend " + shlex.join(sys.argv[1:]),
         progress=None if out.quiet else lambda done, total: err.print(f"… {done} of {total}"),
     )
-    out.print(mcmc_table(report), markup=False, highlight=False, soft_wrap=True)
+    _show(mcmc_table(report))

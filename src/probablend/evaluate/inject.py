@@ -36,6 +36,7 @@ from probablend.evaluate.photometry import (
     coverage_scores,
     flux_scores,
     rank_histograms,
+    share_inside,
     truth_ranks,
 )
 from probablend.evaluate.record import write_json
@@ -432,6 +433,6 @@ def _scores(table: Table, depth: float, mags: dict[str, np.ndarray]) -> dict[str
             row |= {k: v for k, v in flux_scores(some).items() if k in ("bias", "nmad", "outliers")}
             if len(some) >= _MIN_IN_BIN:
                 place = np.asarray(some["rank_flux"], float)
-                row["coverage68"] = float((np.abs(place - 0.5) <= 0.34).mean())
+                row["coverage68"] = share_inside(place)["68"]
             scores["bins"].append(row)
     return scores

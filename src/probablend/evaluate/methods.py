@@ -128,9 +128,12 @@ def default_methods() -> list[str]:
 
 def model_of(name: str) -> str | None:
     """The model behind a method that segments; None for any other."""
-    if name in _CLASSICAL or name.endswith(FORCED):
-        return None
-    return None if isinstance(load_model(name)[0], PairNetwork) else name
+    forced = name.endswith(FORCED)
+    return None if name in _CLASSICAL or forced or _looks_at_pairs(name) else name
+
+
+def _looks_at_pairs(model: str) -> bool:
+    return isinstance(load_model(model.removesuffix(FORCED))[0], PairNetwork)
 
 
 def is_known(name: str) -> bool:
@@ -148,9 +151,7 @@ def refuse_pair_networks(names: Iterable[str]) -> None:
         If one of the methods is one.
     """
     for name in names:
-        if name in _CLASSICAL or not is_known(name):
-            continue
-        if isinstance(load_model(name.removesuffix(FORCED))[0], PairNetwork):
+        if name not in _CLASSICAL and is_known(name) and _looks_at_pairs(name):
             raise ValueError(f"{name} looks at stamps of two galaxies only: evaluate it with pairs")
 
 

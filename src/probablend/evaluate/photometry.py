@@ -32,6 +32,7 @@ __all__ = [
     "photometry",
     "rank_histograms",
     "shape_scores",
+    "share_inside",
     "signal_to_noise",
     "truth_ranks",
     "unrecognised_blends",
@@ -215,9 +216,9 @@ def coverage_scores(table: Table) -> dict[str, dict[str, Any]]:
         rank = rank[np.isfinite(rank)]
         if not len(rank):
             continue
-        bins = [where | {"n": int(which.sum())} | _inside(rank[which])
+        bins = [where | {"n": int(which.sum())} | share_inside(rank[which])
                 for where, which in _in_bins(some, "snr", "separation")]  # fmt: skip
-        scores[name] = _inside(rank) | {"bins": bins}
+        scores[name] = share_inside(rank) | {"bins": bins}
         for level in LEVELS:
             key = f"{round(100 * level)}"
             off = [one[key] - level for one in bins]
@@ -226,7 +227,7 @@ def coverage_scores(table: Table) -> dict[str, dict[str, Any]]:
     return scores
 
 
-def _inside(rank: np.ndarray) -> dict[str, float]:
+def share_inside(rank: np.ndarray) -> dict[str, float]:
     """Share of the places that are in each central interval."""
     return {f"{round(100 * level)}": float((np.abs(rank - 0.5) <= level / 2).mean())
             for level in LEVELS}  # fmt: skip
