@@ -205,9 +205,9 @@ def field_weights(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def fitting_weights(field_weights, tmp_path_factory):
-    """The same that looks twice: halfway it goes with what fits of profiles say."""
+    """The same above the level of the sky, and it looks twice: halfway it goes with fits."""
     before, meta = load_model(field_weights)
-    config = replace(before.config, fits=True)
+    config = replace(before.config, fits=True, knows_level=True)
     network = FieldNetwork(config)
     take_over(network, before, [])
     with torch.no_grad():

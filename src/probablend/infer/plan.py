@@ -48,6 +48,7 @@ from probablend.infer.sources import N_DRAWS
 from probablend.infer.tiles import Tile, cover
 from probablend.models.field import FieldNetwork, check_precision
 from probablend.models.fit import REACH
+from probablend.models.level import LEVEL_REACH
 from probablend.psf import PSF
 from probablend.zarrs import check_zarr
 
@@ -356,6 +357,7 @@ def _halo(network: FieldNetwork) -> int:
     """Pixels around a block that its answer depends on."""
     stride = network.config.stride
     reach = network.halo + MARGIN + (REACH if network.config.fits else 0)
+    reach += LEVEL_REACH if network.config.knows_level else 0
     return -(-reach // stride) * stride
 
 
