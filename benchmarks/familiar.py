@@ -23,8 +23,8 @@ from probablend.emulate.psf import psf_profile
 from probablend.emulate.sources import open_source
 from probablend.evaluate.detection import positions
 from probablend.evaluate.match import match_positions
-from probablend.images import prepare_image
 from probablend.models.field import FieldNetwork
+from probablend.prepare import prepare_image
 from probablend.survey import Survey, get_survey
 
 SURVEYS = {"euclid-vis": 6, "lsst-i": 2}  # fields of each

@@ -22,9 +22,9 @@ from probablend import __version__
 from probablend.evaluate.classical import run_sep
 from probablend.evaluate.detection import positions
 from probablend.evaluate.match import match_positions
-from probablend.images import prepare_image
 from probablend.infer.segment import Segmentation, segment
 from probablend.plot import plot_class_probabilities, plot_image, plot_probability
+from probablend.prepare import prepare_image
 
 MIN_SNR = 10.0
 ALONE = 12.0  # pixels to the next detection of sep

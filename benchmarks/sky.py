@@ -19,7 +19,7 @@ from probablend import __version__
 from probablend.emulate.blend import FieldConfig, Scene, draw_field
 from probablend.emulate.sources import open_source
 from probablend.evaluate.record import write_json
-from probablend.images import prepare_image
+from probablend.prepare import prepare_image
 from probablend.survey import get_survey
 
 BOX = 128

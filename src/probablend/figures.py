@@ -12,9 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from probablend.card import draw_card
-from probablend.images import ImageFile, prepare_image
+from probablend.images import ImageFile
 from probablend.pictures import animate_samples, plot_blend_overlay, plot_footprints, plot_samples
 from probablend.plot import plot_class_probabilities
+from probablend.prepare import prepare_image
 from probablend.products import Products
 
 __all__ = ["draw_products"]

@@ -1,4 +1,4 @@
-"""Reading images and preparing them: from a file to image / noise, with what is missing marked.
+"""Reading images.
 
 FITS is read as astropy reads it (compressed, scaled, any byte order); PNG and JPEG are
 greyscale for show.
@@ -9,8 +9,8 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,26 +19,17 @@ import numpy as np
 from astropy.io import fits
 from astropy.utils.exceptions import AstropyWarning
 from astropy.wcs import WCS, FITSFixedWarning
-from scipy import ndimage
 
-from probablend.background import MAX_SIGNAL, estimate_sky, sky_between_sources
-from probablend.correlation import correlation_factor, noise_factors
 from probablend.zarrs import open_zarr
 
 __all__ = [
     "ImageData",
     "ImageFile",
-    "NothingToSegmentError",
-    "PreparedImage",
     "as_plane",
     "celestial_wcs",
     "header_numbers",
-    "masked_pixels",
     "number_or_map",
-    "prepare_image",
     "read_image",
-    "rms_of_variance",
-    "rms_of_weight",
     "split_extension",
     "unit_zeropoint",
 ]
@@ -46,23 +37,10 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 _PICTURES = (".png", ".jpg", ".jpeg")
-_REGION = 1024  # pixels in the middle that tell how correlated the noise is
 _FILES_HELD = 4  # packed ones: an image, its noise, its mask and the widths of its PSF
-_MOST_MASKED = 0.7  # share of them
-# Noise that is given, over the scatter of the pixels: crowds make that larger, drizzling smaller.
-_LEAST_NOISE, _MOST_NOISE = 0.3, 4.0
-# A background is taken out when its level or its changes are larger than so many times the noise.
-# Halos of large galaxies look like changes, and where no sky is seen a level may be theirs.
-_LEVEL_TOLERANCE, _BACKGROUND_TOLERANCE = 0.1, 0.3
-# A patch of exact zeros this large is where a mosaic has no data.
-_MIN_HOLE = 100
 # Units that astropy does not know by these names, in maggies.
 _MAGGIES = {"nanomaggy": 1e-9, "nanomaggies": 1e-9, "nmgy": 1e-9, "maggy": 1.0, "maggies": 1.0}
 _ZEROPOINT_KEYS = ("MAGZERO", "MAGZPT", "MAGZP", "ZEROPNT", "ZEROPT", "PHOTZP", "ZP")
-
-
-class NothingToSegmentError(ValueError):
-    """An image, or a part of one, without a usable pixel."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,37 +75,6 @@ class ImageData:
     rms: np.ndarray | float | None = None
     mask: np.ndarray | None = None
     unit: u.UnitBase | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class PreparedImage:
-    """An image in units of its noise.
-
-    Parameters
-    ----------
-    signal : ndarray, shape (y, x), float32
-        (image − background) / rms; 0 where masked.
-    rms : ndarray or float
-        Noise per pixel, file units.
-    mask : ndarray of bool, shape (y, x)
-        True = do not use.
-    background : float
-        Median of what was subtracted, file units; 0 if nothing was.
-    """
-
-    signal: np.ndarray
-    rms: np.ndarray | float
-    mask: np.ndarray = field(repr=False)
-    background: float = 0.0
-
-    @cached_property
-    def noise_factors(self) -> tuple[float, float]:
-        """How correlated the noise is, in the middle.
-
-        See :func:`~probablend.correlation.noise_factors`.
-        """
-        middle = _middle(self.mask)
-        return noise_factors(self.signal[middle], self.mask[middle])
 
 
 def read_image(path: Path | str, *, ext: int | str | None = None) -> ImageData:
@@ -452,213 +399,3 @@ def number_or_map(text: str) -> float | np.ndarray:
         return float(text)
     except ValueError:
         return read_image(text).data
-
-
-def masked_pixels(flags: np.ndarray, bits: int = -1) -> np.ndarray:
-    """Which pixels of a map of flags are not to be used; those that are not numbers never are."""
-    flags = np.asarray(flags)
-    if bits < 0:
-        return np.nan_to_num(flags, nan=1.0) != 0
-    whole = flags if flags.dtype.kind in "iub" else np.where(np.isfinite(flags), flags, -1)
-    return (whole.astype(np.int64) & bits) != 0
-
-
-def rms_of_weight(weight: np.ndarray) -> np.ndarray:
-    """Noise per pixel of inverse variances; NaN, which means missing, where there is no weight."""
-    return np.where(weight > 0, weight, np.nan) ** -0.5
-
-
-def rms_of_variance(variance: np.ndarray) -> np.ndarray:
-    """Noise per pixel of variances; NaN, which means missing, where there is none."""
-    return np.where(variance > 0, variance, np.nan) ** 0.5
-
-
-def prepare_image(
-    image: np.ndarray,
-    *,
-    rms: float | np.ndarray | None = None,
-    mask: np.ndarray | None = None,
-    background: str = "auto",
-    compare_noise: bool = True,
-) -> PreparedImage:
-    """Subtract the background if there is one, divide by the noise, mark what is missing.
-
-    Parameters
-    ----------
-    image : ndarray, shape (y, x)
-        Pixels, any unit.
-    rms : float or ndarray, optional
-        Noise per pixel of the sky (without the photons of the sources), same unit; estimated
-        if not given, as a map where it changes over a large image by more than 4 %, and then
-        raised if it is correlated, see :func:`~probablend.correlation.correlation_factor`.
-        Pixels of a map that are not positive and finite are masked: zero means missing.
-    mask : ndarray of bool, optional
-        True = do not use. Pixels that are not finite, and patches of exact zeros in an image
-        that is not of whole numbers (where a mosaic has no data), are masked anyway.
-    background : {"auto", "subtract", "none"}
-        ``"auto"`` subtracts it if its level exceeds 0.1 of the noise (0.3 where hardly any sky
-        is seen between the sources), or its changes 0.3.
-    compare_noise : bool
-        Whether to warn if the noise that is given is far from the scatter of the pixels.
-
-    Returns
-    -------
-    PreparedImage
-
-    Raises
-    ------
-    ValueError
-        If nothing is left to work on, the image is constant, the noise is not positive, or
-        shapes differ.
-    """
-    hidden = np.ma.getmaskarray(image)
-    image = as_plane(np.asarray(image), "image")
-    if background not in ("auto", "subtract", "none"):
-        raise ValueError(f"background must be auto, subtract or none; got {background!r}")
-    given = None if rms is None else _check_rms(rms, image.shape)
-    bad = _unusable(image, hidden, mask, given)
-    if bad.all():
-        raise NothingToSegmentError(
-            "image has no usable pixel: all are NaN, masked or without noise"
-        )
-    good = image[~bad]
-    if good.min() == good.max():
-        raise NothingToSegmentError(f"image is constant ({good[0]:g}): there is nothing to segment")
-
-    clean = np.where(bad, np.median(good), image).astype(np.float32)
-    level: np.ndarray | float = 0.0
-    spread = np.nan
-    if given is None or compare_noise or background != "none":
-        level, spread = estimate_sky(clean, bad)
-    seen = None  # level and noise of the sky between the sources, where those fill the image
-    if given is None:
-        if not (np.isfinite(spread) and spread > 0):
-            raise NothingToSegmentError("the noise cannot be estimated: give it with rms")
-        seen = sky_between_sources(clean, bad, level, spread)
-        level, noise = seen or (level, spread)
-        noise = noise * _correlation(clean, bad, level, noise)
-    else:
-        noise = given
-        if compare_noise:
-            _compare_noise(_typical(noise, bad), spread)
-    # Half the field may be deeper: compare with the typical noise.
-    typical = _typical(noise, bad)
-    if given is not None and background != "none":
-        large = background == "subtract" or max(_strength(level)) > _LEVEL_TOLERANCE * typical
-        seen = sky_between_sources(clean, bad, level, spread) if large else None
-        level, _ = seen or (level, spread)
-    subtract = background == "subtract"
-    if background == "auto":
-        height, changes = _strength(level)
-        least = _LEVEL_TOLERANCE if seen else _BACKGROUND_TOLERANCE
-        subtract = height > least * typical or changes > _BACKGROUND_TOLERANCE * typical
-    if subtract:
-        log.info("subtracted a background of median %.4g", float(np.median(level)))
-    divisor = np.where(bad, 1, noise) if isinstance(noise, np.ndarray) else noise
-    with np.errstate(over="ignore"):
-        signal = ((clean - level if subtract else clean) / divisor).astype(np.float32)
-    bad |= ~(np.abs(signal) < MAX_SIGNAL)
-    if bad.all():
-        raise NothingToSegmentError(
-            f"every pixel exceeds {MAX_SIGNAL:g} times the noise: is rms in the image's unit?"
-        )
-    signal[bad] = 0
-    return PreparedImage(
-        signal=signal,
-        rms=noise,
-        mask=bad,
-        background=float(np.median(level)) if subtract else 0.0,
-    )
-
-
-def _unusable(
-    image: np.ndarray,
-    hidden: np.ndarray,
-    mask: np.ndarray | None,
-    noise: float | np.ndarray | None,
-) -> np.ndarray:
-    """Pixels that are missing, masked or without noise; ``hidden`` by the array itself."""
-    bad = ~np.isfinite(image) | _holes(image)
-    if hidden.any():
-        bad |= hidden.reshape(image.shape)
-    if mask is not None:
-        mask = np.asarray(mask)
-        if mask.shape != image.shape:
-            raise ValueError(f"mask must have the image's shape {image.shape}; got {mask.shape}")
-        bad |= mask.astype(bool)
-    if isinstance(noise, np.ndarray):
-        bad |= ~(np.isfinite(noise) & (noise > 0))
-    return bad
-
-
-def _correlation(
-    clean: np.ndarray, bad: np.ndarray, level: float | np.ndarray, noise: float | np.ndarray
-) -> float:
-    """By what the noise counts as more than the scatter of pixels; says what was estimated."""
-    middle = _middle(bad)
-    here, under = (v[middle] if isinstance(v, np.ndarray) else v for v in (level, noise))
-    with np.errstate(over="ignore"):
-        flat = ((clean[middle] - here) / under).clip(-MAX_SIGNAL, MAX_SIGNAL)
-    factor = correlation_factor(flat.astype(np.float32), bad[middle])
-    typical = _typical(noise, bad)
-    log.info(
-        "estimated noise: %.4g per pixel%s%s", typical,
-        ", a map, since it changes over the image" if isinstance(noise, np.ndarray) else "",
-        f", counted as {typical * factor:.4g}, since it is correlated: {factor:.2f} times as "
-        "strong on the scale of a source" if factor > 1 else "",
-    )  # fmt: skip
-    return factor
-
-
-def _strength(level: float | np.ndarray) -> tuple[float, float]:
-    """How high a background is, and how much it changes."""
-    return abs(float(np.median(level))), float(np.std(level, dtype=float))
-
-
-def _middle(mask: np.ndarray) -> tuple[slice, ...]:
-    """What tells how correlated the noise is: the middle, or all if that has hardly a pixel."""
-    box = tuple(slice(max(0, (n - _REGION) // 2), (n + _REGION) // 2) for n in mask.shape)
-    return box if np.mean(mask[box]) < _MOST_MASKED else (slice(None), slice(None))
-
-
-def _typical(noise: float | np.ndarray, bad: np.ndarray) -> float:
-    """The noise of most pixels."""
-    return float(np.median(noise[~bad])) if isinstance(noise, np.ndarray) else noise
-
-
-def _compare_noise(given: float, spread: float) -> None:
-    """Say so if the noise that was given is not that of the pixels."""
-    if not (spread > 0 and _LEAST_NOISE < given / spread < _MOST_NOISE):
-        log.warning(
-            "the noise that was given, %.3g per pixel, is %.2g times what the pixels scatter by: "
-            "rms is a standard deviation, variance its square, weight one over that",
-            given, given / spread if spread > 0 else np.inf,
-        )  # fmt: skip
-
-
-def _holes(image: np.ndarray) -> np.ndarray:
-    """Patches of exact zeros: no data there. A picture or counts may well be zero."""
-    zero = image == 0
-    finite = image[np.isfinite(image)]
-    if zero.sum() < _MIN_HOLE or (finite == np.round(finite)).all():
-        return np.zeros(image.shape, dtype=bool)
-    patches, _ = ndimage.label(zero, structure=np.ones((3, 3)))
-    large = np.bincount(patches.ravel()) >= _MIN_HOLE
-    large[0] = False
-    return large[patches]
-
-
-def _check_rms(rms: float | np.ndarray, shape: tuple[int, ...]) -> float | np.ndarray:
-    values = np.asarray(rms, dtype=np.float32)
-    if values.ndim == 0:
-        if not (np.isfinite(values) and values > 0):
-            raise ValueError(f"rms must be positive; got {float(values):g}")
-        return float(values)
-    if values.shape != shape:
-        raise ValueError(f"rms must have the image's shape {shape}; got {values.shape}")
-    if not (values > 0).any():
-        raise NothingToSegmentError("rms must be positive; the map has no positive pixel")
-    if (values < 0).any():
-        n_negative = int((values < 0).sum())
-        raise ValueError(f"rms must be positive; the map has {n_negative} negative pixels")
-    return values

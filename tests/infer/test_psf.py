@@ -2,8 +2,9 @@ import galsim
 import numpy as np
 import pytest
 
-from probablend.images import prepare_image, read_image
+from probablend.images import read_image
 from probablend.infer.psf import measure_psf
+from probablend.prepare import prepare_image
 from probablend.psf import PSF, light_in_wings
 
 PROFILES = {

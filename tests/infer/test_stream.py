@@ -17,13 +17,7 @@ from astropy.wcs import WCS
 
 from probablend.emulate.blend import FieldConfig, draw_field
 from probablend.flags import Flag
-from probablend.images import (
-    ImageFile,
-    PreparedImage,
-    masked_pixels,
-    rms_of_variance,
-    rms_of_weight,
-)
+from probablend.images import ImageFile
 from probablend.infer import stream as module
 from probablend.infer.footprints import Ellipses
 from probablend.infer.plan import _touched, blocks_of
@@ -32,6 +26,7 @@ from probablend.infer.sources import _flags
 from probablend.infer.stream import StreamSettings, stream
 from probablend.infer.tiles import Window
 from probablend.models.source import PARAMETERS
+from probablend.prepare import PreparedImage, masked_pixels, rms_of_variance, rms_of_weight
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 N_KILLS = int(os.environ.get("PROBABLEND_KILLS", "3"))

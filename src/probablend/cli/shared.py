@@ -162,14 +162,9 @@ def read_inputs(
     flag_bits: int = -1,
 ) -> tuple[Any, Any, np.ndarray | None]:
     """Image, noise and mask, as a user names them."""
-    from probablend.images import (
-        ImageFile,
-        masked_pixels,
-        read_image,
-        rms_of_variance,
-        rms_of_weight,
-    )
+    from probablend.images import ImageFile, read_image
     from probablend.infer.plan import one_noise
+    from probablend.prepare import masked_pixels, rms_of_variance, rms_of_weight
 
     one_noise(rms, weight, variance)
     data = read_image(image, ext=ext)

@@ -41,8 +41,9 @@ from probablend.evaluate.photometry import (
 )
 from probablend.evaluate.record import write_json
 from probablend.evaluate.verdict import injection_figure, injection_table, verdict
-from probablend.images import ImageData, prepare_image
+from probablend.images import ImageData
 from probablend.infer.segment import Segmentation, psf_of_stars, segment, typical_noise
+from probablend.prepare import prepare_image
 from probablend.psf import PSF, as_psf, read_psf
 from probablend.survey import Survey
 

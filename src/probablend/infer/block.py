@@ -18,7 +18,7 @@ from scipy.spatial import KDTree
 
 from probablend.checkpoint import load_tensors, save_tensors
 from probablend.device import resolve_device
-from probablend.images import ImageData, NothingToSegmentError, prepare_image
+from probablend.images import ImageData
 from probablend.infer.plan import (
     MARGIN,
     StreamSettings,
@@ -32,6 +32,7 @@ from probablend.infer.segment import Segmentation, ready_network, segment_prepar
 from probablend.infer.tiles import Tile, Window
 from probablend.models.field import FieldNetwork
 from probablend.models.fit import REACH
+from probablend.prepare import NothingToSegmentError, prepare_image
 
 __all__ = ["process_block"]
 

@@ -24,15 +24,7 @@ from probablend.catalog import provenance_header
 from probablend.checkpoint import file_hash, find_model, knows_sources, load_model, save_tensors
 from probablend.correlation import WHITE
 from probablend.device import resolve_device
-from probablend.images import (
-    ImageFile,
-    NothingToSegmentError,
-    masked_pixels,
-    prepare_image,
-    rms_of_variance,
-    rms_of_weight,
-    split_extension,
-)
+from probablend.images import ImageFile, split_extension
 from probablend.infer.measure import pixel_positions, read_positions
 from probablend.infer.planes import RawPlane, make_planes
 from probablend.infer.psf import measure_psf
@@ -49,6 +41,13 @@ from probablend.infer.tiles import Tile, cover
 from probablend.models.field import FieldNetwork, check_precision
 from probablend.models.fit import REACH
 from probablend.models.level import LEVEL_REACH
+from probablend.prepare import (
+    NothingToSegmentError,
+    masked_pixels,
+    prepare_image,
+    rms_of_variance,
+    rms_of_weight,
+)
 from probablend.psf import PSF
 from probablend.zarrs import check_zarr
 

@@ -32,7 +32,7 @@ from probablend.catalog import (
 from probablend.checkpoint import file_hash, find_model, load_model, pixels_only
 from probablend.device import resolve_device
 from probablend.emulate.classes import N_CLASSES, class_entropy
-from probablend.images import ImageData, PreparedImage, prepare_image
+from probablend.images import ImageData
 from probablend.infer.footprints import label_sources
 from probablend.infer.objects import find_objects
 from probablend.infer.outputs import (
@@ -52,6 +52,7 @@ from probablend.inputs import ImageLike, as_image
 from probablend.models.distribution import SegmentationNetwork
 from probablend.models.field import FieldNetwork, check_precision
 from probablend.models.network import Network
+from probablend.prepare import PreparedImage, prepare_image
 from probablend.psf import PSF, as_psf
 from probablend.sextractor import named_columns
 
@@ -290,7 +291,7 @@ def segment(
     device : {"auto", "cpu", "cuda", "mps"}
         Where to compute.
     background : {"auto", "subtract", "none"}
-        Whether to take out a background; see :func:`~probablend.images.prepare_image`.
+        Whether to take out a background; see :func:`~probablend.prepare.prepare_image`.
     wcs : WCS, optional
         Celestial coordinates; read from the file if there is one.
     psf : PSF, ndarray of shape (y, x) or path, optional

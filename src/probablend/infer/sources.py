@@ -15,7 +15,6 @@ from scipy.special import expit
 
 from probablend.catalog import COLUMNS, UCDS, build_table, describe, quantile_columns, sky_positions
 from probablend.flags import Flag
-from probablend.images import PreparedImage
 from probablend.infer.footprints import Ellipses, blended_share, group_sources, overlap_share
 from probablend.infer.scan import Found
 from probablend.infer.tiles import WHOLE, Window
@@ -23,6 +22,7 @@ from probablend.models.familiar import spread_of
 from probablend.models.field import FieldNetwork
 from probablend.models.fields import point_normals
 from probablend.models.source import DESCRIPTIONS, PARAMETERS, SourcePosterior
+from probablend.prepare import PreparedImage
 
 __all__ = [
     "N_DRAWS",
