@@ -139,7 +139,7 @@ def _catalog(result: Segmentation, kept: np.ndarray, wcs: Any) -> Table:
     """Our columns for the sources kept, with positions in the toolkit's convention: arcseconds."""
     ours = result.catalog[kept]
     names = [name for name in ours.colnames if name not in ("x", "y", "ra", "dec")]
-    table = Table({name: np.asarray(getattr(ours[name], "value", ours[name])) for name in names})
+    table = Table({name: np.asarray(ours[name]) for name in names})
     x, y = ours["x"].value, ours["y"].value
     ra, dec = wcs.pixel_to_world_values(x, y)
     # Scenes lie around (0, 0): a right ascension of 359.9° is one of −0.1°.

@@ -201,4 +201,4 @@ def draw_card(
 
 
 def _plain(table: QTable | np.ndarray, name: str) -> np.ndarray:
-    return np.asarray(getattr(table[name], "value", table[name]))
+    return np.asarray(table[name])

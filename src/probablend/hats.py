@@ -83,7 +83,7 @@ def write_hats(table: Table, path: Path, *, max_rows: int = _MAX_ROWS) -> None:
     from astropy_healpix import lonlat_to_healpix
     from pyarrow import parquet
 
-    sky = [np.asarray(getattr(table[k], "value", table[k]), float) for k in ("ra", "dec")]
+    sky = [np.asarray(table[k], float) for k in ("ra", "dec")]
     if n_lost := int((~np.isfinite(sky[0] + sky[1])).sum()):
         raise ValueError(
             f"a HATS catalogue needs sky positions; {n_lost} of {len(table)} rows have none: "
@@ -161,7 +161,7 @@ def _arrow(table: Table, index: np.ndarray) -> Any:
 
     fields, arrays = [pyarrow.field(_INDEX, pyarrow.int64())], [pyarrow.array(index)]
     for column in table.itercols():
-        array = pyarrow.array(np.asarray(getattr(column, "value", column)))
+        array = pyarrow.array(np.asarray(column))
         said = {"unit": str(column.unit or ""), "description": column.info.description or "",
                 "ucd": (column.info.meta or {}).get("ucd", "")}  # fmt: skip
         fields.append(pyarrow.field(column.info.name, array.type, metadata=said))

@@ -93,10 +93,7 @@ class Products:
     @cached_property
     def ellipses(self) -> Ellipses:
         """Median footprints; circles of the same area where no draws were kept."""
-        y, x, n_pixels = (
-            np.asarray(getattr(self.catalog[k], "value", self.catalog[k]), dtype=float)
-            for k in ("y", "x", "n_pixels")
-        )
+        y, x, n_pixels = (np.asarray(self.catalog[k], dtype=float) for k in ("y", "x", "n_pixels"))
         shape = {
             "radius": np.sqrt(n_pixels / np.pi),
             "e1": np.zeros(len(x)),

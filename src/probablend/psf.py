@@ -15,13 +15,12 @@ from pathlib import Path
 import galsim
 import numpy as np
 from astropy.io import fits
-from astropy.stats import mad_std
+from astropy.stats import gaussian_sigma_to_fwhm, mad_std
 from scipy.optimize import least_squares
 
 from probablend.images import read_image, split_extension
 
 __all__ = [
-    "FWHM_OF_SIGMA",
     "N_WINGS",
     "PSF",
     "SIDE",
@@ -43,7 +42,6 @@ N_WINGS = len(WEIGHTS)
 SIDE = 41  # pixels, of the image of a PSF that sources are fitted with
 _ORIGINS = ("given", "measured", "assumed")
 STARS_UNSURE = (0.05, 0.04, 0.03)  # of these logarithms, what few stars may leave open
-FWHM_OF_SIGMA = 2.354820045
 _FINER = 6  # points per pixel where a width is measured
 _FEWEST = 5  # pixels, side of an image of a PSF
 _MOFFAT, _BARE = (3.0, 30.0), (20.0, 50.0)  # exponents of Moffat profiles
@@ -234,7 +232,7 @@ def fwhm_before_pixel(
         Moffat profile or, if the images are none, of one without wings fitted to their cores.
     """
     widths = np.array([half_maximum_width(image) for image in images])
-    fwhm2 = float(np.median(widths)) ** 2 - (FWHM_OF_SIGMA * pixel) ** 2 / 12
+    fwhm2 = float(np.median(widths)) ** 2 - (gaussian_sigma_to_fwhm * pixel) ** 2 / 12
     if fwhm2 >= _RESOLVED**2:
         return float(np.sqrt(fwhm2))
     # Interpolation between so few samples depends on where they lie.
@@ -445,5 +443,5 @@ def over_gaussian(shares: Sequence[float], fwhm: float, *, pixel: float = 1.0) -
         Natural logarithms.
     """
     sigma2 = (np.array(WEIGHTS) * fwhm) ** 2
-    width2 = (fwhm / FWHM_OF_SIGMA) ** 2 + pixel**2 / 12
+    width2 = (fwhm / gaussian_sigma_to_fwhm) ** 2 + pixel**2 / 12
     return np.log(np.maximum(shares, 1e-3) * (sigma2 + width2) / sigma2)

@@ -183,7 +183,7 @@ def named_columns(catalog: QTable, columns: str) -> QTable:
         if not set(one.of) <= set(catalog.colnames):
             continue
         sources = [catalog[key] for key in one.of]
-        values = one.to(*(np.asarray(getattr(s, "value", s)) for s in sources))
+        values = one.to(*(np.asarray(s) for s in sources))
         unit = one.unit or sources[0].unit
         table[name] = values if unit is None else u.Quantity(values, unit, dtype=values.dtype)
         describe(table, name, one.description, one.ucd)

@@ -15,6 +15,7 @@ from typing import Any
 import astropy.units as u
 import numpy as np
 import surveycodex
+from astropy.stats import gaussian_sigma_to_fwhm
 from astropy.units import Quantity
 from surveycodex.utilities import mean_sky_level
 
@@ -278,7 +279,8 @@ def draw_survey(
     profile = str(generator.choice(_PROFILES))
     # The magnitude of a point source of S/N 5, noise over the area of a Gaussian PSF.
     depth, zeropoint = generator.uniform(23.5, 28.0), 25.0
-    sky_rms = 10 ** (-0.4 * (depth - zeropoint)) / (5 * math.sqrt(4 * math.pi) * pixels / 2.3548)
+    sigma = pixels / gaussian_sigma_to_fwhm
+    sky_rms = 10 ** (-0.4 * (depth - zeropoint)) / (5 * math.sqrt(4 * math.pi) * sigma)
     shear, angle = 0.1 * generator.uniform() ** 2, generator.uniform(0, 2 * math.pi)
     psf_file = ""
     if psf_files and generator.uniform() < image_fraction:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
+from astropy.stats import gaussian_sigma_to_fwhm
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
@@ -19,7 +20,7 @@ from probablend.emulate.classes import FOOTPRINT_THRESHOLD
 from probablend.emulate.damage import damage, seam, tilt_sky
 from probablend.emulate.noise import correlate, draw_kernels, noise_factors
 from probablend.emulate.scenes import SceneBatch, SceneConfig, Sources, where_true
-from probablend.psf import FWHM_OF_SIGMA, STARS_UNSURE
+from probablend.psf import STARS_UNSURE
 
 if TYPE_CHECKING:
     from probablend.emulate.bank import Bank
@@ -240,7 +241,7 @@ def _mistaken(image: Tensor, fwhm: Tensor, error: Tensor, grain: Tensor) -> Tens
     laplacian = image.new_tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])
     curved = F.conv2d(image[:, None], laplacian[None, None], padding=1)[:, 0]
     # To spread by t is to widen σ² by 2 t.
-    spread = error[:, 0] * (fwhm / FWHM_OF_SIGMA) ** 2
+    spread = error[:, 0] * (fwhm / gaussian_sigma_to_fwhm) ** 2
     noise = 0.1 * error[:, 1] * image.amax(dim=(1, 2))
     t = torch.arange(image.shape[-1], device=image.device) - image.shape[-1] // 2
     near = torch.exp(-0.5 * (t[:, None] ** 2 + t**2) / (2 * fwhm[:, None, None]) ** 2)

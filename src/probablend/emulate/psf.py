@@ -6,10 +6,10 @@ from pathlib import Path
 import galsim
 import numpy as np
 from astropy.io import fits
+from astropy.stats import gaussian_sigma_to_fwhm
 from scipy.optimize import brentq
 
 from probablend.psf import (
-    FWHM_OF_SIGMA,
     PSF,
     SIDE,
     clean_psf,
@@ -105,7 +105,7 @@ def _airy(survey: Survey, fwhm: float) -> galsim.GSObject:
     if excess <= 0:  # quoted FWHM below the diffraction limit: keep the shape, take the width
         return airy.dilate(fwhm / (2 * radius))
     # Widths of an Airy core and a Gaussian add in quadrature to about 2 %.
-    jitter = galsim.Gaussian(sigma=float(np.sqrt(excess)) / FWHM_OF_SIGMA, gsparams=params)
+    jitter = galsim.Gaussian(sigma=float(np.sqrt(excess)) / gaussian_sigma_to_fwhm, gsparams=params)
     return galsim.Convolve(airy, jitter, gsparams=params)
 
 

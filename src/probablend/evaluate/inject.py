@@ -16,6 +16,7 @@ from typing import Any
 import astropy.units as u
 import numpy as np
 from astropy.io import fits
+from astropy.stats import gaussian_sigma_to_fwhm
 from astropy.table import Table, vstack
 from scipy.spatial import KDTree
 from scipy.stats import norm
@@ -269,7 +270,8 @@ def _describe(
     scale: float, rms: float, fwhm: float, zeropoint: float | None, gain: float | None
 ) -> tuple[Survey, float]:
     """The image as a survey, and the magnitude of a point source of S/N 5."""
-    flux = 5 * rms * np.sqrt(4 * np.pi) * fwhm / 2.3548  # √(effective area) of a Gaussian
+    sigma = fwhm / gaussian_sigma_to_fwhm
+    flux = 5 * rms * np.sqrt(4 * np.pi) * sigma  # √(effective area) of a Gaussian
     zeropoint = _DEPTH + 2.5 * np.log10(flux) if zeropoint is None else zeropoint
     survey = Survey(
         name="image",

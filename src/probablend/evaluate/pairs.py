@@ -125,7 +125,7 @@ def score_pair(scene: Scene, said: Prediction) -> Table:
         values = np.full(2, np.nan)
         if name in said.catalog.colnames:
             column = said.catalog[name]
-            plain = np.asarray(getattr(column, "value", column), float)
+            plain = np.asarray(column, float)
             values[source] = plain[row]
         table[name] = values
     ranks = {} if said.draws is None else truth_ranks(truth[source], said.draws[:, row])

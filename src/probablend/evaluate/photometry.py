@@ -156,7 +156,7 @@ def matched_sources(
     for name in SHAPE_PARAMETERS[1:]:
         if name in catalog.colnames:
             column = catalog[name]
-            table[name] = np.asarray(getattr(column, "value", column), float)[f]
+            table[name] = np.asarray(column, float)[f]
             table[f"{name}_true"] = np.asarray(truth[name], float)[t]
     if draws is not None:
         for name, rank in truth_ranks(truth[t], draws[:, f]).items():

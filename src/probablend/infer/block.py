@@ -178,7 +178,7 @@ def _sources(
         "group": torch.from_numpy(np.asarray(catalog["parent"]).astype(np.int64)),
     }
     for name in catalog.colnames:
-        values = np.asarray(getattr(catalog[name], "value", catalog[name]))[own]
+        values = np.asarray(catalog[name])[own]
         if name in ("y", "x"):
             values = values + window.origin_yx["yx".index(name)]
         tensors[f"catalog.{name}"] = torch.from_numpy(np.ascontiguousarray(values))

@@ -158,7 +158,7 @@ def measure(
         empty = np.nan if np.issubdtype(dtype, np.floating) else 0
         values: np.ndarray = np.full(n, empty, dtype=dtype)
         column = result.catalog[name]
-        values[rows[seen]] = np.asarray(getattr(column, "value", column))[seen]
+        values[rows[seen]] = np.asarray(column)[seen]
         columns[name] = values
     columns["id"] = np.arange(1, n + 1)
     lost = np.ones(n, dtype=bool)

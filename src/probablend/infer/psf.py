@@ -5,11 +5,11 @@ import warnings
 
 import numpy as np
 import sep
+from astropy.stats import gaussian_sigma_to_fwhm
 from photutils.psf import fit_fwhm
 from scipy import ndimage
 
 from probablend.psf import (
-    FWHM_OF_SIGMA,
     PSF,
     SIDE,
     STARS_UNSURE,
@@ -258,7 +258,7 @@ def _image(
     for cut in cuts[np.isfinite(cuts[:, away < _STACKED]).all(axis=1)]:
         level = np.nanmedian(cut[ring]) if np.isfinite(cut[ring]).any() else np.nan
         star = np.where(np.isfinite(cut), cut, level) - level
-        at_x, at_y, _ = sep.winpos(star, reach, reach, fwhm / FWHM_OF_SIGMA)
+        at_x, at_y, _ = sep.winpos(star, reach, reach, fwhm / gaussian_sigma_to_fwhm)
         if max(abs(at_x - reach), abs(at_y - reach)) < 1 and star[near].sum() > 0:
             moved = interpolated(star).shift(reach - at_x, reach - at_y).drawImage(
                 nx=len(star), ny=len(star), scale=1.0, method="no_pixel"

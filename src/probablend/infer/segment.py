@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from astropy.io import fits
 from astropy.nddata import NDData
+from astropy.stats import gaussian_sigma_to_fwhm
 from astropy.table import QTable
 from astropy.wcs import WCS
 from matplotlib.figure import Figure
@@ -576,7 +577,7 @@ def segment_prepared(
         labels = label_sources(measured.ellipses, scan.p_galaxy)
         catalog = measured.catalog
     else:
-        smoothing = max(1.0, float(np.median(_trained_fwhms(meta))) / 2.355)
+        smoothing = max(1.0, float(np.median(_trained_fwhms(meta))) / gaussian_sigma_to_fwhm)
         labels = find_objects(scan.p_galaxy, prepared.signal, smoothing=smoothing)
         catalog = catalog_of_labels(labels, prepared.signal, draws, prepared.mask, wcs=wcs)
     return Segmentation(

@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields
 from itertools import pairwise
 
 import torch
+from astropy.stats import gaussian_sigma_to_fwhm
 from torch import Tensor
 
 from probablend.emulate.scenes import where_true
@@ -174,7 +175,7 @@ def _psfs(
 
 def _bins_of(sources: Guess) -> Tensor:
     """How many pixels of the image make one of the window in which the light fits."""
-    sigma = torch.hypot(sources.ln_hlr.exp() / 1.18, sources.fwhm / 2.355)
+    sigma = torch.hypot(sources.ln_hlr.exp() / 1.18, sources.fwhm / gaussian_sigma_to_fwhm)
     bins = torch.full_like(sigma, float(_BINS[0]))
     for small, large in pairwise(_BINS):
         bins = torch.where(sigma > small * _FITS_IN, large, bins)

@@ -39,7 +39,7 @@ def pack(products: Products) -> bytes:
 def _plain(table: QTable, name: str, nothing: np.ndarray) -> np.ndarray:
     if name not in table.colnames:
         return nothing
-    return np.asarray(getattr(table[name], "value", table[name]), dtype=float)
+    return np.asarray(table[name], dtype=float)
 
 
 def selected(products: Products, threshold: float) -> np.ndarray:
