@@ -17,6 +17,8 @@ LEVEL_CELL = 4  # pixels to a side of a cell of the maps of the level
 N_LEVEL = 2  # numbers that are said of a level
 LEVEL_REACH = 128  # pixels: how far from one what decides on its level may lie
 _SMOOTH, _STANDS_OUT, _GROWN = 1.5, 2.75, 4  # σ of the weight; of its noise; pixels around
+_NEAR = math.ceil(3 * _SMOOTH) + _GROWN  # pixels that decide whether one counts
+_STRIP = 512  # rows at once
 _WIDTH, _FARTHEST = 8.0, 24  # σ of the average, and where it ends, cells
 _MOST = 5.0  # a pixel counts for no more, in units of the noise
 _USUAL = 0.03  # a level, in units of the noise
@@ -38,24 +40,33 @@ def sky_level(image: Tensor, noise: Tensor) -> Tensor:
         The expected level, in units of the noise per pixel, if levels of 0.03 are usual; and how
         many independent empty pixels tell it, weighted by their distance.
     """
-    good = image != 0
-    noise = noise.view(-1, 1, 1).to(image)
-    clipped = torch.where(good, image.clamp(-_MOST, None), 0.0)
-    weight = _gaussian(_SMOOTH, math.ceil(3 * _SMOOTH)).to(image)
-    # A bright pixel hides as much around it as an infinitely bright one.
-    smooth = _blurred(clipped.clamp(max=1e4), weight) / (weight**2).sum()
-    stands_out = (smooth > _STANDS_OUT * noise).to(image)
-    hidden = F.max_pool2d(stands_out[:, None], 2 * _GROWN + 1, 1, _GROWN)[:, 0]
-    empty = good * (1 - hidden)
-    missing = (0, -image.shape[2] % LEVEL_CELL, 0, -image.shape[1] % LEVEL_CELL)
-    cells = F.pad(torch.stack([empty * clipped.clamp(max=_MOST), empty], dim=1), missing)
-    light, count = F.avg_pool2d(cells, LEVEL_CELL, divisor_override=1).unbind(1)
+    n_y = image.shape[1]
+    strips = []  # of whole cells; all pixels at once would take much memory
+    for first in range(0, n_y, _STRIP):
+        low, high = max(first - _NEAR, 0), min(first + _STRIP + _NEAR, n_y)
+        empty = _empty(image[:, low:high], noise)[:, first - low : first - low + _STRIP]
+        light = empty * image[:, first : first + _STRIP].clamp(-_MOST, _MOST)
+        missing = (0, -image.shape[2] % LEVEL_CELL, 0, -light.shape[1] % LEVEL_CELL)
+        both = F.pad(torch.stack([light, empty], dim=1), missing)
+        strips.append(F.avg_pool2d(both, LEVEL_CELL, divisor_override=1))
+    light, count = torch.cat(strips, dim=2).unbind(1)
     weight = _gaussian(_WIDTH, _FARTHEST).to(image)
     light, total = _blurred(light, weight), _blurred(count, weight)
     squares = _blurred(count, weight**2)
-    n = total**2 / squares.clamp(min=1e-6) / noise**2
+    n = total**2 / squares.clamp(min=1e-6) / noise.view(-1, 1, 1).to(image) ** 2
     trust = n / (n + _USUAL**-2)
     return torch.stack([trust * light / total.clamp(min=1e-6), n], dim=1)
+
+
+def _empty(image: Tensor, noise: Tensor) -> Tensor:
+    """1 where nothing stands out of the noise, or of what lies around; 0 elsewhere."""
+    weight = _gaussian(_SMOOTH, math.ceil(3 * _SMOOTH)).to(image)
+    # A bright pixel hides as much around it as an infinitely bright one.
+    smooth = _blurred(image.clamp(-_MOST, 1e4), weight) / (weight**2).sum()
+    stands_out = (smooth > _STANDS_OUT * noise.view(-1, 1, 1).to(image)).to(image)
+    hidden = F.max_pool2d(stands_out[:, None], (2 * _GROWN + 1, 1), 1, (_GROWN, 0))
+    hidden = F.max_pool2d(hidden, (1, 2 * _GROWN + 1), 1, (0, _GROWN))[:, 0]
+    return (image != 0) * (1 - hidden)
 
 
 def without_level(image: Tensor, level: Tensor) -> Tensor:
