@@ -205,9 +205,9 @@ def field_weights(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def fitting_weights(field_weights, tmp_path_factory):
-    """The same above the level of the sky, and it looks twice: halfway it goes with fits."""
+    """The same that looks twice: halfway it goes with what fits of profiles say."""
     before, meta = load_model(field_weights)
-    config = replace(before.config, fits=True, knows_level=True)
+    config = replace(before.config, fits=True)
     network = FieldNetwork(config)
     take_over(network, before, [])
     with torch.no_grad():

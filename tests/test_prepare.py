@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from probablend.background import level_of_empty_pixels
 from probablend.correlation import correlation_factor, roughness_factor
 from probablend.prepare import prepare_image
 
@@ -120,7 +121,7 @@ def test_a_noise_map_divides_pixel_by_pixel(sky):
         ({"rms": np.ones((3, 3))}, r"rms must have the image's shape \(300, 280\); got \(3, 3\)"),
         ({"mask": np.ones((300, 280))}, "no usable pixel"),
         ({"mask": np.ones((3, 3))}, "mask must have the image's shape"),
-        ({"background": "yes"}, "background must be auto, subtract or none"),
+        ({"background": "yes"}, "background must be auto, subtract, none or a level"),
     ],
 )
 def test_bad_arguments_are_refused_in_words(sky, change, said):
@@ -256,3 +257,44 @@ def test_noise_of_another_convention_is_noticed(rms, warned, caplog, generator):
     with caplog.at_level("WARNING", logger="probablend"):
         prepare_image(image, rms=rms)
     assert ("times what the pixels scatter by" in caplog.text) == warned
+
+
+@pytest.mark.parametrize("level", [-0.06, 0.06])
+def test_a_level_is_seen_where_nothing_else_is(scene, level):
+    """As pipelines leave it that subtract a little too much, or too little."""
+    image = scene.image + np.float32(level * scene.rms)
+    prepared = prepare_image(image, rms=scene.rms)
+    assert prepared.flat
+    assert prepared.background == pytest.approx(level * scene.rms, abs=0.02 * scene.rms)
+    # Whatever lies in the image, what is left is its noise and its galaxies.
+    left = prepared.signal * scene.rms - scene.image
+    assert np.abs(left).max() < 0.025 * scene.rms
+    assert not prepare_image(image, rms=scene.rms, background="none").background
+
+
+@pytest.mark.parametrize("width", [0.0, 1.0])
+@pytest.mark.parametrize("level", [-0.1, 0.0, 0.1])
+def test_the_level_of_empty_pixels_of_noise(width, level):
+    white = np.random.default_rng(3).normal(size=(400, 380))
+    noise = ndimage.gaussian_filter(white, width)
+    over_psf = ndimage.gaussian_filter(noise, 1.0).std() * np.sqrt(4 * np.pi)
+    signal = (noise / over_psf + level).astype(np.float32)
+    mask = np.zeros(signal.shape, dtype=bool)
+    mask[50:90] = True
+    signal[mask] = 0
+    found = level_of_empty_pixels(signal, mask)
+    # Peaks of the noise count as galaxies; where there are none the level is low.
+    assert level - 0.03 < found < level + 0.01
+
+
+def test_without_empty_pixels_there_is_no_level():
+    full = np.full((64, 64), 40.0, dtype=np.float32)
+    assert level_of_empty_pixels(full, np.zeros(full.shape, dtype=bool)) == 0
+
+
+def test_a_level_that_is_told_is_what_is_taken_out(sky):
+    prepared = prepare_image(sky + 7, rms=2.0, background=7.0)
+    np.testing.assert_allclose(prepared.signal, sky / 2, atol=1e-5)
+    assert prepared.background == 7
+    with pytest.raises(ValueError, match="auto, subtract, none or a level; got nan"):
+        prepare_image(sky, background=float("nan"))

@@ -3,10 +3,11 @@
 import numpy as np
 import sep
 from astropy.stats import sigma_clipped_stats
+from scipy import ndimage
 
 from probablend.correlation import empty_sky
 
-__all__ = ["MAX_SIGNAL", "estimate_sky", "sky_between_sources"]
+__all__ = ["MAX_SIGNAL", "estimate_sky", "level_of_empty_pixels", "sky_between_sources"]
 
 MAX_SIGNAL = 1e10  # beyond this many times the noise a pixel is damage, not light
 # Boxes of the background mesh; smaller images get one constant.
@@ -19,6 +20,12 @@ _LEAST_OF_SPREAD = 0.05  # of quantised pixels hardly any scatter may be left
 _LEAST_KNOWN, _UNEVEN = 0.1, 0.25  # share of a box, change of the noise
 _CLIPPED = 0.9866  # standard deviation of a normal distribution that is clipped at 3 σ
 _MIN_SKY = 500  # pixels
+# Pixels are empty if nothing within so many stands out of the noise, smoothed with a Gaussian.
+_SMOOTH, _STANDS_OUT, _GROWN = 1.5, 3.0, 4  # σ of it, pixels; its noise; pixels
+_ROUNDS, _MOST = (
+    3,
+    5.0,
+)  # a high sky hides more peaks of the noise; σ beyond which a pixel is damage
 
 
 def estimate_sky(image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray | float, float]:
@@ -99,6 +106,39 @@ def sky_between_sources(
         return level, float(mesh.globalrms) / _CLIPPED * spread
     least = np.float32(_LEAST_OF_TYPICAL * typical)
     return level, np.maximum(noise, least) * np.float32(spread / _CLIPPED)
+
+
+def level_of_empty_pixels(signal: np.ndarray, mask: np.ndarray) -> float:
+    """Level of the sky, in units of the noise, where no source is seen.
+
+    On emulated skies of any density it is right to a hundredth or two of the noise: what galaxies
+    too faint to be seen add is as much as is lost where peaks of the noise pass for sources.
+
+    Parameters
+    ----------
+    signal : ndarray, shape (y, x)
+        In units of the noise; 0 where masked. The noise may be correlated.
+    mask : ndarray of bool, shape (y, x)
+        True = not used.
+
+    Returns
+    -------
+    float
+        0 if hardly a pixel is empty.
+    """
+    level, size = 0.0, 2 * _GROWN + 1
+    for _ in range(_ROUNDS):
+        above = np.where(mask, 0, signal - np.float32(level)).clip(-_MOST, 1e4)
+        smooth = ndimage.gaussian_filter(above, _SMOOTH, truncate=3)
+        below = smooth[(smooth < 0) & ~mask]  # there are no sources
+        if below.size < _MIN_SKY:
+            return 0.0
+        limit = _STANDS_OUT * 1.4826 * -np.median(below)
+        empty = above[~(ndimage.maximum_filter(smooth > limit, size=size) | mask)]
+        if empty.size < _MIN_SKY:
+            return 0.0
+        level += float(empty.clip(max=_MOST).mean(dtype=float))
+    return level
 
 
 def _relative_noise(signal: np.ndarray, mask: np.ndarray) -> np.ndarray | np.float32:

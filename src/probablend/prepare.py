@@ -1,13 +1,18 @@
 """Preparing images: from pixels to image / noise, with what is missing marked."""
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 from scipy import ndimage
 
-from probablend.background import MAX_SIGNAL, estimate_sky, sky_between_sources
+from probablend.background import (
+    MAX_SIGNAL,
+    estimate_sky,
+    level_of_empty_pixels,
+    sky_between_sources,
+)
 from probablend.correlation import correlation_factor, noise_factors
 from probablend.images import as_plane
 
@@ -29,6 +34,7 @@ _LEAST_NOISE, _MOST_NOISE = 0.3, 4.0
 # A background is taken out when its level or its changes are larger than so many times the noise.
 # Halos of large galaxies look like changes, and where no sky is seen a level may be theirs.
 _LEVEL_TOLERANCE, _BACKGROUND_TOLERANCE = 0.1, 0.3
+_LEAST_LEVEL = 0.02  # of empty pixels: what it is known to, in units of the noise
 # A patch of exact zeros this large is where a mosaic has no data.
 _MIN_HOLE = 100
 
@@ -51,12 +57,15 @@ class PreparedImage:
         True = do not use.
     background : float
         Median of what was subtracted, file units; 0 if nothing was.
+    flat : bool
+        Whether that is one level, of the pixels where no source is seen.
     """
 
     signal: np.ndarray
     rms: np.ndarray | float
     mask: np.ndarray = field(repr=False)
     background: float = 0.0
+    flat: bool = False
 
     @cached_property
     def noise_factors(self) -> tuple[float, float]:
@@ -92,7 +101,7 @@ def prepare_image(
     *,
     rms: float | np.ndarray | None = None,
     mask: np.ndarray | None = None,
-    background: str = "auto",
+    background: str | float = "auto",
     compare_noise: bool = True,
 ) -> PreparedImage:
     """Subtract the background if there is one, divide by the noise, mark what is missing.
@@ -109,9 +118,10 @@ def prepare_image(
     mask : ndarray of bool, optional
         True = do not use. Pixels that are not finite, and patches of exact zeros in an image
         that is not of whole numbers (where a mosaic has no data), are masked anyway.
-    background : {"auto", "subtract", "none"}
-        ``"auto"`` subtracts it if its level exceeds 0.1 of the noise (0.3 where hardly any sky
-        is seen between the sources), or its changes 0.3.
+    background : {"auto", "subtract", "none"} or float
+        ``"auto"`` subtracts a map if its level exceeds 0.1 of the noise (0.3 where hardly any sky
+        is seen between the sources), or its changes 0.3; else the level of the pixels where no
+        source is seen, if that exceeds 0.02. A number is a level, in the image's unit.
     compare_noise : bool
         Whether to warn if the noise that is given is far from the scatter of the pixels.
 
@@ -127,8 +137,10 @@ def prepare_image(
     """
     hidden = np.ma.getmaskarray(image)
     image = as_plane(np.asarray(image), "image")
-    if background not in ("auto", "subtract", "none"):
-        raise ValueError(f"background must be auto, subtract or none; got {background!r}")
+    told = not isinstance(background, str)
+    if not (np.isfinite(background) if told else background in ("auto", "subtract", "none")):
+        raise ValueError(f"background must be auto, subtract, none or a level; got {background!r}")
+    wanted = background in ("auto", "subtract")
     given = None if rms is None else _check_rms(rms, image.shape)
     bad = _unusable(image, hidden, mask, given)
     if bad.all():
@@ -142,7 +154,7 @@ def prepare_image(
     clean = np.where(bad, np.median(good), image).astype(np.float32)
     level: np.ndarray | float = 0.0
     spread = np.nan
-    if given is None or compare_noise or background != "none":
+    if given is None or compare_noise or wanted:
         level, spread = estimate_sky(clean, bad)
     seen = None  # level and noise of the sky between the sources, where those fill the image
     if given is None:
@@ -157,7 +169,7 @@ def prepare_image(
             _compare_noise(_typical(noise, bad), spread)
     # Half the field may be deeper: compare with the typical noise.
     typical = _typical(noise, bad)
-    if given is not None and background != "none":
+    if given is not None and wanted:
         large = background == "subtract" or max(_strength(level)) > _LEVEL_TOLERANCE * typical
         seen = sky_between_sources(clean, bad, level, spread) if large else None
         level, _ = seen or (level, spread)
@@ -166,23 +178,40 @@ def prepare_image(
         height, changes = _strength(level)
         least = _LEVEL_TOLERANCE if seen else _BACKGROUND_TOLERANCE
         subtract = height > least * typical or changes > _BACKGROUND_TOLERANCE * typical
-    if subtract:
+    if told:
+        level, subtract = float(background), True
+    elif subtract:
         log.info("subtracted a background of median %.4g", float(np.median(level)))
     divisor = np.where(bad, 1, noise) if isinstance(noise, np.ndarray) else noise
+    prepared = _in_noise(clean, level if subtract else 0.0, noise, divisor, bad)
+    if background != "auto" or subtract:
+        return prepared
+    height = level_of_empty_pixels(prepared.signal, prepared.mask)
+    if abs(height) < _LEAST_LEVEL:
+        return prepared
+    log.info(
+        "subtracted the level of empty pixels: %.4g, %+.2f of the noise", height * typical, height
+    )
+    return replace(_in_noise(clean, height * typical, noise, divisor, bad), flat=True)
+
+
+def _in_noise(
+    clean: np.ndarray,
+    level: np.ndarray | float,
+    noise: np.ndarray | float,
+    divisor: np.ndarray | float,
+    bad: np.ndarray,
+) -> PreparedImage:
+    """An image less its background, over its noise."""
     with np.errstate(over="ignore"):
-        signal = ((clean - level if subtract else clean) / divisor).astype(np.float32)
-    bad |= ~(np.abs(signal) < MAX_SIGNAL)
+        signal = ((clean - level) / divisor).astype(np.float32)
+    bad = bad | ~(np.abs(signal) < MAX_SIGNAL)
     if bad.all():
         raise NothingToSegmentError(
             f"every pixel exceeds {MAX_SIGNAL:g} times the noise: is rms in the image's unit?"
         )
     signal[bad] = 0
-    return PreparedImage(
-        signal=signal,
-        rms=noise,
-        mask=bad,
-        background=float(np.median(level)) if subtract else 0.0,
-    )
+    return PreparedImage(signal=signal, rms=noise, mask=bad, background=float(np.median(level)))
 
 
 def _unusable(

@@ -406,6 +406,24 @@ def test_what_reaches_beyond_the_margin_is_flagged():
     assert flags.tolist() == [0, Flag.CUT, Flag.CUT, Flag.CUT, Flag.TRUNCATED]
 
 
+def test_a_small_level_is_that_of_the_whole_image(settings, image, tmp_path):
+    """It is measured once: blocks of which each has its own would not fit together."""
+    path, rms = image
+    few = replace(settings, keep_posterior=0, keep_samples=False, n_samples=1, background="auto")
+    raised = tmp_path / "raised.fits"
+    with fits.open(path) as hdus:
+        fits.writeto(raised, (hdus["SCI"].data - 0.06 * rms).astype(np.float32))
+    stream(replace(few, image=str(raised)), tmp_path / "blocks")
+    how = {"rms": rms, "n_samples": 1, "seed": 5, "psf_fwhm": 1.7, "model": few.model}
+    whole = segment(str(raised), **how)
+    assert whole.meta["background"] == pytest.approx(-0.06 * rms, abs=0.02 * rms)
+    maps = fits.getdata(tmp_path / "blocks" / "maps.fits", "P_GALAXY")
+    np.testing.assert_allclose(maps, whole.p_galaxy, atol=1e-4, equal_nan=True)
+    # The same as if the sky had been right.
+    before = segment(str(path), **how, background=whole.meta["background"] + 0.06 * rms)
+    np.testing.assert_allclose(before.p_galaxy, whole.p_galaxy, atol=1e-3, equal_nan=True)
+
+
 def test_weights_and_flags(settings, image, tmp_path):
     weight = np.full((2, 3), 0.25)
     weight[0, 0], weight[1, 2] = 0, -1

@@ -111,7 +111,21 @@ Weight = Annotated[
 Variance = Annotated[str | None, typer.Option(help="Variance, FILE or FILE[EXT]; zero = missing.")]
 FlagBits = Annotated[int, typer.Option(help="Bits of --mask that count; -1 = any.")]
 Mask = Annotated[str | None, typer.Option(help="FILE or FILE[EXT], non-zero = do not use.")]
-Background = Annotated[str, typer.Option(help="auto, subtract or none.")]
+
+
+def _number_or_word(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+Background = Annotated[
+    Any,
+    typer.Option(
+        parser=_number_or_word, metavar="auto|subtract|none|LEVEL", help="What to subtract."
+    ),
+]
 Psf = Annotated[
     str | None,
     typer.Option(help="The PSF: FILE or FILE[EXT], an image of it on these pixels, or of PSFEx."),

@@ -95,7 +95,7 @@ def inject(
     *,
     rms: float | np.ndarray | None = None,
     mask: np.ndarray | None = None,
-    background: str = "auto",
+    background: str | float = "auto",
     model: str | Path = "field",
     psf: np.ndarray | str | Path | None = None,
     psf_fwhm: float | None = None,

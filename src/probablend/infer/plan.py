@@ -40,7 +40,6 @@ from probablend.infer.sources import N_DRAWS
 from probablend.infer.tiles import Tile, cover
 from probablend.models.field import FieldNetwork, check_precision
 from probablend.models.fit import REACH
-from probablend.models.level import LEVEL_REACH
 from probablend.prepare import (
     NothingToSegmentError,
     masked_pixels,
@@ -119,7 +118,7 @@ class StreamSettings:
     variance: str | None = None
     mask: str | None = None
     flag_bits: int = -1
-    background: str = "auto"
+    background: str | float = "auto"
     n_samples: int = 16
     seed: int = 0
     model: str = "field"
@@ -356,20 +355,20 @@ def _halo(network: FieldNetwork) -> int:
     """Pixels around a block that its answer depends on."""
     stride = network.config.stride
     reach = network.halo + MARGIN + (REACH if network.config.fits else 0)
-    reach += LEVEL_REACH if network.config.knows_level else 0
     return -(-reach // stride) * stride
 
 
 def _decide(
     settings: StreamSettings, image: ImageFile, meta: dict[str, Any], known: PSF | None
-) -> tuple[PSF, tuple[float, float], str]:
-    """PSF, correlation of the noise and kind of background of the whole image."""
+) -> tuple[PSF, tuple[float, float], str | float]:
+    """PSF, correlation of the noise and kind of background, or its level, of the whole image."""
     if known is None and isinstance(settings.psf_fwhm, float | int):
         known = PSF(fwhm=float(settings.psf_fwhm))
     psf = known
     widths: list[float] = []
     background = settings.background
     factors: list[tuple[float, float]] = []
+    levels: list[float] = []
     for box in _samples(image.shape):
         try:
             prepared = prepare_image(
@@ -379,7 +378,8 @@ def _decide(
         except NothingToSegmentError:
             continue
         factors.append(prepared.noise_factors)
-        if background == "auto" and prepared.background:
+        levels.append(prepared.background)
+        if background == "auto" and prepared.background and not prepared.flat:
             background = "subtract"
         if isinstance(settings.psf_fwhm, str):
             typical = usable_psf_map(settings.open("psf_fwhm").read(*box), prepared.mask)
@@ -395,7 +395,8 @@ def _decide(
         origin = "given" if isinstance(settings.psf_fwhm, str) else "assumed"
         psf = PSF(fwhm=assumed_psf_fwhm(meta), origin=origin)
     near, far = np.median(factors, axis=0).tolist() if factors else WHITE
-    return psf, (near, far), "none" if background == "auto" else background
+    level = float(np.median(levels)) if levels else 0.0
+    return psf, (near, far), level if background == "auto" else background
 
 
 def _n_known(psf: PSF | None) -> int:

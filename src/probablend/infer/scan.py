@@ -21,7 +21,6 @@ from probablend.models.distribution import Drawn, SegmentationNetwork
 from probablend.models.field import FieldNetwork
 from probablend.models.field_distribution import NEIGHBOUR, FieldDistribution
 from probablend.models.fit import fit_sources
-from probablend.models.level import LEVEL_CELL, without_level
 from probablend.threads import side_by_side
 
 __all__ = ["DRAWS_PER_SAMPLE", "Found", "Scan", "scan_image"]
@@ -195,21 +194,16 @@ def scan_image(
     )
 
     wings = None if psf_wings is None else torch.tensor([psf_wings], device=device)
-    factors = torch.tensor([noise_factors], device=device)
-    level = None
-    if isinstance(network, FieldNetwork):
-        level = network.level(torch.from_numpy(signal)[None].to(device), factors)
 
     def look(tile: Tile) -> tuple[Drawn, list[_Places]]:
         image = torch.from_numpy(signal[tile.outer].copy())[None, None]
         image = image.to(device=device, memory_format=torch.channels_last)
         width = psf_fwhm[tile.outer] if isinstance(psf_fwhm, np.ndarray) else psf_fwhm
         fwhm = torch.tensor(width, dtype=torch.float32, device=device)[None]
-        told = {"psf_fwhm": fwhm, "noise_factors": factors, "psf_wings": wings}
-        if level is not None:
-            rows, columns = (_cells(side) for side in tile.outer)
-            told["level"] = level[..., rows, columns]
-        distribution = network(image, sliding=sliding, **told)
+        factors = torch.tensor([noise_factors], device=device)
+        distribution = network(
+            image, sliding=sliding, psf_fwhm=fwhm, noise_factors=factors, psf_wings=wings
+        )
         distribution = distribution.at(_in_image(tile.origin_yx, window))
         drawn = distribution.draw(n_samples, DRAWS_PER_SAMPLE, inner=tile.inner, seed=seed)
         if isinstance(distribution, FieldDistribution):
@@ -252,7 +246,7 @@ def scan_image(
         asked = given[0] if given else peaks
         if window.wanted is not None:
             asked = asked.within(*window.wanted)
-        said = _said(network, signal, peaks, asked, level=level, wings=wings, psf_image=psf_image)
+        said = _said(network, signal, peaks, asked, wings=wings, psf_image=psf_image)
     return Scan(
         p_galaxy=np.clip(p_galaxy, 0, 1),
         p_blend=np.clip(p_blend, 0, 1),
@@ -260,11 +254,6 @@ def scan_image(
         draws=draws,
         found=said,
     )
-
-
-def _cells(side: slice) -> slice:
-    """Cells of the maps of the sky level that cover some pixels; tiles start with a cell."""
-    return slice(side.start // LEVEL_CELL, -(-side.stop // LEVEL_CELL))
 
 
 def _lies_in(pixel: np.ndarray, rows: slice, columns: slice) -> np.ndarray:
@@ -299,7 +288,6 @@ def _said(
     peaks: _Places,
     asked: _Places,
     *,
-    level: Tensor | None,
     wings: Tensor | None,
     psf_image: np.ndarray | None,
 ) -> Found:
@@ -307,8 +295,6 @@ def _said(
     fits = None
     if network.config.fits:
         image = torch.from_numpy(signal)[None].to(peaks.seen)
-        if level is not None:
-            image = without_level(image, level)
         psf = None if psf_image is None else torch.from_numpy(psf_image)[None].to(peaks.seen)
         others, likely = network.first_look(*_at(peaks), peaks.seen, detected=True)
         sources = others

@@ -260,7 +260,7 @@ def segment(
     seed: int = 0,
     model: str | Path = DEFAULT_MODEL,
     device: str = "auto",
-    background: str = "auto",
+    background: str | float = "auto",
     wcs: WCS | None = None,
     psf: PSF | np.ndarray | str | Path | None = None,
     psf_fwhm: float | np.ndarray | None = None,
@@ -291,8 +291,8 @@ def segment(
         Name of shipped weights, or a ``.safetensors`` file.
     device : {"auto", "cpu", "cuda", "mps"}
         Where to compute.
-    background : {"auto", "subtract", "none"}
-        Whether to take out a background; see :func:`~probablend.prepare.prepare_image`.
+    background : {"auto", "subtract", "none"} or float
+        What to take out; see :func:`~probablend.prepare.prepare_image`.
     wcs : WCS, optional
         Celestial coordinates; read from the file if there is one.
     psf : PSF, ndarray of shape (y, x) or path, optional

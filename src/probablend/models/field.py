@@ -34,7 +34,6 @@ from probablend.models.familiar import Familiarity
 from probablend.models.field_distribution import FieldDistribution
 from probablend.models.field_loss import Lesson, learn, looked_for, partners, training_loss
 from probablend.models.fit import N_FITTED, Fits
-from probablend.models.level import N_LEVEL, sky_level
 from probablend.models.light import STEEP
 from probablend.models.source import N_TRUSTED, PARAMETERS, SourceFlow, stretch, to_physical
 from probablend.models.unet import UNetConfig, pad_to_stride, receptive_radius
@@ -85,9 +84,6 @@ class FieldNetworkConfig(UNetConfig):
         Whether it is told, beside that, how rough the sky is.
     knows_psf : bool
         Whether it can be told how much of a point source's light lies in the wings of the PSF.
-    knows_level : bool
-        Whether light is summed, and profiles fitted, above the level of the sky around, and it is
-        told this level.
     fits : bool
         Whether profiles are fitted to sources, and it is told what the fits say.
     n_sectors : int
@@ -110,7 +106,6 @@ class FieldNetworkConfig(UNetConfig):
     knows_noise: bool = False
     knows_sky: bool = False
     knows_psf: bool = False
-    knows_level: bool = False
     fits: bool = False
     n_sectors: int = 0
     flow_hidden: tuple[int, ...] = (128, 128)
@@ -164,8 +159,7 @@ def _told(config: FieldNetworkConfig) -> list[int]:
     """Numbers per source that a first version of this network was not told; they come last."""
     symmetric = len(config.apertures) * (config.n_sectors > 0)
     wings = config.knows_psf * (N_WINGS + 1)
-    level = config.knows_level * N_LEVEL
-    return [config.n_noise_factors, symmetric, symmetric, wings, level, config.fits * N_FITTED]
+    return [config.n_noise_factors, symmetric, symmetric, wings, config.fits * N_FITTED]
 
 
 class Photometry(nn.Module):
@@ -382,7 +376,6 @@ class FieldNetwork(SegmentationNetwork):
         noise_factors: Tensor | None = None,
         psf_wings: Tensor | None = None,
         psf_image: Tensor | None = None,
-        level: Tensor | None = None,
     ) -> FieldDistribution:
         """What can be said of images.
 
@@ -403,8 +396,6 @@ class FieldNetwork(SegmentationNetwork):
             :func:`~probablend.psf.light_in_wings`; NaN, or not given, where that is not known.
         psf_image : Tensor, shape (batch, 41, 41), optional
             See :class:`~probablend.psf.PSF`; NaN, or not given, where it is not known.
-        level : Tensor, shape (batch, 2, ⌈y / 4⌉, ⌈x / 4⌉), optional
-            Of :meth:`level`, if the images are parts of larger ones.
         """
         n_y, n_x = image.shape[-2:]
         config = self.config
@@ -434,7 +425,6 @@ class FieldNetwork(SegmentationNetwork):
             projected=self.head.from_features(features[0].movedim(1, -1)),
             heat_logits=heat,
             image=image[:, 0],
-            level=self.level(image[:, 0], noise_factors) if level is None else level,
             log_fwhm=log_fwhm,
             log_noise=log_noise,
             wings=self._wings(image, psf_wings),
@@ -444,23 +434,6 @@ class FieldNetwork(SegmentationNetwork):
             stride=config.stride,
             correlation=config.correlation,
         )
-
-    def level(self, image: Tensor, noise_factors: Tensor | None = None) -> Tensor | None:
-        """Levels of the sky, see :func:`~probablend.models.level.sky_level`; None without a use.
-
-        Parameters
-        ----------
-        image : Tensor, shape (batch, y, x)
-            In units of the sky noise.
-        noise_factors : Tensor, shape (batch, 2), optional
-            See :meth:`forward`.
-        """
-        if not self.config.knows_level:
-            return None
-        noise = image.new_ones(len(image))
-        if noise_factors is not None:
-            noise = noise_factors[:, 0].to(image).clamp(1, _MOST_CORRELATED[0])
-        return sky_level(image, noise)
 
     def _wings(self, image: Tensor, psf_wings: Tensor | None) -> Tensor:
         """Whether wings are known, and their numbers, (batch, 4); (batch, 0) if it has no use."""

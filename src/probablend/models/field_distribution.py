@@ -20,7 +20,6 @@ from probablend.models.distribution import (
 from probablend.models.familiar import spread_of
 from probablend.models.fields import gaussian_fields
 from probablend.models.fit import Fits, fit_sources
-from probablend.models.level import LEVEL_CELL, seen_level, without_level
 from probablend.models.light import STEEP, gather, light, light_by_sector, symmetric
 from probablend.models.source import SourcePosterior
 from probablend.models.window import Guess
@@ -75,8 +74,6 @@ class FieldDistribution(SegmentationDistribution):
         The first number of the wings as it was told.
     psf_image : Tensor, shape (batch, 41, 41), optional
         Of the PSF, as it was told.
-    level : Tensor, shape (batch, 2, ⌈y / 4⌉, ⌈x / 4⌉), optional
-        Of the sky, see :func:`~probablend.models.level.sky_level`, if the network knows it.
     fitting : bool
         Whether profiles are fitted, if the network has a use for it.
     """
@@ -91,7 +88,6 @@ class FieldDistribution(SegmentationDistribution):
     wings: Tensor
     near_wings: Tensor | None = None
     psf_image: Tensor | None = None
-    level: Tensor | None = None
     fitting: bool = True
 
     def _to_map(self, cells: Tensor) -> Tensor:
@@ -222,11 +218,6 @@ class FieldDistribution(SegmentationDistribution):
         dx = offset(padded[b, y + 1, x], padded[b, y + 1, x + 2])
         return Candidates(b, y + dy, x + dx, y, x)
 
-    @cached_property
-    def light(self) -> Tensor:
-        """What sources are measured in: the image above the level of the sky, (batch, y, x)."""
-        return self.image if self.level is None else without_level(self.image, self.level)
-
     def log_fwhm_at(self, scene: Tensor, y: Tensor, x: Tensor) -> Tensor:
         """Logarithm of the width of the PSF at positions, pixels, (source,)."""
         if self.log_fwhm.ndim == 1:
@@ -250,15 +241,13 @@ class FieldDistribution(SegmentationDistribution):
         ]
         told = [self.log_noise[scene]]
         if config.n_sectors:
-            by_sector = light_by_sector(self.light, scene, y, x, config.apertures, config.n_sectors)
+            by_sector = light_by_sector(self.image, scene, y, x, config.apertures, config.n_sectors)
             sums = torch.asinh(by_sector.sum(dim=2))
             balanced = torch.asinh(symmetric(by_sector, config.apertures))
             told += [balanced, STEEP * (sums - balanced)]
         else:
-            sums = torch.asinh(light(self.light, scene, y, x, config.apertures))
+            sums = torch.asinh(light(self.image, scene, y, x, config.apertures))
         told.append(self.wings[scene])
-        if self.level is not None:
-            told.append(seen_level(gather(self.level, scene, y, x, LEVEL_CELL)))
         log_fwhm = self.log_fwhm_at(scene, y, x)[:, None]
         return torch.cat([*parts, sums, log_fwhm, *told], dim=1)
 
@@ -278,7 +267,7 @@ class FieldDistribution(SegmentationDistribution):
         if not (self.network.config.fits and self.fitting):
             return seen, None
         sources, _ = self.network.first_look(scene, y, x, seen, detected=detected)
-        return seen, fit_sources(self.light, sources, self._others, self.psf_image, self.near_wings)
+        return seen, fit_sources(self.image, sources, self._others, self.psf_image, self.near_wings)
 
     @cached_property
     def _others(self) -> Guess:
