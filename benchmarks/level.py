@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sky import LEVELS
 from surveys import DENSITIES, draw, score
 
 from probablend import __version__
@@ -19,7 +20,6 @@ from probablend.evaluate.record import write_json
 from probablend.prepare import prepare_image
 from probablend.survey import get_survey
 
-LEVELS = (-0.05, 0.0, 0.05)  # of the noise
 FIELDS = {"cosmos-f814w": 3}
 SEED = 6100
 

@@ -182,8 +182,7 @@ def prepare_image(
         level, subtract = float(background), True
     elif subtract:
         log.info("subtracted a background of median %.4g", float(np.median(level)))
-    divisor = np.where(bad, 1, noise) if isinstance(noise, np.ndarray) else noise
-    prepared = _in_noise(clean, level if subtract else 0.0, noise, divisor, bad)
+    prepared = _in_noise(clean, level if subtract else 0.0, noise, bad)
     if background != "auto" or subtract:
         return prepared
     height = level_of_empty_pixels(prepared.signal, prepared.mask)
@@ -192,17 +191,14 @@ def prepare_image(
     log.info(
         "subtracted the level of empty pixels: %.4g, %+.2f of the noise", height * typical, height
     )
-    return replace(_in_noise(clean, height * typical, noise, divisor, bad), flat=True)
+    return replace(_in_noise(clean, height * typical, noise, bad), flat=True)
 
 
 def _in_noise(
-    clean: np.ndarray,
-    level: np.ndarray | float,
-    noise: np.ndarray | float,
-    divisor: np.ndarray | float,
-    bad: np.ndarray,
+    clean: np.ndarray, level: np.ndarray | float, noise: np.ndarray | float, bad: np.ndarray
 ) -> PreparedImage:
     """An image less its background, over its noise."""
+    divisor = np.where(bad, 1, noise) if isinstance(noise, np.ndarray) else noise
     with np.errstate(over="ignore"):
         signal = ((clean - level) / divisor).astype(np.float32)
     bad = bad | ~(np.abs(signal) < MAX_SIGNAL)
