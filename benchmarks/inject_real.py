@@ -15,14 +15,7 @@ from probablend.evaluate.inject import InjectionConfig, inject
 from probablend.evaluate.record import write_json
 from probablend.images import ImageData
 
-# Arcsec per pixel and zero point of what the images do not say themselves.
-KNOWN = {
-    "kids-r": (0.339, 0.0),
-    "kids-i": (0.339, 0.0),
-    "xdf-f160w": (0.06, 25.9463),
-    "decals-r": (0.262, 22.5),
-    "dc2-i": (0.2, 27.0),
-}
+IMAGES = ("kids-r", "kids-i", "xdf-f160w", "decals-r", "dc2-i")
 
 
 def table(report: dict[str, Any]) -> str:
@@ -53,7 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("-n", type=int, default=300)
-    parser.add_argument("--images", nargs="+", default=list(KNOWN), choices=list(KNOWN))
+    parser.add_argument("--images", nargs="+", default=IMAGES, choices=IMAGES)
     parser.add_argument("--model", default="field")
     args = parser.parse_args()
     command = "python benchmarks/inject_real.py " + " ".join(sys.argv[1:])
@@ -61,11 +54,11 @@ def main() -> None:
     for field in fields(Path(os.environ["PROBABLEND_TEST_DATA"])):
         if field.name not in args.images:
             continue
-        scale, zeropoint = KNOWN[field.name]
         one = inject(
             ImageData(data=field.image, name=field.name), args.output / field.name,
             InjectionConfig(n=args.n), model=args.model, rms=field.rms, psf=field.psf,
-            psf_fwhm=field.psf_fwhm, pixel_scale=scale, zeropoint=zeropoint, command=command,
+            psf_fwhm=field.psf_fwhm, pixel_scale=field.pixel_scale, zeropoint=field.zeropoint,
+            command=command,
         )  # fmt: skip
         print(field.name, one["verdict"], flush=True)
         report |= {"model": one["model"], "weights": one["weights"]}

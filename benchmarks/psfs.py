@@ -60,7 +60,10 @@ def judge(survey: Survey, density: float, *, size: int, seed: int) -> dict[str, 
     row: dict[str, Any] = {"wings": PSF.of(psf).wings[0]}
     given = {"image": {"psf": psf}, "width": {"psf_fwhm": survey.psf_fwhm_pixels}, "stars": {}}
     for how in HOW:
-        said = segment(scene.image, rms=scene.rms, background="none", seed=seed, **given[how])
+        said = segment(
+            scene.image, rms=scene.rms, background="none", seed=seed, pixel_scale=survey.scale,
+            zeropoint=survey.zeropoint, **given[how],
+        )  # fmt: skip
         assert said.sources is not None
         draws = said.sources.draws
         table = matched_sources(scene, said.catalog, draws)

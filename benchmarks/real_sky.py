@@ -38,29 +38,32 @@ class Field:
     rms: float | np.ndarray | None = None
     psf_fwhm: float | None = None
     psf: np.ndarray | None = None
+    pixel_scale: float | None = None  # where the image does not say so itself
+    zeropoint: float | None = None
 
 
 def fields(data: Path) -> Iterator[Field]:
     for band in "ri":
         path = data / "field_kids_viking" / f"{band}.fits.fz"
-        yield Field(f"kids-{band}", _plane(path))
-    for band, fwhm in (("f105w", 2.8), ("f160w", 3.0)):
+        yield Field(f"kids-{band}", _plane(path), pixel_scale=0.339, zeropoint=0.0)
+    for band, fwhm, zeropoint in (("f105w", 2.8, 26.2687), ("f160w", 3.0, 25.9463)):
         path = data / "field_hst_xdf" / f"{band}.fits"
         psf = _plane(path.with_name("psf_f105w.fits")) if band == "f105w" else None
-        yield Field(f"xdf-{band}", fits.getdata(path, "SCI"), None, fwhm, psf)
+        yield Field(f"xdf-{band}", fits.getdata(path, "SCI"), None, fwhm, psf, 0.06, zeropoint)
     path = data / "field_decals" / "cutout_grz.fits"
     for band in "GRZ":
         with np.errstate(divide="ignore"):
             rms = fits.getdata(path, f"IVAR_{band}").astype(float) ** -0.5
         yield Field(f"decals-{band.lower()}", fits.getdata(path, f"SCI_{band}"), rms, None,
-                    fits.getdata(path, f"PSF_{band}"))  # fmt: skip
+                    fits.getdata(path, f"PSF_{band}"), 0.262, 22.5)  # fmt: skip
     yield Field("emmi-r", _plane(data / "field_emmi_R" / "image.fits"), None, 1.9)
-    yield Field("dc2-i", fits.getdata(data / "dc2" / "field_1.fits", "SCI")[3], None, 4.5)
+    sky = fits.getdata(data / "dc2" / "field_1.fits", "SCI")[3]
+    yield Field("dc2-i", sky, None, 4.5, None, 0.2, 27.0)
     with fits.open(data / "field_des_cutouts" / "cutouts_grizY.fits") as hdus:
         cube = next(h.data for h in hdus if h.data is not None and np.ndim(h.data) == 4)
     stamps = cube[:, 2] if cube.shape[1] == 5 else cube[2]
     for k, stamp in enumerate(stamps):
-        yield Field(f"des-i-{k:02d}", stamp, 7.0, 3.8)
+        yield Field(f"des-i-{k:02d}", stamp, 7.0, 3.8, None, 0.263, 30.0)
 
 
 def _plane(path: Path) -> np.ndarray:
@@ -72,7 +75,8 @@ def look(field: Field, model: str) -> tuple[Segmentation, Segmentation]:
     """The sky, and the same sky turned negative, with the same PSF."""
     prepared = prepare_image(field.image, rms=field.rms)
     sky = prepared.signal * prepared.rms
-    how = {"rms": prepared.rms, "mask": prepared.mask, "background": "none", "model": model}
+    how = {"rms": prepared.rms, "mask": prepared.mask, "background": "none", "model": model,
+           "pixel_scale": field.pixel_scale, "zeropoint": field.zeropoint}  # fmt: skip
     result = segment(sky, **how, psf=field.psf, psf_fwhm=field.psf_fwhm)
     return result, segment(-sky, **how, psf=result.psf)
 

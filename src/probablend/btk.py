@@ -89,6 +89,7 @@ class ProbablendDeblender(Deblender):
             rms=float(np.sqrt(mean_sky_level(survey, band).to_value("electron"))),
             background="none",
             psf_fwhm=psf.calculateFWHM() / scale,
+            pixel_scale=scale,
             psf=psf.drawImage(nx=_PSF_SIDE, ny=_PSF_SIDE, scale=scale).array,
             **self.settings,
         )

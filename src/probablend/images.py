@@ -76,6 +76,14 @@ class ImageData:
     mask: np.ndarray | None = None
     unit: u.UnitBase | None = None
 
+    @property
+    def pixel_scale(self) -> float | None:
+        """Arcseconds per pixel, if there are celestial coordinates."""
+        if self.wcs is None or not self.wcs.has_celestial:
+            return None
+        scales = self.wcs.celestial.proj_plane_pixel_scales()
+        return float(np.mean([scale.to_value("arcsec") for scale in scales]))
+
 
 def read_image(path: Path | str, *, ext: int | str | None = None) -> ImageData:
     """Read a 2-D image.
@@ -163,7 +171,7 @@ class ImageFile:
     ----------
     shape : tuple of int
         (y, x).
-    wcs, zeropoint, saturation, name
+    wcs, pixel_scale, zeropoint, saturation, name
         See :class:`ImageData`.
 
     Raises
@@ -198,6 +206,7 @@ class ImageFile:
         self.shape: tuple[int, int] = shape
         self.wcs, self.zeropoint = known.wcs, known.zeropoint
         self.saturation, self.name = known.saturation, known.name
+        self.pixel_scale = known.pixel_scale
 
     def _all(self) -> tuple[np.ndarray, "ImageData"]:
         return _held(self.path, self._ext, self.path.stat().st_mtime_ns)

@@ -318,3 +318,10 @@ def test_what_cannot_be_done_is_said(image, field_weights, small_weights, tmp_pa
     with pytest.raises(ValueError, match="companions"):
         InjectionConfig(companions=2)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_a_file_is_refused_before_any_work(image, tmp_path, monkeypatch):
+    monkeypatch.setattr("probablend.evaluate.inject.prepare_image", pytest.fail)
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(FileExistsError, match="taken is a file; a folder is wanted"):
+        inject(image, tmp_path / "taken", CONFIG)

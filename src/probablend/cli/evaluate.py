@@ -18,6 +18,7 @@ from probablend.cli.shared import (
     Model,
     OutputDir,
     Overwrite,
+    PixelScale,
     Psf,
     Quiet,
     Rms,
@@ -208,9 +209,7 @@ def evaluate_inject_command(
     psf_fwhm: Annotated[
         float | None, typer.Option(help="FWHM of the PSF, pixels; else of --psf or stars.")
     ] = None,
-    pixel_scale: Annotated[
-        float | None, typer.Option(help="Arcseconds per pixel; else from the WCS.")
-    ] = None,
+    pixel_scale: PixelScale = None,
     zeropoint: Zeropoint = None,
     gain: Annotated[float | None, typer.Option(help="Electrons per count.")] = None,
     overwrite: Overwrite = False,

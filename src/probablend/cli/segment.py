@@ -18,6 +18,7 @@ from probablend.cli.shared import (
     Model,
     OutputDir,
     Overwrite,
+    PixelScale,
     Psf,
     PsfFwhm,
     Rms,
@@ -53,6 +54,7 @@ def segment_command(
     ] = "single",
     psf: Psf = None,
     psf_fwhm: PsfFwhm = None,
+    pixel_scale: PixelScale = None,
     zeropoint: Zeropoint = None,
     saturation: Saturation = None,
     min_p_source: Annotated[
@@ -136,6 +138,7 @@ def segment_command(
             precision=precision,
             psf=of(psf, image),
             psf_fwhm=number_or_file(of(psf_fwhm, image)),
+            pixel_scale=pixel_scale,
             zeropoint=zeropoint,
             saturation=saturation,
             min_p_source=min_p_source,
@@ -190,6 +193,7 @@ def segment_command(
             background=background,
             psf=of(psf, image),
             psf_fwhm=number_or_map(of(psf_fwhm, image)),
+            pixel_scale=pixel_scale,
             zeropoint=zeropoint,
             saturation=saturation,
             min_p_source=min_p_source,
@@ -251,6 +255,7 @@ def measure_command(
     device: Device = "auto",
     psf: Psf = None,
     psf_fwhm: PsfFwhm = None,
+    pixel_scale: PixelScale = None,
     zeropoint: Zeropoint = None,
     saturation: Saturation = None,
     columns: Columns = "probablend",
@@ -278,8 +283,8 @@ def measure_command(
     data, noise, bad = read_inputs(image, ext, rms, mask, weight, variance, flag_bits)
     result = measure(
         data, table, rms=noise, mask=bad, background=background, n_samples=samples, seed=seed,
-        model=model, device=device, psf=psf, psf_fwhm=number_or_map(psf_fwhm), zeropoint=zeropoint,
-        saturation=saturation,
+        model=model, device=device, psf=psf, psf_fwhm=number_or_map(psf_fwhm),
+        pixel_scale=pixel_scale, zeropoint=zeropoint, saturation=saturation,
     )  # fmt: skip
     write_table(named_columns(result, columns), output)
     n_measured = int(np.isfinite(result["flux"]).sum())

@@ -33,6 +33,7 @@ __all__ = [
     "Model",
     "OutputDir",
     "Overwrite",
+    "PixelScale",
     "Psf",
     "PsfFwhm",
     "Quiet",
@@ -134,6 +135,7 @@ PsfFwhm = Annotated[
     str | None,
     typer.Option(help="FWHM of the PSF, pixels: a number or FILE; else of --psf or stars."),
 ]
+PixelScale = Annotated[float | None, typer.Option(help="Arcseconds per pixel; else from the WCS.")]
 Zeropoint = Annotated[
     float | None, typer.Option(help="AB magnitude of one count; else from the header.")
 ]

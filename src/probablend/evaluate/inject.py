@@ -43,6 +43,7 @@ from probablend.evaluate.photometry import (
 from probablend.evaluate.record import write_json
 from probablend.evaluate.verdict import injection_figure, injection_table, verdict
 from probablend.images import ImageData
+from probablend.infer.outputs import check_folder
 from probablend.infer.segment import Segmentation, psf_of_stars, segment, typical_noise
 from probablend.prepare import prepare_image
 from probablend.psf import PSF, as_psf, read_psf
@@ -145,13 +146,21 @@ def inject(
     ------
     ValueError
         If the model knows pixels only, the pixel scale is not known, or the image has no room.
+    OSError
+        If the folder cannot be written.
     """
+    check_folder(directory)
     if not knows_sources(model):
         raise pixels_only(model)
     if isinstance(psf, PSF):
         raise ValueError("psf must be an image of the PSF or its file: galaxies get it")
     data = image if isinstance(image, ImageData) else ImageData(data=image)
-    scale = _pixel_scale(data) if pixel_scale is None else pixel_scale
+    scale = data.pixel_scale if pixel_scale is None else pixel_scale
+    if scale is None:
+        raise ValueError(
+            f"{data.name} has no celestial coordinates, and the sizes of galaxies depend on the "
+            "pixel scale: give pixel_scale, arcsec"
+        )
     if not (np.isfinite(scale) and scale > 0):
         raise ValueError(f"pixel_scale must be positive, arcsec; got {scale}")
     if psf_fwhm is not None and not (np.isfinite(psf_fwhm) and psf_fwhm > 0):
@@ -187,7 +196,7 @@ def inject(
         def look(pixels: np.ndarray) -> Segmentation:
             return segment(
                 pixels, rms=prepared.rms, mask=prepared.mask, background="none", model=model,
-                seed=config.seed, psf=its_psf,
+                seed=config.seed, psf=its_psf, pixel_scale=scale, zeropoint=known_zeropoint,
             )  # fmt: skip
 
         before = look(sky)
@@ -255,15 +264,6 @@ def _pixels(psf: np.ndarray | str | Path, known: PSF) -> np.ndarray:
         return np.asarray(pixels)
     assert known.image is not None
     return known.image
-
-
-def _pixel_scale(data: ImageData) -> float:
-    if data.wcs is None:
-        raise ValueError(
-            f"{data.name} has no celestial coordinates, and the sizes of galaxies depend on the "
-            "pixel scale: give pixel_scale, arcsec"
-        )
-    return float(np.mean([s.to_value("arcsec") for s in data.wcs.proj_plane_pixel_scales()]))
 
 
 def _describe(

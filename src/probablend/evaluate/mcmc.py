@@ -31,7 +31,7 @@ from probablend.emulate.parametric import (
     sersic_profile,
     shear_density,
 )
-from probablend.emulate.psf import psf_profile, survey_psf
+from probablend.emulate.psf import psf_profile, told_of
 from probablend.evaluate.record import write_json
 from probablend.infer.segment import segment
 from probablend.models.source import PARAMETERS
@@ -291,8 +291,7 @@ def sample_network(blend: Blend, *, model: str | Path, n: int, seed: int) -> np.
     off = random.uniform(0, 0.7, size=(2, 1)) * random.normal(size=(2, 2))
     result = segment(
         blend.image, rms=blend.survey.sky_rms, model=model, n_samples=1, seed=seed,
-        background="none", psf=survey_psf(blend.survey),
-        positions=blend.truth[:, 4:6] + off,
+        background="none", positions=blend.truth[:, 4:6] + off, **told_of(blend.survey),
     )  # fmt: skip
     assert result.sources is not None
     generator = torch.Generator().manual_seed(seed)

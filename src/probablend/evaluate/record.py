@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from probablend._version import __version__
+from probablend.infer.outputs import check_folder
 
 __all__ = ["begin", "check_names", "kind_of", "read_run", "write_json"]
 
@@ -38,7 +39,10 @@ def begin(folder: Path, setting: dict[str, Any], command: str) -> None:
     ------
     ValueError
         If the folder holds an evaluation of another setting.
+    OSError
+        If it cannot be written.
     """
+    check_folder(folder.parent)
     setting = json.loads(json.dumps(setting | {"version": __version__}))
     if (folder / _RUN).exists():
         earlier = json.loads((folder / _RUN).read_text())["setting"]

@@ -9,8 +9,8 @@ from probablend.hats import check_hats
 from probablend.sextractor import check_columns
 
 __all__ = [
-    "CATALOG_FORMATS", "PRODUCTS", "SUMMARY", "check_format", "check_output", "move", "products_in",
-    "remove",
+    "CATALOG_FORMATS", "PRODUCTS", "SUMMARY", "check_folder", "check_format", "check_output",
+    "move", "products_in", "remove",
 ]  # fmt: skip
 
 CATALOG_FORMATS = ("fits", "ecsv", "parquet", "hats")
@@ -53,14 +53,19 @@ def check_output(directory: Path, *, overwrite: bool) -> None:
     PermissionError
         If the folder cannot be written.
     """
-    if directory.exists() and not directory.is_dir():
-        raise FileExistsError(f"{directory} is a file; a folder is wanted")
+    check_folder(directory)
     there = [name for name in PRODUCTS if (directory / name).exists()]
     if there and not overwrite:
         raise FileExistsError(
             f"{directory} holds {', '.join(there)} already: choose another folder, or overwrite "
             "(--overwrite)"
         )
+
+
+def check_folder(directory: Path) -> None:
+    """Refuse a folder that is a file, or in which nothing can be written; it need not exist."""
+    if directory.exists() and not directory.is_dir():
+        raise FileExistsError(f"{directory} is a file; a folder is wanted")
     parent = directory
     while not parent.exists():
         parent = parent.parent

@@ -34,6 +34,8 @@ from probablend.infer.segment import (
     known_wings,
     model_name,
     say_psf,
+    survey_of,
+    typical_noise,
     usable_psf_map,
 )
 from probablend.infer.sources import N_DRAWS
@@ -93,6 +95,8 @@ class StreamSettings:
         A file, see :class:`~probablend.psf.PSF`.
     psf_fwhm : str or float, optional
         A file of the width at every pixel, or a number.
+    pixel_scale : float, optional
+        Arcseconds per pixel; of the image's coordinates if not given.
     saturation : float, optional
         Level from which pixels are saturated; that of the image's header if not given.
     keep_posterior : int
@@ -126,6 +130,7 @@ class StreamSettings:
     precision: str = "single"
     psf: str | None = None
     psf_fwhm: str | float | None = None
+    pixel_scale: float | None = None
     zeropoint: float | None = None
     saturation: float | None = None
     min_p_source: float = 0.5
@@ -152,7 +157,10 @@ class StreamSettings:
         if self.cutouts is not None and self.keep_samples:
             raise ValueError("there are no maps of cut-outs, and no samples of maps: leave one out")
         one_psf = None if isinstance(self.psf_fwhm, str) else self.psf_fwhm
-        check_numbers(self.n_samples, self.min_p_source, one_psf, self.zeropoint, self.saturation)
+        check_numbers(
+            self.n_samples, self.min_p_source, one_psf, self.pixel_scale, self.zeropoint,
+            self.saturation,
+        )  # fmt: skip
         if not 0 <= self.keep_posterior <= N_DRAWS:
             raise ValueError(f"at most {N_DRAWS} draws can be kept; got {self.keep_posterior}")
         one_noise(self.rms, self.weight, self.variance)
@@ -231,8 +239,12 @@ def begin(
         known = replace(known, fwhm=float(settings.psf_fwhm))
     if known is not None:
         say_psf(known, network)
-    psf, noise_factors, background = _decide(settings, image, meta, known)
+    decided = _decide(settings, image, meta, known)
+    psf, noise_factors = decided.psf, decided.noise_factors
     fwhm, wings = psf.fwhm, known_wings(psf, network)
+    zeropoint = image.zeropoint if settings.zeropoint is None else settings.zeropoint
+    scale = image.pixel_scale if settings.pixel_scale is None else settings.pixel_scale
+    survey = survey_of(scale, zeropoint, decided.rms)
     plan = {
         "settings": wanted,
         "shape": [n_y, n_x],
@@ -243,8 +255,9 @@ def begin(
         "psf_wings": wings,
         "psf_image": None if psf.image is None else psf.image.tolist(),
         "noise_factors": noise_factors,
-        "background": background,
-        "zeropoint": image.zeropoint if settings.zeropoint is None else settings.zeropoint,
+        "survey": survey,
+        "background": decided.background,
+        "zeropoint": zeropoint,
         "meta": {
             "version": __version__,
             "psf_fwhm": fwhm,
@@ -252,6 +265,8 @@ def begin(
             "psf_wings": None if wings is None else wings[0],
             "noise_factor": noise_factors[0],
             "roughness_factor": noise_factors[1],
+            "pixel_scale": survey[0],
+            "noise_mag": survey[1],
             "seed": settings.seed,
             "n_samples": settings.n_samples,
             "precision": settings.precision,
@@ -358,10 +373,23 @@ def _halo(network: FieldNetwork) -> int:
     return -(-reach // stride) * stride
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Decided:
+    """What holds for the whole image: of the noise how correlated and, typically, how strong it is.
+
+    And the kind of background, or its level.
+    """
+
+    psf: PSF
+    noise_factors: tuple[float, float]
+    rms: float
+    background: str | float
+
+
 def _decide(
     settings: StreamSettings, image: ImageFile, meta: dict[str, Any], known: PSF | None
-) -> tuple[PSF, tuple[float, float], str | float]:
-    """PSF, correlation of the noise and kind of background, or its level, of the whole image."""
+) -> _Decided:
+    """What is decided from windows of the image."""
     if known is None and isinstance(settings.psf_fwhm, float | int):
         known = PSF(fwhm=float(settings.psf_fwhm))
     psf = known
@@ -369,6 +397,7 @@ def _decide(
     background = settings.background
     factors: list[tuple[float, float]] = []
     levels: list[float] = []
+    noises: list[float] = []
     for box in _samples(image.shape):
         try:
             prepared = prepare_image(
@@ -379,6 +408,7 @@ def _decide(
             continue
         factors.append(prepared.noise_factors)
         levels.append(prepared.background)
+        noises.append(typical_noise(prepared))
         if background == "auto" and prepared.background and not prepared.flat:
             background = "subtract"
         if isinstance(settings.psf_fwhm, str):
@@ -396,7 +426,10 @@ def _decide(
         psf = PSF(fwhm=assumed_psf_fwhm(meta), origin=origin)
     near, far = np.median(factors, axis=0).tolist() if factors else WHITE
     level = float(np.median(levels)) if levels else 0.0
-    return psf, (near, far), level if background == "auto" else background
+    return _Decided(
+        psf=psf, noise_factors=(near, far), rms=float(np.median(noises)) if noises else 1.0,
+        background=level if background == "auto" else background,
+    )  # fmt: skip
 
 
 def _n_known(psf: PSF | None) -> int:

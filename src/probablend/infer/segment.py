@@ -46,7 +46,7 @@ from probablend.infer.outputs import (
     remove,
 )
 from probablend.infer.psf import measure_psf
-from probablend.infer.scan import Found, scan_image
+from probablend.infer.scan import Found, Survey, scan_image
 from probablend.infer.sources import Measured, measure_sources
 from probablend.infer.tiles import WHOLE, Window
 from probablend.inputs import ImageLike, as_image
@@ -264,6 +264,7 @@ def segment(
     wcs: WCS | None = None,
     psf: PSF | np.ndarray | str | Path | None = None,
     psf_fwhm: float | np.ndarray | None = None,
+    pixel_scale: float | None = None,
     zeropoint: float | None = None,
     saturation: float | None = None,
     min_p_source: float = 0.5,
@@ -303,6 +304,11 @@ def segment(
         Without either, the PSF is measured on the image's stars, and as much of its wings as
         they tell. With a FWHM alone it stays unknown how much light lies in the wings, and
         posteriors are wider accordingly.
+    pixel_scale : float, optional
+        Arcseconds per pixel; of the coordinates if not given. With it and the zero point the prior
+        of a galaxy's size and of how many there are is that of the survey's depth, see
+        :class:`~probablend.inference.Population`; without, that of any survey, and posteriors are
+        a little wider.
     zeropoint : float, optional
         AB magnitude of one unit of flux; read from the file if it says so.
     saturation : float, optional
@@ -332,7 +338,7 @@ def segment(
         If an argument cannot be used; the message says which and why.
     """
     one_psf: Any = None if isinstance(psf_fwhm, np.ndarray) and psf_fwhm.ndim else psf_fwhm
-    check_numbers(n_samples, min_p_source, one_psf, zeropoint, saturation)
+    check_numbers(n_samples, min_p_source, one_psf, pixel_scale, zeropoint, saturation)
     check_kinds(seed=seed)
     if tile_size < 1:
         raise ValueError(f"tile_size must be at least 1 pixel; got {tile_size}")
@@ -380,6 +386,10 @@ def segment(
         wcs=data.wcs, psf_fwhm=psf_fwhm, psf_wings=known_wings(known, network),
         psf_image=None if known is None or isinstance(psf_fwhm, np.ndarray) else known.image,
         noise_factors=prepared.noise_factors,
+        survey=survey_of(
+            data.pixel_scale if pixel_scale is None else pixel_scale, data.zeropoint,
+            typical_noise(prepared),
+        ),
         zeropoint=data.zeropoint, min_p_source=min_p_source, positions=positions,
         tile_size=tile_size, progress=progress,
     )  # fmt: skip
@@ -429,6 +439,12 @@ def typical_noise(prepared: PreparedImage) -> float:
     return float(np.median(np.broadcast_to(prepared.rms, prepared.mask.shape)[~prepared.mask]))
 
 
+def survey_of(pixel_scale: float | None, zeropoint: float | None, rms: float) -> Survey:
+    """Arcseconds per pixel and AB magnitude of the noise of a pixel, each if it is known."""
+    depth = None if zeropoint is None else float(zeropoint - 2.5 * np.log10(rms))
+    return pixel_scale, depth
+
+
 def known_wings(psf: PSF | None, network: SegmentationNetwork) -> tuple[float, ...] | None:
     """What a network is told of the wings of a PSF; None if nothing is, or can be."""
     knows = getattr(network.config, "knows_psf", False)
@@ -446,18 +462,21 @@ def check_numbers(
     n_samples: int,
     min_p_source: float,
     psf_fwhm: float | None,
+    pixel_scale: float | None,
     zeropoint: float | None,
     saturation: float | None,
 ) -> None:
     """Refuse settings that make no sense, before any work is done."""
     check_kinds(n_samples=n_samples, min_p_source=min_p_source, psf_fwhm=psf_fwhm,
-                zeropoint=zeropoint, saturation=saturation)  # fmt: skip
+                pixel_scale=pixel_scale, zeropoint=zeropoint, saturation=saturation)  # fmt: skip
     if n_samples < 1:
         raise ValueError(f"n_samples must be at least 1; got {n_samples}")
     if not 0 <= min_p_source <= 1:
         raise ValueError(f"min_p_source must lie between 0 and 1; got {min_p_source}")
     if psf_fwhm is not None and not (np.isfinite(psf_fwhm) and psf_fwhm > 0):
         raise ValueError(f"psf_fwhm must be positive; got {psf_fwhm}")
+    if pixel_scale is not None and not (np.isfinite(pixel_scale) and pixel_scale > 0):
+        raise ValueError(f"pixel_scale must be positive, arcsec; got {pixel_scale}")
     if zeropoint is not None and not np.isfinite(zeropoint):
         raise ValueError(f"zeropoint must be finite; got {zeropoint}")
     if saturation is not None and not (np.isfinite(saturation) and saturation > 0):
@@ -513,6 +532,7 @@ def segment_prepared(
     psf_wings: Sequence[float] | None,
     psf_image: np.ndarray | None,
     noise_factors: tuple[float, float],
+    survey: Survey,
     zeropoint: float | None,
     min_p_source: float,
     positions: np.ndarray | None = None,
@@ -538,6 +558,8 @@ def segment_prepared(
         Of its PSF, if that is known.
     noise_factors : tuple of float
         How correlated the noise of the image is.
+    survey : tuple of float or None
+        See :func:`survey_of`.
     n_samples, seed, device, wcs, psf_fwhm, zeropoint, min_p_source, positions, tile_size, progress
         See :func:`segment`.
     """
@@ -550,6 +572,7 @@ def segment_prepared(
         psf_wings=psf_wings,
         psf_image=psf_image,
         noise_factors=noise_factors,
+        survey=survey,
         positions=positions,
         tile_size=tile_size,
         device=device,
@@ -599,6 +622,8 @@ def segment_prepared(
             "psf_wings": None if psf_wings is None else psf_wings[0],
             "noise_factor": noise_factors[0],
             "roughness_factor": noise_factors[1],
+            "pixel_scale": survey[0],
+            "noise_mag": survey[1],
             "rms": typical_noise(prepared),
             "background": prepared.background,
             "input": data.name,

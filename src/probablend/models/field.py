@@ -47,6 +47,10 @@ PRECISIONS = ("single", "bfloat16")
 _MOST_CORRELATED = (2.5, 4.0)  # noise factors; hardly a training scene has more
 _MOST_WINGS = (-0.45, -0.25, -0.125)  # logarithms of light; hardly a PSF in training has more
 _FARTHEST, _OFF = 30.0, 3.0  # free parameters, and pixels, where fits start
+# Arcseconds per pixel, and magnitude of the noise of a pixel: what was told in training. And what
+# makes numbers around 0 of them.
+_SURVEYS = ((0.029, 0.41), (26.0, 32.5))
+_USUAL_SCALE, _USUAL_MAG = 0.15, 30.0
 _CERTAIN = 0.995  # cells this sure to be sky are not drawn
 
 
@@ -84,6 +88,9 @@ class FieldNetworkConfig(UNetConfig):
         Whether it is told, beside that, how rough the sky is.
     knows_psf : bool
         Whether it can be told how much of a point source's light lies in the wings of the PSF.
+    knows_survey : bool
+        Whether it can be told the pixel scale and the depth: how large, and how many, galaxies of
+        a flux are.
     fits : bool
         Whether profiles are fitted to sources, and it is told what the fits say.
     n_sectors : int
@@ -106,6 +113,7 @@ class FieldNetworkConfig(UNetConfig):
     knows_noise: bool = False
     knows_sky: bool = False
     knows_psf: bool = False
+    knows_survey: bool = False
     fits: bool = False
     n_sectors: int = 0
     flow_hidden: tuple[int, ...] = (128, 128)
@@ -159,7 +167,8 @@ def _told(config: FieldNetworkConfig) -> list[int]:
     """Numbers per source that a first version of this network was not told; they come last."""
     symmetric = len(config.apertures) * (config.n_sectors > 0)
     wings = config.knows_psf * (N_WINGS + 1)
-    return [config.n_noise_factors, symmetric, symmetric, wings, config.fits * N_FITTED]
+    survey = config.knows_survey * 2 * len(_SURVEYS)
+    return [config.n_noise_factors, symmetric, symmetric, wings, survey, config.fits * N_FITTED]
 
 
 class Photometry(nn.Module):
@@ -376,6 +385,7 @@ class FieldNetwork(SegmentationNetwork):
         noise_factors: Tensor | None = None,
         psf_wings: Tensor | None = None,
         psf_image: Tensor | None = None,
+        survey: Tensor | None = None,
     ) -> FieldDistribution:
         """What can be said of images.
 
@@ -396,6 +406,10 @@ class FieldNetwork(SegmentationNetwork):
             :func:`~probablend.psf.light_in_wings`; NaN, or not given, where that is not known.
         psf_image : Tensor, shape (batch, 41, 41), optional
             See :class:`~probablend.psf.PSF`; NaN, or not given, where it is not known.
+        survey : Tensor, shape (batch, 2), optional
+            Arcseconds per pixel, and AB magnitude of a flux of one unit of noise; NaN, or not
+            given, where that is not known. What is beyond the surveys of the training counts as
+            not known.
         """
         n_y, n_x = image.shape[-2:]
         config = self.config
@@ -428,6 +442,7 @@ class FieldNetwork(SegmentationNetwork):
             log_fwhm=log_fwhm,
             log_noise=log_noise,
             wings=self._wings(image, psf_wings),
+            survey=self._survey(image, survey),
             near_wings=None if psf_wings is None else psf_wings[:, 0].to(image),
             psf_image=None if psf_image is None else psf_image.to(image),
             shape_yx=(n_y, n_x),
@@ -446,6 +461,20 @@ class FieldNetwork(SegmentationNetwork):
         least = image.new_tensor(_MOST_WINGS)
         wings = torch.where(known, wings, 0.0).maximum(least) / least
         return torch.cat([known.to(image), wings], dim=1)
+
+    def _survey(self, image: Tensor, survey: Tensor | None) -> Tensor:
+        """Which facts of the survey are known, and their numbers, (batch, 4); or (batch, 0)."""
+        if not self.config.knows_survey:
+            return image.new_zeros(len(image), 0)
+        if survey is None:
+            return image.new_zeros(len(image), 2 * len(_SURVEYS))
+        low, high = image.new_tensor(_SURVEYS).T
+        facts = survey.to(image)
+        known = (facts >= low) & (facts <= high)
+        numbers = torch.stack(
+            [3 * (facts[:, 0] / _USUAL_SCALE).log(), 2 * (facts[:, 1] - _USUAL_MAG)], dim=1
+        )
+        return torch.cat([known.to(image), torch.where(known, numbers, 0.0)], dim=1)
 
     def training_loss(
         self, batch: SceneBatch | Lesson, *, generator: torch.Generator, beta: float

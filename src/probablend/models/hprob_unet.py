@@ -226,10 +226,7 @@ class HierarchicalProbUNet(SegmentationNetwork):
         image: Tensor,
         *,
         sliding: bool | None = None,
-        psf_fwhm: Tensor | None = None,
-        noise_factors: Tensor | None = None,
-        psf_wings: Tensor | None = None,
-        psf_image: Tensor | None = None,
+        **told: Tensor | None,
     ) -> HierarchicalDistribution:
         """Distribution over class maps.
 
@@ -239,8 +236,8 @@ class HierarchicalProbUNet(SegmentationNetwork):
             In units of the sky noise; any size.
         sliding : bool, optional
             Of no effect: the latents are local by construction.
-        psf_fwhm, noise_factors, psf_wings, psf_image : Tensor, optional
-            Of no effect.
+        **told : Tensor, optional
+            What a field model is told beside the image: of no effect.
         """
         n_y, n_x = image.shape[-2:]
         return HierarchicalDistribution(

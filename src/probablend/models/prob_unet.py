@@ -244,10 +244,7 @@ class ProbabilisticUNet(SegmentationNetwork):
         classes: Tensor | None = None,
         *,
         sliding: bool | None = None,
-        psf_fwhm: Tensor | None = None,
-        noise_factors: Tensor | None = None,
-        psf_wings: Tensor | None = None,
-        psf_image: Tensor | None = None,
+        **told: Tensor | None,
     ) -> LatentDistribution:
         """Distribution over class maps.
 
@@ -260,8 +257,8 @@ class ProbabilisticUNet(SegmentationNetwork):
         sliding : bool, optional
             Whether the latent varies over the image; by default if it is larger than a
             training patch.
-        psf_fwhm, noise_factors, psf_wings, psf_image : Tensor, optional
-            Of no effect.
+        **told : Tensor, optional
+            What a field model is told beside the image: of no effect.
         """
         n_y, n_x = image.shape[-2:]
         patch, stem = self.config.patch_size, self.config.stem

@@ -131,10 +131,7 @@ class UNet(SegmentationNetwork):
         image: Tensor,
         *,
         sliding: bool | None = None,
-        psf_fwhm: Tensor | None = None,
-        noise_factors: Tensor | None = None,
-        psf_wings: Tensor | None = None,
-        psf_image: Tensor | None = None,
+        **told: Tensor | None,
     ) -> CertainDistribution:
         """Distribution over class maps.
 
@@ -144,8 +141,8 @@ class UNet(SegmentationNetwork):
             In units of the sky noise; any size.
         sliding : bool, optional
             Of no effect: there is no latent.
-        psf_fwhm, noise_factors, psf_wings, psf_image : Tensor, optional
-            Of no effect.
+        **told : Tensor, optional
+            What a field model is told beside the image: of no effect.
         """
         n_y, n_x = image.shape[-2:]
         padded = pad_to_stride(torch.asinh(image), self.config.stride)

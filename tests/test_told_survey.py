@@ -1,0 +1,175 @@
+"""What a model is told of the survey that an image is of: pixel scale and depth."""
+
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import torch
+from astropy.io import fits
+from astropy.nddata import CCDData
+from astropy.wcs import WCS
+
+from probablend import segment
+from probablend.checkpoint import load_model, save_weights
+from probablend.emulate.bank import draw_bank
+from probablend.emulate.compose import draw_batch
+from probablend.emulate.scenes import SceneConfig
+from probablend.images import ImageData
+from probablend.infer.measure import measure
+from probablend.infer.plan import StreamSettings
+from probablend.infer.stream import stream
+from probablend.models.field import FieldNetwork
+from probablend.models.start import take_over
+from probablend.survey import get_survey
+
+SCALE, ZEROPOINT, RMS = 0.2, 27.0, 0.1
+FACTS = (SCALE, ZEROPOINT - 2.5 * np.log10(RMS))  # arcsec per pixel, magnitude of the noise
+
+
+@pytest.fixture(scope="module")
+def survey_weights(field_weights, tmp_path_factory):
+    """The small field model, to which the survey says something, whatever it is."""
+    before, meta = load_model(field_weights)
+    network = FieldNetwork(replace(before.config, knows_survey=True))
+    take_over(network, before, [])
+    with torch.no_grad():
+        for layer in (network.gather[0], network.photometry.inner[0]):
+            new = layer.weight[:, -4:]
+            assert not new.any()  # to a network that starts it says nothing
+            new.normal_(std=0.1, generator=torch.Generator().manual_seed(1))
+    path = tmp_path_factory.mktemp("survey") / "told.safetensors"
+    meta = meta | {"name": "told", "model": {"kind": "field", **asdict(network.config)}}
+    save_weights(path, network.eval(), meta, half=False)
+    return path
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    rng = np.random.default_rng(4)
+    image = rng.normal(size=(96, 112)).astype(np.float32)
+    y, x = np.indices(image.shape)
+    for _ in range(12):
+        a, b = rng.uniform(10, 86), rng.uniform(10, 102)
+        image += 60 * np.exp(-0.5 * ((y - a) ** 2 + (x - b) ** 2) / 3).astype(np.float32)
+    return image * RMS
+
+
+@pytest.fixture(scope="module")
+def how(survey_weights):
+    return {
+        "rms": RMS, "background": "none", "n_samples": 1, "psf_fwhm": 3.0, "min_p_source": 0.0,
+        "model": survey_weights,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def coordinates():
+    wcs = WCS(naxis=2)
+    wcs.wcs.ctype = ["RA---TAN", "DEC--TAN"]
+    wcs.wcs.crval, wcs.wcs.crpix = [150.0, 2.0], [50.0, 40.0]
+    wcs.wcs.cdelt = [-SCALE / 3600, SCALE / 3600]
+    return wcs
+
+
+def seen(network, image, **told):
+    at = torch.tensor([0]), torch.tensor([20.0]), torch.tensor([22.0])
+    said = network(image, **told)
+    return said.heat_logits, said.context(*at, detected=True)
+
+
+@torch.inference_mode()
+def test_it_counts_for_sources_and_not_for_class_maps(survey_weights, field_weights):
+    network, _ = load_model(survey_weights)
+    image = 3 * torch.randn(1, 1, 40, 40, generator=torch.Generator().manual_seed(2))
+    heat, context = seen(network, image)
+    known = torch.tensor([FACTS])
+    for told in (known, known.where(torch.tensor([True, False]), torch.nan)):
+        other_heat, other = seen(network, image, survey=told)
+        assert torch.equal(other_heat, heat)
+        assert not torch.equal(other, context)
+    deaf, _ = load_model(field_weights)
+    assert torch.equal(seen(deaf, image)[1], seen(deaf, image, survey=known)[1])
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("facts", [(np.nan, np.nan), (2.5, 18.0), (0.001, 40.0), (-1.0, np.inf)])
+def test_what_was_never_learnt_counts_as_unknown(survey_weights, facts):
+    network, _ = load_model(survey_weights)
+    image = torch.ones(1, 1, 40, 40)
+    assert torch.equal(seen(network, image)[1],
+                       seen(network, image, survey=torch.tensor([facts]))[1])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", ["euclid-vis", "lsst-i", "hsc-i", "des-i", "cosmos-f814w", "roman-f158"]
+)
+@torch.inference_mode()
+def test_the_surveys_that_there_are_are_known(survey_weights, name):
+    network, _ = load_model(survey_weights)
+    survey = get_survey(name)
+    told = network._survey(
+        torch.zeros(1, 1, 8, 8), torch.tensor([[survey.scale, float(survey.mag(survey.sky_rms))]])
+    )
+    assert told[0, :2].tolist() == [1.0, 1.0]
+    assert told[0, 2:].abs().max() < 6
+
+
+def test_it_is_told_of_some_scenes_and_changes_none():
+    bank = draw_bank(
+        "parametric", ["euclid-vis", "lsst-i"], "train", n_galaxies=8, n_stars=2,
+        mag_range=(20.0, 24.0), seed=1,
+    )  # fmt: skip
+    config = SceneConfig(size=24, survey_fraction=0.6)
+    batch = draw_batch(bank, config, n=400, seed=3, index=0)
+    told = batch.survey.isfinite()
+    assert told.float().mean(dim=0).numpy() == pytest.approx(0.6, abs=0.08)
+    # One without the other, too: each tells by itself.
+    assert told.all(dim=1).float().mean() == pytest.approx(0.36, abs=0.08)
+    own = (batch.psf_fwhm[:, None] == bank.psf_fwhm).float().argmax(dim=1)
+    facts = torch.stack([bank.scale, bank.mag_of_sigma], dim=1)[own]
+    assert torch.equal(batch.survey[told], facts[told])
+    untold = draw_batch(bank, replace(config, survey_fraction=0.0), n=400, seed=3, index=0)
+    assert untold.survey is None
+    assert torch.equal(untold.image, batch.image)
+
+
+def test_the_header_says_it_unless_the_user_does(pixels, how, coordinates):
+    unknown = segment(pixels, **how)
+    assert (unknown.meta["pixel_scale"], unknown.meta["noise_mag"]) == (None, None)
+    given = segment(pixels, **how, pixel_scale=SCALE, zeropoint=ZEROPOINT)
+    assert (given.meta["pixel_scale"], given.meta["noise_mag"]) == pytest.approx(FACTS)
+    assert not np.allclose(given.catalog["flux"], unknown.catalog["flux"], rtol=1e-3)
+    data = ImageData(data=pixels, wcs=coordinates, zeropoint=ZEROPOINT)
+    for image in (data, CCDData(pixels, unit="adu", wcs=coordinates, meta={"MAGZERO": ZEROPOINT})):
+        read = segment(image, **how)
+        assert (read.meta["pixel_scale"], read.meta["noise_mag"]) == pytest.approx(FACTS)
+        np.testing.assert_allclose(read.catalog["flux"].value, given.catalog["flux"], rtol=1e-4)
+    other = segment(data, **how, pixel_scale=0.05)
+    assert other.meta["pixel_scale"] == 0.05
+    at = np.stack([given.catalog["x"].value, given.catalog["y"].value], axis=1)
+    forced = [measure(pixels, at, **how, **told)["flux"]
+              for told in ({}, {"pixel_scale": SCALE, "zeropoint": ZEROPOINT})]  # fmt: skip
+    assert not np.allclose(*forced, rtol=1e-3)
+
+
+def test_block_by_block_it_counts_as_much(pixels, how, coordinates, tmp_path):
+    header = coordinates.to_header()
+    header["MAGZERO"] = ZEROPOINT
+    fits.writeto(tmp_path / "image.fits", pixels, header)
+    whole = segment(tmp_path / "image.fits", **how)
+    assert whole.meta["noise_mag"] == pytest.approx(FACTS[1])
+    settings = StreamSettings(
+        image=str(tmp_path / "image.fits"), block=64, **how | {"model": str(how["model"])}
+    )
+    stream(settings, tmp_path / "out")
+    said = fits.getheader(tmp_path / "out" / "maps.fits")
+    assert (said["PBSCALE"], said["PBNMAG"]) == pytest.approx(FACTS, rel=1e-4)
+    with fits.open(tmp_path / "out" / "catalog.fits") as hdus:
+        streamed = hdus[1].data["flux"]
+    np.testing.assert_allclose(streamed, np.asarray(whole.catalog["flux"]), rtol=2e-3)
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.2, np.nan, np.inf])
+def test_a_scale_that_is_none_is_refused(pixels, how, scale):
+    with pytest.raises(ValueError, match="pixel_scale must be positive, arcsec"):
+        segment(pixels, **how, pixel_scale=scale)
