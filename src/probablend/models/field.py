@@ -48,9 +48,9 @@ _MOST_CORRELATED = (2.5, 4.0)  # noise factors; hardly a training scene has more
 _MOST_WINGS = (-0.45, -0.25, -0.125)  # logarithms of light; hardly a PSF in training has more
 _FARTHEST, _OFF = 30.0, 3.0  # free parameters, and pixels, where fits start
 # Arcseconds per pixel, and magnitude of the noise of a pixel: what was told in training. And what
-# makes numbers around 0 of them.
+# makes numbers around 0 of them: large ones, which are learnt while all else hardly moves.
 _SURVEYS = ((0.029, 0.41), (26.0, 32.5))
-_USUAL_SCALE, _USUAL_MAG = 0.15, 30.0
+_USUAL_SCALE, _USUAL_MAG, _LOUD = 0.15, 30.0, 4.0
 _CERTAIN = 0.995  # cells this sure to be sky are not drawn
 
 
@@ -474,7 +474,7 @@ class FieldNetwork(SegmentationNetwork):
         numbers = torch.stack(
             [3 * (facts[:, 0] / _USUAL_SCALE).log(), 2 * (facts[:, 1] - _USUAL_MAG)], dim=1
         )
-        return torch.cat([known.to(image), torch.where(known, numbers, 0.0)], dim=1)
+        return _LOUD * torch.cat([known.to(image), torch.where(known, numbers, 0.0)], dim=1)
 
     def training_loss(
         self, batch: SceneBatch | Lesson, *, generator: torch.Generator, beta: float
