@@ -32,6 +32,7 @@ from surveycodex.utilities import mean_sky_level
 from probablend import __version__
 from probablend.btk import ProbablendDeblender
 from probablend.checkpoint import file_hash, find_model
+from probablend.evaluate.record import write_json
 
 BAND = "i"
 MAX_GALAXIES, MAX_SOURCES = 4, 12
@@ -138,7 +139,7 @@ def main() -> None:
         "catalog": Path(given.catalog).name if given.catalog else "random discs and bulges",
         "scores": {name: score(one, batches, rms, band) for name, one in deblenders.items()},
     }
-    given.output.write_text(json.dumps(report, indent=2) + "\n")
+    write_json(given.output, report)
     print(json.dumps(report["scores"], indent=2))
 
 

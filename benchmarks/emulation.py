@@ -23,6 +23,7 @@ from probablend import __version__
 from probablend.config import TrainConfig, read_train_config
 from probablend.emulate.bank import Bank, draw_bank
 from probablend.emulate.compose import draw_batch
+from probablend.evaluate.record import write_json
 from probablend.models import build_model
 from probablend.models.start import freeze
 
@@ -53,7 +54,7 @@ def main() -> None:
         "banks": dict(zip(arguments.configs, (bank for bank, _ in measured), strict=True)),
         "phases": {name: phase for _, phases in measured for name, phase in phases.items()},
     }
-    arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+    write_json(arguments.output, report)
     print(json.dumps(report, indent=2))
 
 

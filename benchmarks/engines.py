@@ -7,7 +7,6 @@ python benchmarks/engines.py -o benchmarks/engines.json
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from probablend import __version__
 from probablend.checkpoint import load_model
 from probablend.emulate.blend import FieldConfig, draw_field
 from probablend.emulate.sources import open_source
+from probablend.evaluate.record import write_json
 from probablend.models.blocks import ConvBlock
 from probablend.models.field import FieldNetwork
 from probablend.survey import get_survey
@@ -140,7 +140,7 @@ def main() -> None:
         "size": arguments.size,
         "engines": rows,
     }
-    arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+    write_json(arguments.output, report)
     arguments.output.with_suffix(".md").write_text(table(report))
 
 

@@ -4,7 +4,6 @@ PROBABLEND_TEST_DATA=… python benchmarks/familiar.py field -o benchmarks/famil
 """
 
 import argparse
-import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from probablend.emulate.psf import psf_profile
 from probablend.emulate.sources import open_source
 from probablend.evaluate.detection import positions
 from probablend.evaluate.match import match_positions
+from probablend.evaluate.record import write_json
 from probablend.models.field import FieldNetwork
 from probablend.prepare import prepare_image
 from probablend.survey import Survey, get_survey
@@ -235,7 +235,7 @@ def main() -> None:
         "name": meta["name"],
         "fields": measure(network),
     }
-    arguments.output.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n")
+    write_json(arguments.output.with_suffix(".json"), report)
     arguments.output.with_suffix(".md").write_text(as_table(report))
     print(as_table(report))
 

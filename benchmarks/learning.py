@@ -8,7 +8,6 @@ python benchmarks/learning.py runs/field/log.csv --config field-irregular.toml -
 
 import argparse
 import csv
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from probablend import __version__
 from probablend.config import TrainConfig, find_config, read_train_config
 from probablend.emulate.bank import draw_bank
 from probablend.emulate.compose import draw_batch
+from probablend.evaluate.record import write_json
 from probablend.models import build_model
 from probablend.models.start import freeze
 
@@ -142,7 +142,7 @@ def main() -> None:
         "power_law": power_law(scenes.astype(float), loss),
     }
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n")
+    write_json(arguments.output.with_suffix(".json"), report)
     arguments.output.with_suffix(".md").write_text(table(report))
     draw(report, rows).savefig(arguments.output.with_suffix(".png"), dpi=100)
     print(table(report))

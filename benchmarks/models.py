@@ -22,6 +22,7 @@ from probablend.emulate.compose import draw_batch
 from probablend.emulate.sources import open_source
 from probablend.evaluate.calibration import active_pixels, reliability
 from probablend.evaluate.detection import iou
+from probablend.evaluate.record import write_json
 from probablend.evaluate.samples import sample_distances
 from probablend.infer.segment import segment
 from probablend.models import build_model
@@ -66,7 +67,7 @@ def main() -> None:
         "seconds": arguments.seconds,
         "models": rows,
     }
-    arguments.output.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n")
+    write_json(arguments.output.with_suffix(".json"), report)
     arguments.output.with_suffix(".md").write_text(as_table(report))
     print(as_table(report))
 

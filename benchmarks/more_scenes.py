@@ -8,7 +8,6 @@ python benchmarks/more_scenes.py runs/field --config field.toml -o more-scenes
 
 import argparse
 import csv
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from matplotlib.figure import Figure
 
 from probablend import __version__
 from probablend.config import TrainConfig, find_config, read_train_config
+from probablend.evaluate.record import write_json
 from probablend.train import train
 
 SHARES = (1 / 8, 1 / 4, 1 / 2)
@@ -91,7 +91,7 @@ def main() -> None:
         "trainings": rows,
     }
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n")
+    write_json(arguments.output.with_suffix(".json"), report)
     arguments.output.with_suffix(".md").write_text(table(report))
     figure = Figure(figsize=(5, 3.6), layout="constrained")
     ax = figure.subplots()

@@ -10,7 +10,6 @@ seen the survey. Surveys that might be count as much as those with a name: all t
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from probablend.emulate.stamps import Galaxies
 from probablend.evaluate.calibration import brier_score, chance_ece, reliability
 from probablend.evaluate.detection import positions
 from probablend.evaluate.match import match_positions
+from probablend.evaluate.record import write_json
 from probablend.infer.scan import DRAWS_PER_SAMPLE
 from probablend.infer.segment import segment
 from probablend.infer.sources import N_OVERLAP, POOL, ln_odds, pool_blending
@@ -175,7 +175,7 @@ def main() -> None:
             "pooled": scores(pool_blending(*said, n_maps=N_MAPS), true),
             "left_out": scores(expit(others @ seen(said)), true),
         }
-    arguments.output.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n")
+    write_json(arguments.output.with_suffix(".json"), report)
     arguments.output.with_suffix(".md").write_text(table(report))
     print(table(report))
 

@@ -22,6 +22,7 @@ from probablend import __version__
 from probablend.evaluate.classical import run_sep
 from probablend.evaluate.detection import positions
 from probablend.evaluate.match import match_positions
+from probablend.evaluate.record import write_json
 from probablend.infer.segment import Segmentation, segment
 from probablend.plot import plot_class_probabilities, plot_image, plot_probability
 from probablend.prepare import prepare_image
@@ -260,7 +261,7 @@ def main() -> None:
     report["kids_r_and_i"] = two_bands(kept["kids-r"], kept["kids-i"])
     report["large_galaxies"], shown = large_galaxies(data, arguments.model)
     report["hst_and_hsc"] = hst_and_hsc(data, arguments.model)
-    (arguments.output / "real-sky.json").write_text(json.dumps(report, indent=2) + "\n")
+    write_json(arguments.output / "real-sky.json", report)
     wide = [(k, v) for k, v in kept.items() if not k.startswith("des")]
     picture(wide, arguments.output / "fields.png")
     picture([(k, v) for k, v in kept.items() if k.startswith("des")][:6],

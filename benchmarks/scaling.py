@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 import probablend
 from probablend.emulate.blend import FieldConfig, Scene, draw_field
 from probablend.emulate.sources import open_source
+from probablend.evaluate.record import write_json
 from probablend.survey import get_survey
 
 PATCH = 1024  # the field that larger images repeat, pixels
@@ -69,7 +70,7 @@ def main() -> None:
         "density_size": arguments.density_size,
         "runs_by_density": by_density,
     }
-    arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+    write_json(arguments.output, report)
     if len(runs) > 1 and by_density:
         draw(runs, by_density).savefig(arguments.output.with_suffix(".png"), dpi=100)
 

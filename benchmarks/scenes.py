@@ -8,7 +8,6 @@ scene and far from it. Peaks that are true galaxies count, as learnt: not widene
 """
 
 import argparse
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from probablend.config import find_config, read_train_config
 from probablend.emulate.bank import Bank, draw_bank
 from probablend.emulate.compose import draw_batch
 from probablend.emulate.scenes import SceneConfig
+from probablend.evaluate.record import write_json
 from probablend.models.field import FieldNetwork
 from probablend.models.field_loss import looked_for, partners
 from probablend.models.source import to_physical
@@ -139,7 +139,7 @@ def main() -> None:
         "weights": file_hash(find_model(arguments.model)),
         "surveys": {name: run(name, network, config, arguments.n) for name in arguments.surveys},
     }
-    arguments.output.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n")
+    write_json(arguments.output.with_suffix(".json"), report)
     arguments.output.with_suffix(".md").write_text(table(report))
     print(table(report))
 

@@ -8,7 +8,6 @@ python benchmarks/speed.py -o benchmarks/speed.json
 import argparse
 import cProfile
 import inspect
-import json
 import pstats
 import sys
 import time
@@ -24,6 +23,7 @@ from probablend.config import find_config, read_train_config
 from probablend.emulate.blend import FieldConfig, draw_field
 from probablend.emulate.sources import open_source
 from probablend.evaluate.classical import run_photutils, run_sep, run_sextractor
+from probablend.evaluate.record import write_json
 from probablend.infer import scan, sources
 from probablend.infer.footprints import Ellipses
 from probablend.models.field import FieldNetwork
@@ -57,7 +57,7 @@ def main() -> None:
         "profile": profile(scene, survey),
         "training": measure_training(TRAINING, arguments.steps)[1] if arguments.steps else {},
     }
-    arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+    write_json(arguments.output, report)
     arguments.output.with_suffix(".md").write_text(table(report))
     print(table(report))
 

@@ -139,6 +139,9 @@ def test_the_header_says_it_unless_the_user_does(pixels, how, coordinates):
     given = segment(pixels, **how, pixel_scale=SCALE, zeropoint=ZEROPOINT)
     assert (given.meta["pixel_scale"], given.meta["noise_mag"]) == pytest.approx(FACTS)
     assert not np.allclose(given.catalog["flux"], unknown.catalog["flux"], rtol=1e-3)
+    assert np.isnan(unknown.catalog["hlr_arcsec"]).all()
+    np.testing.assert_allclose(given.catalog["hlr_arcsec"].value,
+                               SCALE * given.catalog["hlr"].value, rtol=1e-5)  # fmt: skip
     data = ImageData(data=pixels, wcs=coordinates, zeropoint=ZEROPOINT)
     for image in (data, CCDData(pixels, unit="adu", wcs=coordinates, meta={"MAGZERO": ZEROPOINT})):
         read = segment(image, **how)

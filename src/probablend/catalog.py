@@ -65,7 +65,7 @@ COLUMNS: dict[str, tuple[type, u.Unit | str | None, str]] = {
     "mag_err": (np.float32, u.mag, "half the width of the 68 % interval of mag"),
     "hlr": (np.float32, u.pix, "circularised half-light radius before the PSF, median"),
     "hlr_err": (np.float32, u.pix, "half the width of the 68 % interval of hlr"),
-    "hlr_arcsec": (np.float32, u.arcsec, "hlr in arcseconds; NaN without a WCS"),
+    "hlr_arcsec": (np.float32, u.arcsec, "hlr in arcseconds; NaN if the pixel scale is not known"),
     "g1": (np.float32, None, "reduced shear along x, pixel frame, before the PSF, median"),
     "g1_err": (np.float32, None, "half the width of the 68 % interval of g1"),
     "g2": (np.float32, None, "reduced shear along the diagonal, pixel frame, median"),

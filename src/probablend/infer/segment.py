@@ -593,7 +593,8 @@ def segment_prepared(
         else:  # in the order in which they were asked for
             found = found.keep(np.argsort(found.row))
         measured = measure_sources(
-            network, found, prepared, draws, seed=seed, wcs=wcs, zeropoint=zeropoint,
+            network, found, prepared, draws, seed=seed, wcs=wcs, pixel_scale=survey[0],
+            zeropoint=zeropoint,
             saturation=data.saturation, image=data.data, psf_fwhm=psf_fwhm, meta=meta,
             window=window,
         )  # fmt: skip

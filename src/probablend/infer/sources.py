@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from astropy.table import QTable
 from astropy.wcs import WCS
-from astropy.wcs.utils import proj_plane_pixel_scales
 from scipy import ndimage
 from scipy.special import expit
 
@@ -233,6 +232,7 @@ def measure_sources(
     *,
     seed: int,
     wcs: WCS | None,
+    pixel_scale: float | None,
     zeropoint: float | None,
     saturation: float | None,
     image: np.ndarray,
@@ -256,6 +256,8 @@ def measure_sources(
         Of the draws.
     wcs : WCS or None
         Celestial coordinates.
+    pixel_scale : float or None
+        Arcseconds per pixel.
     zeropoint : float or None
         Magnitude of one unit of flux.
     saturation : float or None
@@ -290,7 +292,6 @@ def measure_sources(
     by_footprints = overlap_share([Ellipses.of(one, origin) for one in draws[:N_OVERLAP]], shape_yx)
     ra, dec = sky_positions(columns["x"], columns["y"], wcs)
     group = group_sources(ellipses, shape_yx)
-    scale = np.nan if wcs is None else 3600 * float(np.mean(proj_plane_pixel_scales(wcs.celestial)))
     catalog = build_table(
         columns
         | {
@@ -299,7 +300,7 @@ def measure_sources(
             "dec": dec,
             "p_source": found.p_source,
             "p_star": found.p_star,
-            "hlr_arcsec": columns["hlr"] * scale,
+            "hlr_arcsec": columns["hlr"] * (np.nan if pixel_scale is None else pixel_scale),
             "p_blend": pool_blending(by_pixels, by_footprints, n_maps=len(blends)),
             "p_blend_maps": by_pixels,
             "p_blend_footprints": by_footprints,
