@@ -179,9 +179,10 @@ def hst_and_hsc(data: Path, model: str) -> dict[str, Any]:
     with fits.open(path) as hdus:
         hst, hsc = np.asarray(hdus["HST"].data, float), np.asarray(hdus["HSC"].data[2], float)
         psfs = {key: np.asarray(hdus[f"PSF_{key}"].data, float) for key in ("HST", "HSC")}
-    sharp = segment(hst, model=model, psf=psfs["HST"])
-    blurred = segment(hsc, model=model, psf=psfs["HSC"][2])
-    scale = 0.03 / 0.168
+    fine, coarse = 0.03, 0.168  # arcsec per pixel
+    sharp = segment(hst, model=model, psf=psfs["HST"], pixel_scale=fine)
+    blurred = segment(hsc, model=model, psf=psfs["HSC"][2], pixel_scale=coarse)
+    scale = fine / coarse
     centre_hst, centre_hsc = (np.array(h.shape) / 2 - 0.5 for h in (hst, hsc))
     there = (positions(sharp.catalog) - centre_hst) * scale + centre_hsc
     strong = np.asarray(sharp.catalog["flux"] / sharp.catalog["flux_err"]) > 5

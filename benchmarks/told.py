@@ -37,8 +37,8 @@ TOLD: dict[str, tuple[float | None, float | None]] = {
     "zero point": (None, 0.0),
     "both": (1.0, 0.0),
     "both, 0.3 mag too deep": (1.0, 0.3),
-    "both, 2.5 mag too deep": (1.0, 2.5),
-    "both, pixels twice as large": (2.0, 0.0),
+    "both, 2.5 mag too shallow": (1.0, -2.5),
+    "both, pixels half as large again": (1.5, 0.0),
 }
 SIZE, SEED, MIN_SNR = 640, 9400, 10.0  # pixels
 
@@ -52,20 +52,20 @@ def look(scene: Scene, kind: str, seed: int) -> tuple[Table, np.ndarray]:
     said = segment(scene.image, rms=scene.rms, background="none", n_samples=1, seed=seed, **told)
     assert said.sources is not None
     low, high = np.quantile(said.sources.parameter("flux"), [0.16, 0.84], axis=0)
-    table = matched_sources(scene, said.catalog, said.sources.draws)
-    return table[~np.asarray(table["is_star"], bool)], 1.25 * np.log10(high / low)
+    found = matched_sources(scene, said.catalog, said.sources.draws)
+    return found[~np.asarray(found["is_star"], bool)], 1.25 * np.log10(high / low)
 
 
 def judge(scene: Scene, seed: int) -> dict[str, Any]:
     """Scores of a field by what is told of it."""
     rows = {}
     for kind in TOLD:
-        table, half_width = look(scene, kind, seed)
-        bright = table[np.asarray(table["snr"]) > MIN_SNR]
+        found, half_width = look(scene, kind, seed)
+        bright = found[np.asarray(found["snr"]) > MIN_SNR]
         coverage = coverage_scores(bright)
         rows[kind] = {
             "n": len(bright),
-            "found": len(table),
+            "found": len(found),
             "rows": len(half_width),
             "half_width": float(np.median(half_width)),
             "flux": flux_scores(bright),

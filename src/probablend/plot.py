@@ -49,7 +49,8 @@ def plot_image(image: np.ndarray, ax: Axes, *, paper: bool = False) -> Axes:
     """
     softening, low, least, cmap = (3.0, -0.5, 2.5, "gray_r") if paper else (1.0, -1.0, 3.0, "gray")
     stretched = np.arcsinh(image / softening)
-    high = max(float(np.nanpercentile(stretched, 99.7)), least)
+    known = stretched[np.isfinite(stretched)]
+    high = max(float(np.percentile(known, 99.7)), least) if known.size else least
     ax.imshow(stretched, cmap=cmap, vmin=low, vmax=high, origin="lower", interpolation="none")
     return _bare(ax)
 

@@ -14,6 +14,7 @@ from probablend.emulate.blend import (
 from probablend.emulate.classes import encode_classes
 from probablend.emulate.parametric import ParametricGalaxies
 from probablend.emulate.products import read_truth, write_scene
+from probablend.images import read_image
 from probablend.survey import get_survey
 
 
@@ -153,6 +154,9 @@ def test_a_written_scene_says_the_same(scene, tmp_path):
         assert hdus[0].header["PBSEED"] == 11
         scale = WCS(hdus["SCI"].header).proj_plane_pixel_scales()[0].to_value("arcsec")
         assert scale == pytest.approx(0.1)
+    read = read_image(tmp_path / "one.fits")
+    assert read.pixel_scale == pytest.approx(0.1)
+    assert read.zeropoint == pytest.approx(scene.survey.zeropoint)
     classes, catalog, footprints = read_truth(tmp_path / "one_truth.fits")
     np.testing.assert_array_equal(classes, scene.classes)
     assert len(catalog) == len(scene.catalog)

@@ -270,7 +270,7 @@ def measure_command(
     """
     from probablend.catalog import write_table
     from probablend.infer.measure import measure, read_positions
-    from probablend.infer.outputs import check_format, check_output
+    from probablend.infer.outputs import check_folder, check_format
     from probablend.sextractor import named_columns
 
     check_format(output.suffix.removeprefix("."), columns)
@@ -278,7 +278,7 @@ def measure_command(
         raise FileExistsError(f"{output} is a folder; a file is wanted")
     if output.exists() and not overwrite:
         raise FileExistsError(f"{output} exists already: --overwrite replaces it")
-    check_output(output.parent, overwrite=True)
+    check_folder(output.parent)
     table = read_positions(positions)
     data, noise, bad = read_inputs(image, ext, rms, mask, weight, variance, flag_bits)
     result = measure(

@@ -222,11 +222,9 @@ def draw_batch(
         wings = torch.where(known[:, None], wings, told)
         batch = replace(batch, psf_fwhm=fwhm, psf_wings=wings, psf_image=image)
     if config.survey_fraction:
-        # Numbers of its own: the scenes are those in which nothing of it is told.
-        own = torch.Generator(device).manual_seed((seed * 9_999_991 + index + 1) % 2**62 + 2**62)
-        told = torch.rand(n, 2, generator=own, device=device) < config.survey_fraction
+        told = uniform(n, 2) < config.survey_fraction
         facts = torch.stack([bank.scale, bank.mag_of_sigma], dim=1)[survey]
-        batch = replace(batch, survey=torch.where(told, facts, torch.nan))
+        batch = replace(batch, survey_facts=torch.where(told, facts, torch.nan))
     return batch
 
 

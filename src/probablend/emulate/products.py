@@ -118,6 +118,7 @@ def write_scene(scene: Scene, directory: Path, name: str, *, seed: int, overwrit
         "PBVERS": (__version__, "version of probablend"),
     }
     primary = fits.Header([(key, *card) for key, card in cards.items()])
+    header["MAGZERO"] = cards["MAGZERO"]  # where it is looked for
     rms = np.full(scene.image.shape, scene.rms, dtype=np.float32)
     image = fits.HDUList(
         [

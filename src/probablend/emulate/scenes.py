@@ -236,7 +236,7 @@ class SceneBatch:
         See :func:`~probablend.psf.light_in_wings`; NaN of a scene where they are not told.
     psf_image : Tensor, shape (scene, 41, 41), optional
         See :class:`~probablend.psf.PSF`; NaN of a scene where it is not told.
-    survey : Tensor, shape (scene, 2), optional
+    survey_facts : Tensor, shape (scene, 2), optional
         Arcseconds per pixel, and AB magnitude of a flux of one unit of noise; NaN where not told.
     """
 
@@ -249,7 +249,7 @@ class SceneBatch:
     noise_factors: Tensor | None = None
     psf_wings: Tensor | None = None
     psf_image: Tensor | None = None
-    survey: Tensor | None = None
+    survey_facts: Tensor | None = None
 
     @property
     def known(self) -> dict[str, Tensor | None]:
@@ -259,7 +259,7 @@ class SceneBatch:
             "noise_factors": self.noise_factors,
             "psf_wings": self.psf_wings,
             "psf_image": self.psf_image,
-            "survey": self.survey,
+            "survey_facts": self.survey_facts,
         }
 
 

@@ -33,6 +33,7 @@ from probablend.emulate.parametric import (
 )
 from probablend.emulate.psf import psf_profile, told_of
 from probablend.evaluate.record import write_json
+from probablend.infer.outputs import check_folder
 from probablend.infer.segment import segment
 from probablend.models.source import PARAMETERS
 from probablend.survey import Survey
@@ -374,7 +375,13 @@ def compare_posteriors(
     -------
     dict
         What ``mcmc.json`` holds.
+
+    Raises
+    ------
+    OSError
+        If the folder cannot be written.
     """
+    check_folder(directory)
     if not knows_sources(model):
         raise pixels_only(model)
     path = directory / "mcmc.json"

@@ -31,10 +31,10 @@ from probablend.infer.psf import measure_psf
 from probablend.infer.segment import (
     assumed_psf_fwhm,
     check_numbers,
+    known_facts,
     known_wings,
     model_name,
     say_psf,
-    survey_of,
     typical_noise,
     usable_psf_map,
 )
@@ -244,7 +244,7 @@ def begin(
     fwhm, wings = psf.fwhm, known_wings(psf, network)
     zeropoint = image.zeropoint if settings.zeropoint is None else settings.zeropoint
     scale = image.pixel_scale if settings.pixel_scale is None else settings.pixel_scale
-    survey = survey_of(scale, zeropoint, decided.rms)
+    facts = known_facts(scale, zeropoint, decided.rms, network)
     plan = {
         "settings": wanted,
         "shape": [n_y, n_x],
@@ -255,7 +255,8 @@ def begin(
         "psf_wings": wings,
         "psf_image": None if psf.image is None else psf.image.tolist(),
         "noise_factors": noise_factors,
-        "survey": survey,
+        "survey_facts": facts,
+        "pixel_scale": scale,
         "background": decided.background,
         "zeropoint": zeropoint,
         "meta": {
@@ -265,8 +266,8 @@ def begin(
             "psf_wings": None if wings is None else wings[0],
             "noise_factor": noise_factors[0],
             "roughness_factor": noise_factors[1],
-            "pixel_scale": survey[0],
-            "noise_mag": survey[1],
+            "pixel_scale": facts[0],
+            "noise_mag": facts[1],
             "seed": settings.seed,
             "n_samples": settings.n_samples,
             "precision": settings.precision,
@@ -375,14 +376,15 @@ def _halo(network: FieldNetwork) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class _Decided:
-    """What holds for the whole image: of the noise how correlated and, typically, how strong it is.
+    """What holds for the whole image.
 
-    And the kind of background, or its level.
+    Of the noise, how correlated it is and, typically, how strong, in the unit of the image; and the
+    kind of background, or its level.
     """
 
     psf: PSF
     noise_factors: tuple[float, float]
-    rms: float
+    rms: float | None
     background: str | float
 
 
@@ -427,7 +429,7 @@ def _decide(
     near, far = np.median(factors, axis=0).tolist() if factors else WHITE
     level = float(np.median(levels)) if levels else 0.0
     return _Decided(
-        psf=psf, noise_factors=(near, far), rms=float(np.median(noises)) if noises else 1.0,
+        psf=psf, noise_factors=(near, far), rms=float(np.median(noises)) if noises else None,
         background=level if background == "auto" else background,
     )  # fmt: skip
 

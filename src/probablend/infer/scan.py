@@ -24,10 +24,10 @@ from probablend.models.field_distribution import NEIGHBOUR, FieldDistribution
 from probablend.models.fit import fit_sources
 from probablend.threads import side_by_side
 
-__all__ = ["DRAWS_PER_SAMPLE", "UNKNOWN", "Found", "Scan", "Survey", "scan_image"]
+__all__ = ["DRAWS_PER_SAMPLE", "UNKNOWN", "Facts", "Found", "Scan", "scan_image"]
 
-Survey: TypeAlias = tuple[float | None, float | None]  # scale of the pixels, magnitude of the noise
-UNKNOWN: Survey = (None, None)
+Facts: TypeAlias = tuple[float | None, float | None]  # scale of the pixels, magnitude of the noise
+UNKNOWN: Facts = (None, None)
 
 # Class maps drawn for each latent: the first is a sample that the user sees, all count for
 # `p_blend`, whose scatter is that of 64 draws when 16 samples are asked for.
@@ -148,7 +148,7 @@ def scan_image(
     psf_wings: Sequence[float] | None = None,
     psf_image: np.ndarray | None = None,
     noise_factors: tuple[float, float] = WHITE,
-    survey: Survey = UNKNOWN,
+    survey_facts: Facts = UNKNOWN,
     positions: np.ndarray | None = None,
     tile_size: int,
     device: torch.device,
@@ -173,7 +173,7 @@ def scan_image(
         Of the PSF, see :class:`~probablend.psf.PSF`.
     noise_factors : tuple of float
         How correlated the noise is, see :func:`~probablend.correlation.noise_factors`.
-    survey : tuple of float or None
+    survey_facts : tuple of float or None
         Arcseconds per pixel, and AB magnitude of a flux as large as the noise of a pixel.
     positions : ndarray, shape (source, 2), optional
         (y, x) to ask about, inside the image; the network's own detections if not given.
@@ -202,7 +202,7 @@ def scan_image(
 
     wings = None if psf_wings is None else torch.tensor([psf_wings], device=device)
 
-    facts = torch.tensor([[np.nan if v is None else v for v in survey]], device=device)
+    facts = torch.tensor([[np.nan if v is None else v for v in survey_facts]], device=device)
 
     def look(tile: Tile) -> tuple[Drawn, list[_Places]]:
         image = torch.from_numpy(signal[tile.outer].copy())[None, None]
@@ -212,7 +212,7 @@ def scan_image(
         factors = torch.tensor([noise_factors], device=device)
         distribution = network(
             image, sliding=sliding, psf_fwhm=fwhm, noise_factors=factors, psf_wings=wings,
-            survey=facts,
+            survey_facts=facts,
         )  # fmt: skip
         distribution = distribution.at(_in_image(tile.origin_yx, window))
         drawn = distribution.draw(n_samples, DRAWS_PER_SAMPLE, inner=tile.inner, seed=seed)

@@ -46,12 +46,12 @@ from probablend.infer.outputs import (
     remove,
 )
 from probablend.infer.psf import measure_psf
-from probablend.infer.scan import Found, Survey, scan_image
+from probablend.infer.scan import UNKNOWN, Facts, Found, scan_image
 from probablend.infer.sources import Measured, measure_sources
 from probablend.infer.tiles import WHOLE, Window
 from probablend.inputs import ImageLike, as_image
 from probablend.models.distribution import SegmentationNetwork
-from probablend.models.field import FieldNetwork, check_precision
+from probablend.models.field import FACTS, FieldNetwork, check_precision
 from probablend.models.network import Network
 from probablend.prepare import PreparedImage, prepare_image
 from probablend.psf import PSF, as_psf
@@ -68,6 +68,7 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 DEFAULT_MODEL = "field"
+_FACTS = {"pixel_scale": "the pixel scale, arcsec,", "noise_mag": "the noise of a pixel, mag,"}
 _TILE = 1040  # side of a tile's core, pixels
 
 
@@ -305,12 +306,12 @@ def segment(
         they tell. With a FWHM alone it stays unknown how much light lies in the wings, and
         posteriors are wider accordingly.
     pixel_scale : float, optional
-        Arcseconds per pixel; of the coordinates if not given. With it and the zero point the prior
-        of a galaxy's size and of how many there are is that of the survey's depth, see
-        :class:`~probablend.inference.Population`; without, that of any survey, and posteriors are
-        a little wider.
+        Arcseconds per pixel; of the coordinates if not given. Posteriors depend on it, as on the
+        zero point: each says how large, and how many, galaxies of a flux are. Without, the prior is
+        that of any survey. See :class:`~probablend.inference.Population`.
     zeropoint : float, optional
-        AB magnitude of one unit of flux; read from the file if it says so.
+        AB magnitude of one unit of flux; read from the file if it says so. Posteriors depend on it:
+        leave it out rather than guess.
     saturation : float, optional
         Level from which pixels are saturated, same unit; read from the file if it says so.
     min_p_source : float
@@ -343,6 +344,7 @@ def segment(
     if tile_size < 1:
         raise ValueError(f"tile_size must be at least 1 pixel; got {tile_size}")
     data = as_image(image, rms=rms, mask=mask, wcs=wcs, zeropoint=zeropoint, saturation=saturation)
+    scale = data.pixel_scale if pixel_scale is None else pixel_scale
     known = None if psf is None else as_psf(psf)
     if known is not None:
         psf_fwhm = known.fwhm if psf_fwhm is None else psf_fwhm
@@ -386,11 +388,8 @@ def segment(
         wcs=data.wcs, psf_fwhm=psf_fwhm, psf_wings=known_wings(known, network),
         psf_image=None if known is None or isinstance(psf_fwhm, np.ndarray) else known.image,
         noise_factors=prepared.noise_factors,
-        survey=survey_of(
-            data.pixel_scale if pixel_scale is None else pixel_scale, data.zeropoint,
-            typical_noise(prepared),
-        ),
-        zeropoint=data.zeropoint, min_p_source=min_p_source, positions=positions,
+        survey_facts=known_facts(scale, data.zeropoint, typical_noise(prepared), network),
+        pixel_scale=scale, zeropoint=data.zeropoint, min_p_source=min_p_source, positions=positions,
         tile_size=tile_size, progress=progress,
     )  # fmt: skip
     if data.unit is not None:
@@ -439,10 +438,33 @@ def typical_noise(prepared: PreparedImage) -> float:
     return float(np.median(np.broadcast_to(prepared.rms, prepared.mask.shape)[~prepared.mask]))
 
 
-def survey_of(pixel_scale: float | None, zeropoint: float | None, rms: float) -> Survey:
-    """Arcseconds per pixel and AB magnitude of the noise of a pixel, each if it is known."""
-    depth = None if zeropoint is None else float(zeropoint - 2.5 * np.log10(rms))
-    return pixel_scale, depth
+def known_facts(
+    pixel_scale: float | None, zeropoint: float | None, rms: float | None, network: Any
+) -> Facts:
+    """What a network is told of the survey: None for what is not known, or never was learnt.
+
+    Parameters
+    ----------
+    pixel_scale : float or None
+        Arcseconds.
+    zeropoint : float or None
+        AB magnitude of one unit of flux.
+    rms : float or None
+        Typical noise of a pixel, the same unit.
+    network : Network
+        Of any kind.
+    """
+    if not getattr(network.config, "knows_survey", False):
+        return UNKNOWN
+    depth = None if zeropoint is None or rms is None else float(zeropoint - 2.5 * np.log10(rms))
+    facts = []
+    for (name, (low, high)), fact in zip(FACTS.items(), (pixel_scale, depth), strict=True):
+        learnt = fact is not None and low <= fact <= high
+        if fact is not None and not learnt:
+            log.info("%s is %.3g, and the model knows %g to %g: it counts as unknown",
+                     _FACTS[name], fact, low, high)  # fmt: skip
+        facts.append(fact if learnt else None)
+    return facts[0], facts[1]
 
 
 def known_wings(psf: PSF | None, network: SegmentationNetwork) -> tuple[float, ...] | None:
@@ -532,7 +554,8 @@ def segment_prepared(
     psf_wings: Sequence[float] | None,
     psf_image: np.ndarray | None,
     noise_factors: tuple[float, float],
-    survey: Survey,
+    survey_facts: Facts,
+    pixel_scale: float | None,
     zeropoint: float | None,
     min_p_source: float,
     positions: np.ndarray | None = None,
@@ -558,9 +581,11 @@ def segment_prepared(
         Of its PSF, if that is known.
     noise_factors : tuple of float
         How correlated the noise of the image is.
-    survey : tuple of float or None
-        See :func:`survey_of`.
-    n_samples, seed, device, wcs, psf_fwhm, zeropoint, min_p_source, positions, tile_size, progress
+    survey_facts : tuple of float or None
+        See :func:`known_facts`.
+    n_samples, seed, device, wcs, psf_fwhm, pixel_scale, zeropoint, min_p_source, positions
+        See :func:`segment`.
+    tile_size, progress
         See :func:`segment`.
     """
     scan = scan_image(
@@ -572,7 +597,7 @@ def segment_prepared(
         psf_wings=psf_wings,
         psf_image=psf_image,
         noise_factors=noise_factors,
-        survey=survey,
+        survey_facts=survey_facts,
         positions=positions,
         tile_size=tile_size,
         device=device,
@@ -593,7 +618,7 @@ def segment_prepared(
         else:  # in the order in which they were asked for
             found = found.keep(np.argsort(found.row))
         measured = measure_sources(
-            network, found, prepared, draws, seed=seed, wcs=wcs, pixel_scale=survey[0],
+            network, found, prepared, draws, seed=seed, wcs=wcs, pixel_scale=pixel_scale,
             zeropoint=zeropoint,
             saturation=data.saturation, image=data.data, psf_fwhm=psf_fwhm, meta=meta,
             window=window,
@@ -623,8 +648,8 @@ def segment_prepared(
             "psf_wings": None if psf_wings is None else psf_wings[0],
             "noise_factor": noise_factors[0],
             "roughness_factor": noise_factors[1],
-            "pixel_scale": survey[0],
-            "noise_mag": survey[1],
+            "pixel_scale": survey_facts[0],
+            "noise_mag": survey_facts[1],
             "rms": typical_noise(prepared),
             "background": prepared.background,
             "input": data.name,

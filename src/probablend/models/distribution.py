@@ -204,9 +204,18 @@ class SegmentationNetwork(Network):
         image: Tensor,
         *,
         sliding: bool | None = None,
-        psf_fwhm: Tensor | None = None,
-        noise_factors: Tensor | None = None,
-        psf_wings: Tensor | None = None,
-        psf_image: Tensor | None = None,
+        **told: Tensor | None,
     ) -> SegmentationDistribution:
-        """Distribution over the class maps of images (batch, band, y, x), in units of noise."""
+        """Distribution over the class maps of images (batch, band, y, x), in units of noise.
+
+        Parameters
+        ----------
+        image : Tensor, shape (batch, band, y, x)
+            In units of the sky noise; any size.
+        sliding : bool, optional
+            Whether a latent slides over the image; decided by its size if not given.
+        **told : Tensor, optional
+            What is known beside the image, see
+            :meth:`FieldNetwork.forward <probablend.models.field.FieldNetwork.forward>`; other
+            networks have no use for it.
+        """

@@ -40,16 +40,17 @@ from probablend.models.unet import UNetConfig, pad_to_stride, receptive_radius
 from probablend.models.window import Guess
 from probablend.psf import N_WINGS
 
-__all__ = ["PRECISIONS", "FieldNetwork", "FieldNetworkConfig", "check_precision"]
+__all__ = ["FACTS", "PRECISIONS", "FieldNetwork", "FieldNetworkConfig", "check_precision"]
 
 PRECISIONS = ("single", "bfloat16")
 
 _MOST_CORRELATED = (2.5, 4.0)  # noise factors; hardly a training scene has more
 _MOST_WINGS = (-0.45, -0.25, -0.125)  # logarithms of light; hardly a PSF in training has more
 _FARTHEST, _OFF = 30.0, 3.0  # free parameters, and pixels, where fits start
-# Arcseconds per pixel, and magnitude of the noise of a pixel: what was told in training. And what
-# makes numbers around 0 of them: large ones, which are learnt while all else hardly moves.
-_SURVEYS = ((0.029, 0.41), (26.0, 32.5))
+# Arcseconds per pixel, and magnitude of the noise of a pixel: what surveys have, those that are
+# known and those that might be. And what makes numbers around 0 of them: large ones, which are
+# learnt while all else hardly moves.
+FACTS = {"pixel_scale": (0.029, 0.41), "noise_mag": (25.9, 32.5)}
 _USUAL_SCALE, _USUAL_MAG, _LOUD = 0.15, 30.0, 4.0
 _CERTAIN = 0.995  # cells this sure to be sky are not drawn
 
@@ -89,8 +90,8 @@ class FieldNetworkConfig(UNetConfig):
     knows_psf : bool
         Whether it can be told how much of a point source's light lies in the wings of the PSF.
     knows_survey : bool
-        Whether it can be told the pixel scale and the depth: how large, and how many, galaxies of
-        a flux are.
+        Whether it can be told the pixel scale (0.03 to 0.41 arcsec) and the depth (a noise of 26 to
+        32.5 mag per pixel): how large, and how many, galaxies of a flux are.
     fits : bool
         Whether profiles are fitted to sources, and it is told what the fits say.
     n_sectors : int
@@ -167,7 +168,7 @@ def _told(config: FieldNetworkConfig) -> list[int]:
     """Numbers per source that a first version of this network was not told; they come last."""
     symmetric = len(config.apertures) * (config.n_sectors > 0)
     wings = config.knows_psf * (N_WINGS + 1)
-    survey = config.knows_survey * 2 * len(_SURVEYS)
+    survey = config.knows_survey * 2 * len(FACTS)
     return [config.n_noise_factors, symmetric, symmetric, wings, survey, config.fits * N_FITTED]
 
 
@@ -376,7 +377,7 @@ class FieldNetwork(SegmentationNetwork):
         by_class = cells.detach().unflatten(-1, (self.config.n_classes, -1))
         return (by_class.softmax(dim=-2)[..., 0, :] < _CERTAIN).any(dim=-1)
 
-    def forward(
+    def forward(  # type: ignore[override]  # it says what may be told
         self,
         image: Tensor,
         *,
@@ -385,7 +386,7 @@ class FieldNetwork(SegmentationNetwork):
         noise_factors: Tensor | None = None,
         psf_wings: Tensor | None = None,
         psf_image: Tensor | None = None,
-        survey: Tensor | None = None,
+        survey_facts: Tensor | None = None,
     ) -> FieldDistribution:
         """What can be said of images.
 
@@ -406,10 +407,9 @@ class FieldNetwork(SegmentationNetwork):
             :func:`~probablend.psf.light_in_wings`; NaN, or not given, where that is not known.
         psf_image : Tensor, shape (batch, 41, 41), optional
             See :class:`~probablend.psf.PSF`; NaN, or not given, where it is not known.
-        survey : Tensor, shape (batch, 2), optional
+        survey_facts : Tensor, shape (batch, 2), optional
             Arcseconds per pixel, and AB magnitude of a flux of one unit of noise; NaN, or not
-            given, where that is not known. What is beyond the surveys of the training counts as
-            not known.
+            given, where that is not known. What is beyond ``FACTS`` counts as not known.
         """
         n_y, n_x = image.shape[-2:]
         config = self.config
@@ -442,7 +442,7 @@ class FieldNetwork(SegmentationNetwork):
             log_fwhm=log_fwhm,
             log_noise=log_noise,
             wings=self._wings(image, psf_wings),
-            survey=self._survey(image, survey),
+            survey_facts=self._facts(image, survey_facts),
             near_wings=None if psf_wings is None else psf_wings[:, 0].to(image),
             psf_image=None if psf_image is None else psf_image.to(image),
             shape_yx=(n_y, n_x),
@@ -462,14 +462,14 @@ class FieldNetwork(SegmentationNetwork):
         wings = torch.where(known, wings, 0.0).maximum(least) / least
         return torch.cat([known.to(image), wings], dim=1)
 
-    def _survey(self, image: Tensor, survey: Tensor | None) -> Tensor:
+    def _facts(self, image: Tensor, facts: Tensor | None) -> Tensor:
         """Which facts of the survey are known, and their numbers, (batch, 4); or (batch, 0)."""
         if not self.config.knows_survey:
             return image.new_zeros(len(image), 0)
-        if survey is None:
-            return image.new_zeros(len(image), 2 * len(_SURVEYS))
-        low, high = image.new_tensor(_SURVEYS).T
-        facts = survey.to(image)
+        if facts is None:
+            return image.new_zeros(len(image), 2 * len(FACTS))
+        low, high = image.new_tensor(list(FACTS.values())).T
+        facts = facts.to(image)
         known = (facts >= low) & (facts <= high)
         numbers = torch.stack(
             [3 * (facts[:, 0] / _USUAL_SCALE).log(), 2 * (facts[:, 1] - _USUAL_MAG)], dim=1

@@ -237,7 +237,7 @@ class HierarchicalProbUNet(SegmentationNetwork):
         sliding : bool, optional
             Of no effect: the latents are local by construction.
         **told : Tensor, optional
-            What a field model is told beside the image: of no effect.
+            See :class:`SegmentationNetwork`: of no effect.
         """
         n_y, n_x = image.shape[-2:]
         return HierarchicalDistribution(

@@ -258,7 +258,7 @@ class ProbabilisticUNet(SegmentationNetwork):
             Whether the latent varies over the image; by default if it is larger than a
             training patch.
         **told : Tensor, optional
-            What a field model is told beside the image: of no effect.
+            See :class:`SegmentationNetwork`: of no effect.
         """
         n_y, n_x = image.shape[-2:]
         patch, stem = self.config.patch_size, self.config.stem

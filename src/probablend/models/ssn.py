@@ -150,7 +150,7 @@ class StochasticSegmentationNetwork(SegmentationNetwork):
         sliding : bool, optional
             Of no effect: the fields are always local.
         **told : Tensor, optional
-            What a field model is told beside the image: of no effect.
+            See :class:`SegmentationNetwork`: of no effect.
         """
         n_y, n_x = image.shape[-2:]
         config = self.config

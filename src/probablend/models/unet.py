@@ -142,7 +142,7 @@ class UNet(SegmentationNetwork):
         sliding : bool, optional
             Of no effect: there is no latent.
         **told : Tensor, optional
-            What a field model is told beside the image: of no effect.
+            See :class:`SegmentationNetwork`: of no effect.
         """
         n_y, n_x = image.shape[-2:]
         padded = pad_to_stride(torch.asinh(image), self.config.stride)
