@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from probablend import __version__
 from probablend.checkpoint import file_hash, find_model
 from probablend.emulate.blend import FieldConfig, Scene, draw_field
-from probablend.emulate.psf import told_of
+from probablend.emulate.psf import survey_psf
 from probablend.emulate.sources import open_source
 from probablend.evaluate.classical import find_sextractor, run_sep, run_sextractor
 from probablend.evaluate.detection import positions
@@ -128,7 +128,8 @@ def look(scene: Scene, model: str) -> Field:
     """All methods on one field; what lies within the border counts neither as true nor as found."""
     survey, size = scene.survey, len(scene.image)
     result = segment(
-        scene.image, rms=scene.rms, n_samples=1, model=model, background="none", **told_of(survey),
+        scene.image, rms=scene.rms, n_samples=1, model=model, background="none",
+        psf=survey_psf(survey),
     )  # fmt: skip
     assert result.sources is not None
     draws = survey.mag(result.sources.parameter("flux"))

@@ -21,7 +21,7 @@ from scipy.special import expit
 from probablend import __version__
 from probablend.checkpoint import file_hash, find_model
 from probablend.emulate.blend import FieldConfig, draw_field
-from probablend.emulate.psf import told_of
+from probablend.emulate.psf import survey_psf
 from probablend.emulate.sources import open_source
 from probablend.emulate.stamps import Galaxies
 from probablend.evaluate.calibration import brier_score, chance_ece, reliability
@@ -58,8 +58,8 @@ def look(survey: Survey, galaxies: Galaxies, config: FieldConfig, model: str, k:
     """Both statements of matched sources of a field, (2, source), and whether they are blended."""
     scene = draw_field(galaxies, config, generator=np.random.default_rng([SEED, k]))
     result = segment(
-        scene.image, rms=scene.rms, background="none", n_samples=N_SAMPLES, seed=k, model=model,
-        **told_of(survey),
+        scene.image, rms=scene.rms, background="none", psf=survey_psf(survey),
+        n_samples=N_SAMPLES, seed=k, model=model,
     )  # fmt: skip
     t, f = match_positions(positions(scene.catalog), positions(result.catalog))
     shares = ("p_blend_maps", "p_blend_footprints")

@@ -60,10 +60,7 @@ def judge(survey: Survey, density: float, *, size: int, seed: int) -> dict[str, 
     row: dict[str, Any] = {"wings": PSF.of(psf).wings[0]}
     given = {"image": {"psf": psf}, "width": {"psf_fwhm": survey.psf_fwhm_pixels}, "stars": {}}
     for how in HOW:
-        said = segment(
-            scene.image, rms=scene.rms, background="none", seed=seed, pixel_scale=survey.scale,
-            zeropoint=survey.zeropoint, **given[how],
-        )  # fmt: skip
+        said = segment(scene.image, rms=scene.rms, background="none", seed=seed, **given[how])
         assert said.sources is not None
         draws = said.sources.draws
         table = matched_sources(scene, said.catalog, draws)

@@ -76,8 +76,7 @@ def look(field: Field, model: str) -> tuple[Segmentation, Segmentation]:
     """The sky, and the same sky turned negative, with the same PSF."""
     prepared = prepare_image(field.image, rms=field.rms)
     sky = prepared.signal * prepared.rms
-    how = {"rms": prepared.rms, "mask": prepared.mask, "background": "none", "model": model,
-           "pixel_scale": field.pixel_scale, "zeropoint": field.zeropoint}  # fmt: skip
+    how = {"rms": prepared.rms, "mask": prepared.mask, "background": "none", "model": model}
     result = segment(sky, **how, psf=field.psf, psf_fwhm=field.psf_fwhm)
     return result, segment(-sky, **how, psf=result.psf)
 
@@ -179,10 +178,9 @@ def hst_and_hsc(data: Path, model: str) -> dict[str, Any]:
     with fits.open(path) as hdus:
         hst, hsc = np.asarray(hdus["HST"].data, float), np.asarray(hdus["HSC"].data[2], float)
         psfs = {key: np.asarray(hdus[f"PSF_{key}"].data, float) for key in ("HST", "HSC")}
-    fine, coarse = 0.03, 0.168  # arcsec per pixel
-    sharp = segment(hst, model=model, psf=psfs["HST"], pixel_scale=fine)
-    blurred = segment(hsc, model=model, psf=psfs["HSC"][2], pixel_scale=coarse)
-    scale = fine / coarse
+    sharp = segment(hst, model=model, psf=psfs["HST"])
+    blurred = segment(hsc, model=model, psf=psfs["HSC"][2])
+    scale = 0.03 / 0.168
     centre_hst, centre_hsc = (np.array(h.shape) / 2 - 0.5 for h in (hst, hsc))
     there = (positions(sharp.catalog) - centre_hst) * scale + centre_hsc
     strong = np.asarray(sharp.catalog["flux"] / sharp.catalog["flux_err"]) > 5

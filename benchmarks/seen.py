@@ -20,7 +20,7 @@ from scipy.spatial import KDTree
 from probablend import __version__
 from probablend.checkpoint import file_hash, find_model
 from probablend.emulate.blend import FieldConfig, Scene, draw_field
-from probablend.emulate.psf import told_of
+from probablend.emulate.psf import survey_psf
 from probablend.emulate.sources import open_source
 from probablend.evaluate.detection import MIN_FOOTPRINT, positions
 from probablend.evaluate.match import match_positions
@@ -48,7 +48,7 @@ def look(scene: Scene, seed: int) -> Table:
     """Galaxies that were found: whether their flux is inside, and each quantity twice."""
     survey, truth = scene.survey, scene.catalog
     said = segment(
-        scene.image, rms=scene.rms, background="none", seed=seed, **told_of(survey)
+        scene.image, rms=scene.rms, background="none", psf=survey_psf(survey), seed=seed
     ).catalog
     t, f = match_positions(positions(truth), positions(said))
     galaxy = ~np.asarray(truth["is_star"], bool)[t]

@@ -89,8 +89,6 @@ class ProbablendDeblender(Deblender):
             rms=float(np.sqrt(mean_sky_level(survey, band).to_value("electron"))),
             background="none",
             psf_fwhm=psf.calculateFWHM() / scale,
-            pixel_scale=scale,
-            zeropoint=band.zeropoint.value + 2.5 * np.log10(band.full_exposure_time.to_value("s")),
             psf=psf.drawImage(nx=_PSF_SIDE, ny=_PSF_SIDE, scale=scale).array,
             **self.settings,
         )

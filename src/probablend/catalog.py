@@ -132,8 +132,6 @@ PROVENANCE = {
     "seed": ("PBSEED", "seed of the samples"),
     "n_samples": ("PBNSAMP", "posterior samples"),
     "precision": ("PBPREC", "of the convolutions"),
-    "pixel_scale": ("PBSCALE", "arcsec per pixel that the model is told"),
-    "noise_mag": ("PBNMAG", "AB mag of a pixel's noise that it is told"),
     "rms": ("PBRMS", "median noise per pixel, image units"),
     "background": ("PBBACK", "median background taken out"),
     "input": ("PBINPUT", "image"),

@@ -85,7 +85,6 @@ def run_demo(
     euclid = segment(
         ImageData(data=scene.image, name="emulated Euclid VIS field"),
         rms=scene.rms,
-        pixel_scale=survey.scale,
         zeropoint=survey.zeropoint,
         n_samples=n_samples,
         seed=seed,

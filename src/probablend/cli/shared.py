@@ -137,8 +137,7 @@ PsfFwhm = Annotated[
 ]
 PixelScale = Annotated[float | None, typer.Option(help="Arcseconds per pixel; else from the WCS.")]
 Zeropoint = Annotated[
-    float | None,
-    typer.Option(help="AB magnitude of one count; else from the header."),
+    float | None, typer.Option(help="AB magnitude of one count; else from the header.")
 ]
 Saturation = Annotated[
     float | None,

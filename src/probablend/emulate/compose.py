@@ -221,10 +221,6 @@ def draw_batch(
         fwhm = torch.where(known, fwhm, batch.psf_fwhm)
         wings = torch.where(known[:, None], wings, told)
         batch = replace(batch, psf_fwhm=fwhm, psf_wings=wings, psf_image=image)
-    if config.survey_fraction:
-        told = uniform(n, 2) < config.survey_fraction
-        facts = torch.stack([bank.scale, bank.mag_of_sigma], dim=1)[survey]
-        batch = replace(batch, survey_facts=torch.where(told, facts, torch.nan))
     return batch
 
 

@@ -2,7 +2,6 @@
 
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import galsim
 import numpy as np
@@ -21,7 +20,7 @@ from probablend.psf import (
 )
 from probablend.survey import Survey
 
-__all__ = ["moffat_beta", "psf_image", "psf_images_in", "psf_profile", "survey_psf", "told_of"]
+__all__ = ["moffat_beta", "psf_image", "psf_images_in", "psf_profile", "survey_psf"]
 
 _BETAS = (1.8, 10.0)  # of the Moffat profiles that are like others
 _FINER, _REACH = 6, 12  # points per FWHM, and FWHM to each side, where wings are measured
@@ -173,10 +172,3 @@ def survey_psf(survey: Survey) -> PSF:
     wings = light_in_wings(drawn.array, _FINER, total=1.0, pixel=0.0)
     seen = psf_image(survey, SIDE)
     return PSF(fwhm=survey.psf_fwhm_pixels, wings=tuple(wings.tolist()), image=seen)
-
-
-def told_of(survey: Survey) -> dict[str, Any]:
-    """What :func:`~probablend.segment` is told of images of a survey."""
-    return {
-        "psf": survey_psf(survey), "pixel_scale": survey.scale, "zeropoint": survey.zeropoint,
-    }  # fmt: skip

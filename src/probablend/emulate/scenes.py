@@ -78,8 +78,6 @@ class SceneConfig:
         Largest error of a PSF that is told, as of one that was measured on stars: up to this part
         of its width, told and seen, and a tenth of it in noise near its middle, for a brightest
         pixel of 1. Of most it is far less. Its wings are then as uncertain as others are.
-    survey_fraction : float
-        Share of scenes of which the pixel scale is told, and of those of which the depth is.
     mag_range : tuple of float
         Brightest and faintest AB magnitude.
     """
@@ -107,7 +105,6 @@ class SceneConfig:
     wings_fraction: float = 0.0
     psf_fraction: float = 0.0
     psf_error: float = 0.0
-    survey_fraction: float = 0.0
     mag_range: tuple[float, float] = (18.5, 26.0)
 
     def __post_init__(self) -> None:
@@ -128,7 +125,6 @@ class SceneConfig:
             "sky_fraction",
             "wings_fraction",
             "psf_fraction",
-            "survey_fraction",
         ):
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(f"{key} must lie between 0 and 1; got {getattr(self, key)}")
@@ -236,8 +232,6 @@ class SceneBatch:
         See :func:`~probablend.psf.light_in_wings`; NaN of a scene where they are not told.
     psf_image : Tensor, shape (scene, 41, 41), optional
         See :class:`~probablend.psf.PSF`; NaN of a scene where it is not told.
-    survey_facts : Tensor, shape (scene, 2), optional
-        Arcseconds per pixel, and AB magnitude of a flux of one unit of noise; NaN where not told.
     """
 
     image: Tensor
@@ -249,7 +243,6 @@ class SceneBatch:
     noise_factors: Tensor | None = None
     psf_wings: Tensor | None = None
     psf_image: Tensor | None = None
-    survey_facts: Tensor | None = None
 
     @property
     def known(self) -> dict[str, Tensor | None]:
@@ -259,7 +252,6 @@ class SceneBatch:
             "noise_factors": self.noise_factors,
             "psf_wings": self.psf_wings,
             "psf_image": self.psf_image,
-            "survey_facts": self.survey_facts,
         }
 
 

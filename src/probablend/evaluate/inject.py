@@ -196,7 +196,7 @@ def inject(
         def look(pixels: np.ndarray) -> Segmentation:
             return segment(
                 pixels, rms=prepared.rms, mask=prepared.mask, background="none", model=model,
-                seed=config.seed, psf=its_psf, pixel_scale=scale, zeropoint=known_zeropoint,
+                seed=config.seed, psf=its_psf,
             )  # fmt: skip
 
         before = look(sky)

@@ -31,7 +31,7 @@ from probablend.emulate.parametric import (
     sersic_profile,
     shear_density,
 )
-from probablend.emulate.psf import psf_profile, told_of
+from probablend.emulate.psf import psf_profile, survey_psf
 from probablend.evaluate.record import write_json
 from probablend.infer.outputs import check_folder
 from probablend.infer.segment import segment
@@ -292,7 +292,8 @@ def sample_network(blend: Blend, *, model: str | Path, n: int, seed: int) -> np.
     off = random.uniform(0, 0.7, size=(2, 1)) * random.normal(size=(2, 2))
     result = segment(
         blend.image, rms=blend.survey.sky_rms, model=model, n_samples=1, seed=seed,
-        background="none", positions=blend.truth[:, 4:6] + off, **told_of(blend.survey),
+        background="none", psf=survey_psf(blend.survey),
+        positions=blend.truth[:, 4:6] + off,
     )  # fmt: skip
     assert result.sources is not None
     generator = torch.Generator().manual_seed(seed)

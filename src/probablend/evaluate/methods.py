@@ -24,7 +24,7 @@ from probablend.checkpoint import (
 )
 from probablend.emulate.blend import Scene
 from probablend.emulate.products import scene_wcs
-from probablend.emulate.psf import psf_image, told_of
+from probablend.emulate.psf import psf_image, survey_psf
 from probablend.evaluate.classical import (
     COLD,
     FAINT,
@@ -218,7 +218,7 @@ def _network(model: str, *, forced: bool, n_samples: int) -> Method:
     def run(scene: Scene, seed: int) -> Prediction:
         look = partial(
             segment, scene.image, rms=scene.rms, seed=seed, model=model, background="none",
-            **told_of(scene.survey),
+            psf=survey_psf(scene.survey), zeropoint=scene.survey.zeropoint,
         )  # fmt: skip
         at = given = None
         if forced:

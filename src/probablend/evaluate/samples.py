@@ -12,7 +12,7 @@ from scipy.optimize import linear_sum_assignment
 
 from probablend.checkpoint import load_model
 from probablend.emulate.blend import COUNTS_SLOPE, Scene, draw_mags, make_scene, place
-from probablend.emulate.psf import told_of
+from probablend.emulate.psf import survey_psf
 from probablend.emulate.stamps import Galaxies
 from probablend.evaluate.calibration import ACTIVE_LEVEL
 from probablend.infer.segment import segment
@@ -208,7 +208,7 @@ def no_overlap_share(
             scene = make_scene(sources, survey, (size, size), generator=generator)
             result = segment(
                 scene.image, rms=scene.rms, n_samples=n_samples, seed=seed + k, model=model,
-                background="none", **told_of(survey),
+                background="none", psf=survey_psf(survey),
             )  # fmt: skip
             clear.append(1 - (result.samples == 2).any(axis=(1, 2)).mean())
         shares[kind] = float(np.mean(clear))

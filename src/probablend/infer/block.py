@@ -96,8 +96,7 @@ def process_block(folder: str, number: int) -> int:
         network, meta, prepared, data, n_samples=settings.n_samples, seed=settings.seed,
         device=resolve_device(settings.device), wcs=wcs, psf_fwhm=psf_fwhm,
         psf_wings=plan["psf_wings"], psf_image=psf_image,
-        noise_factors=tuple(plan["noise_factors"]), survey_facts=tuple(plan["survey_facts"]),
-        pixel_scale=plan["pixel_scale"],
+        noise_factors=tuple(plan["noise_factors"]), pixel_scale=plan["pixel_scale"],
         zeropoint=plan["zeropoint"], min_p_source=settings.min_p_source, window=window,
         tile_size=_TILE,
     )  # fmt: skip

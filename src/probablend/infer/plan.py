@@ -31,11 +31,9 @@ from probablend.infer.psf import measure_psf
 from probablend.infer.segment import (
     assumed_psf_fwhm,
     check_numbers,
-    known_facts,
     known_wings,
     model_name,
     say_psf,
-    typical_noise,
     usable_psf_map,
 )
 from probablend.infer.sources import N_DRAWS
@@ -239,12 +237,8 @@ def begin(
         known = replace(known, fwhm=float(settings.psf_fwhm))
     if known is not None:
         say_psf(known, network)
-    decided = _decide(settings, image, meta, known)
-    psf, noise_factors = decided.psf, decided.noise_factors
+    psf, noise_factors, background = _decide(settings, image, meta, known)
     fwhm, wings = psf.fwhm, known_wings(psf, network)
-    zeropoint = image.zeropoint if settings.zeropoint is None else settings.zeropoint
-    scale = image.pixel_scale if settings.pixel_scale is None else settings.pixel_scale
-    facts = known_facts(scale, zeropoint, decided.rms, network)
     plan = {
         "settings": wanted,
         "shape": [n_y, n_x],
@@ -255,10 +249,9 @@ def begin(
         "psf_wings": wings,
         "psf_image": None if psf.image is None else psf.image.tolist(),
         "noise_factors": noise_factors,
-        "survey_facts": facts,
-        "pixel_scale": scale,
-        "background": decided.background,
-        "zeropoint": zeropoint,
+        "background": background,
+        "pixel_scale": image.pixel_scale if settings.pixel_scale is None else settings.pixel_scale,
+        "zeropoint": image.zeropoint if settings.zeropoint is None else settings.zeropoint,
         "meta": {
             "version": __version__,
             "psf_fwhm": fwhm,
@@ -266,8 +259,6 @@ def begin(
             "psf_wings": None if wings is None else wings[0],
             "noise_factor": noise_factors[0],
             "roughness_factor": noise_factors[1],
-            "pixel_scale": facts[0],
-            "noise_mag": facts[1],
             "seed": settings.seed,
             "n_samples": settings.n_samples,
             "precision": settings.precision,
@@ -374,24 +365,10 @@ def _halo(network: FieldNetwork) -> int:
     return -(-reach // stride) * stride
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Decided:
-    """What holds for the whole image.
-
-    Of the noise, how correlated it is and, typically, how strong, in the unit of the image; and the
-    kind of background, or its level.
-    """
-
-    psf: PSF
-    noise_factors: tuple[float, float]
-    rms: float | None
-    background: str | float
-
-
 def _decide(
     settings: StreamSettings, image: ImageFile, meta: dict[str, Any], known: PSF | None
-) -> _Decided:
-    """What is decided from windows of the image."""
+) -> tuple[PSF, tuple[float, float], str | float]:
+    """PSF, correlation of the noise and kind of background, or its level, of the whole image."""
     if known is None and isinstance(settings.psf_fwhm, float | int):
         known = PSF(fwhm=float(settings.psf_fwhm))
     psf = known
@@ -399,7 +376,6 @@ def _decide(
     background = settings.background
     factors: list[tuple[float, float]] = []
     levels: list[float] = []
-    noises: list[float] = []
     for box in _samples(image.shape):
         try:
             prepared = prepare_image(
@@ -410,7 +386,6 @@ def _decide(
             continue
         factors.append(prepared.noise_factors)
         levels.append(prepared.background)
-        noises.append(typical_noise(prepared))
         if background == "auto" and prepared.background and not prepared.flat:
             background = "subtract"
         if isinstance(settings.psf_fwhm, str):
@@ -428,10 +403,7 @@ def _decide(
         psf = PSF(fwhm=assumed_psf_fwhm(meta), origin=origin)
     near, far = np.median(factors, axis=0).tolist() if factors else WHITE
     level = float(np.median(levels)) if levels else 0.0
-    return _Decided(
-        psf=psf, noise_factors=(near, far), rms=float(np.median(noises)) if noises else None,
-        background=level if background == "auto" else background,
-    )  # fmt: skip
+    return psf, (near, far), level if background == "auto" else background
 
 
 def _n_known(psf: PSF | None) -> int:

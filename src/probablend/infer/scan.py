@@ -9,7 +9,6 @@ lie in other tiles.
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields
-from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -24,10 +23,7 @@ from probablend.models.field_distribution import NEIGHBOUR, FieldDistribution
 from probablend.models.fit import fit_sources
 from probablend.threads import side_by_side
 
-__all__ = ["DRAWS_PER_SAMPLE", "UNKNOWN", "Facts", "Found", "Scan", "scan_image"]
-
-Facts: TypeAlias = tuple[float | None, float | None]  # scale of the pixels, magnitude of the noise
-UNKNOWN: Facts = (None, None)
+__all__ = ["DRAWS_PER_SAMPLE", "Found", "Scan", "scan_image"]
 
 # Class maps drawn for each latent: the first is a sample that the user sees, all count for
 # `p_blend`, whose scatter is that of 64 draws when 16 samples are asked for.
@@ -148,7 +144,6 @@ def scan_image(
     psf_wings: Sequence[float] | None = None,
     psf_image: np.ndarray | None = None,
     noise_factors: tuple[float, float] = WHITE,
-    survey_facts: Facts = UNKNOWN,
     positions: np.ndarray | None = None,
     tile_size: int,
     device: torch.device,
@@ -173,8 +168,6 @@ def scan_image(
         Of the PSF, see :class:`~probablend.psf.PSF`.
     noise_factors : tuple of float
         How correlated the noise is, see :func:`~probablend.correlation.noise_factors`.
-    survey_facts : tuple of float or None
-        Arcseconds per pixel, and AB magnitude of a flux as large as the noise of a pixel.
     positions : ndarray, shape (source, 2), optional
         (y, x) to ask about, inside the image; the network's own detections if not given.
     tile_size : int
@@ -202,8 +195,6 @@ def scan_image(
 
     wings = None if psf_wings is None else torch.tensor([psf_wings], device=device)
 
-    facts = torch.tensor([[np.nan if v is None else v for v in survey_facts]], device=device)
-
     def look(tile: Tile) -> tuple[Drawn, list[_Places]]:
         image = torch.from_numpy(signal[tile.outer].copy())[None, None]
         image = image.to(device=device, memory_format=torch.channels_last)
@@ -211,9 +202,8 @@ def scan_image(
         fwhm = torch.tensor(width, dtype=torch.float32, device=device)[None]
         factors = torch.tensor([noise_factors], device=device)
         distribution = network(
-            image, sliding=sliding, psf_fwhm=fwhm, noise_factors=factors, psf_wings=wings,
-            survey_facts=facts,
-        )  # fmt: skip
+            image, sliding=sliding, psf_fwhm=fwhm, noise_factors=factors, psf_wings=wings
+        )
         distribution = distribution.at(_in_image(tile.origin_yx, window))
         drawn = distribution.draw(n_samples, DRAWS_PER_SAMPLE, inner=tile.inner, seed=seed)
         if isinstance(distribution, FieldDistribution):

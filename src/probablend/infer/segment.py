@@ -46,12 +46,12 @@ from probablend.infer.outputs import (
     remove,
 )
 from probablend.infer.psf import measure_psf
-from probablend.infer.scan import UNKNOWN, Facts, Found, scan_image
+from probablend.infer.scan import Found, scan_image
 from probablend.infer.sources import Measured, measure_sources
 from probablend.infer.tiles import WHOLE, Window
 from probablend.inputs import ImageLike, as_image
 from probablend.models.distribution import SegmentationNetwork
-from probablend.models.field import FACTS, FieldNetwork, check_precision
+from probablend.models.field import FieldNetwork, check_precision
 from probablend.models.network import Network
 from probablend.prepare import PreparedImage, prepare_image
 from probablend.psf import PSF, as_psf
@@ -68,7 +68,6 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 DEFAULT_MODEL = "field"
-_FACTS = {"pixel_scale": "the pixel scale, arcsec,", "noise_mag": "the noise of a pixel, mag,"}
 _TILE = 1040  # side of a tile's core, pixels
 
 
@@ -306,12 +305,9 @@ def segment(
         they tell. With a FWHM alone it stays unknown how much light lies in the wings, and
         posteriors are wider accordingly.
     pixel_scale : float, optional
-        Arcseconds per pixel; of the coordinates if not given. Posteriors depend on it, as on the
-        zero point: each says how large, and how many, galaxies of a flux are. Without, the prior is
-        that of any survey. See :class:`~probablend.inference.Population`.
+        Arcseconds per pixel, for sizes in arcseconds; of the coordinates if not given.
     zeropoint : float, optional
-        AB magnitude of one unit of flux; read from the file if it says so. Posteriors depend on it:
-        leave it out rather than guess.
+        AB magnitude of one unit of flux; read from the file if it says so.
     saturation : float, optional
         Level from which pixels are saturated, same unit; read from the file if it says so.
     min_p_source : float
@@ -344,7 +340,6 @@ def segment(
     if tile_size < 1:
         raise ValueError(f"tile_size must be at least 1 pixel; got {tile_size}")
     data = as_image(image, rms=rms, mask=mask, wcs=wcs, zeropoint=zeropoint, saturation=saturation)
-    scale = data.pixel_scale if pixel_scale is None else pixel_scale
     known = None if psf is None else as_psf(psf)
     if known is not None:
         psf_fwhm = known.fwhm if psf_fwhm is None else psf_fwhm
@@ -388,8 +383,8 @@ def segment(
         wcs=data.wcs, psf_fwhm=psf_fwhm, psf_wings=known_wings(known, network),
         psf_image=None if known is None or isinstance(psf_fwhm, np.ndarray) else known.image,
         noise_factors=prepared.noise_factors,
-        survey_facts=known_facts(scale, data.zeropoint, typical_noise(prepared), network),
-        pixel_scale=scale, zeropoint=data.zeropoint, min_p_source=min_p_source, positions=positions,
+        pixel_scale=data.pixel_scale if pixel_scale is None else pixel_scale,
+        zeropoint=data.zeropoint, min_p_source=min_p_source, positions=positions,
         tile_size=tile_size, progress=progress,
     )  # fmt: skip
     if data.unit is not None:
@@ -436,35 +431,6 @@ def psf_of_stars(prepared: PreparedImage, meta: Mapping[str, Any]) -> PSF:
 def typical_noise(prepared: PreparedImage) -> float:
     """Median of the noise per pixel, unit of the image."""
     return float(np.median(np.broadcast_to(prepared.rms, prepared.mask.shape)[~prepared.mask]))
-
-
-def known_facts(
-    pixel_scale: float | None, zeropoint: float | None, rms: float | None, network: Any
-) -> Facts:
-    """What a network is told of the survey: None for what is not known, or never was learnt.
-
-    Parameters
-    ----------
-    pixel_scale : float or None
-        Arcseconds.
-    zeropoint : float or None
-        AB magnitude of one unit of flux.
-    rms : float or None
-        Typical noise of a pixel, the same unit.
-    network : Network
-        Of any kind.
-    """
-    if not getattr(network.config, "knows_survey", False):
-        return UNKNOWN
-    depth = None if zeropoint is None or rms is None else float(zeropoint - 2.5 * np.log10(rms))
-    facts = []
-    for (name, (low, high)), fact in zip(FACTS.items(), (pixel_scale, depth), strict=True):
-        learnt = fact is not None and low <= fact <= high
-        if fact is not None and not learnt:
-            log.info("%s is %.3g, and the model knows %g to %g: it counts as unknown",
-                     _FACTS[name], fact, low, high)  # fmt: skip
-        facts.append(fact if learnt else None)
-    return facts[0], facts[1]
 
 
 def known_wings(psf: PSF | None, network: SegmentationNetwork) -> tuple[float, ...] | None:
@@ -554,7 +520,6 @@ def segment_prepared(
     psf_wings: Sequence[float] | None,
     psf_image: np.ndarray | None,
     noise_factors: tuple[float, float],
-    survey_facts: Facts,
     pixel_scale: float | None,
     zeropoint: float | None,
     min_p_source: float,
@@ -581,8 +546,6 @@ def segment_prepared(
         Of its PSF, if that is known.
     noise_factors : tuple of float
         How correlated the noise of the image is.
-    survey_facts : tuple of float or None
-        See :func:`known_facts`.
     n_samples, seed, device, wcs, psf_fwhm, pixel_scale, zeropoint, min_p_source, positions
         See :func:`segment`.
     tile_size, progress
@@ -597,7 +560,6 @@ def segment_prepared(
         psf_wings=psf_wings,
         psf_image=psf_image,
         noise_factors=noise_factors,
-        survey_facts=survey_facts,
         positions=positions,
         tile_size=tile_size,
         device=device,
@@ -648,8 +610,6 @@ def segment_prepared(
             "psf_wings": None if psf_wings is None else psf_wings[0],
             "noise_factor": noise_factors[0],
             "roughness_factor": noise_factors[1],
-            "pixel_scale": survey_facts[0],
-            "noise_mag": survey_facts[1],
             "rms": typical_noise(prepared),
             "background": prepared.background,
             "input": data.name,

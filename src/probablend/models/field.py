@@ -40,18 +40,13 @@ from probablend.models.unet import UNetConfig, pad_to_stride, receptive_radius
 from probablend.models.window import Guess
 from probablend.psf import N_WINGS
 
-__all__ = ["FACTS", "PRECISIONS", "FieldNetwork", "FieldNetworkConfig", "check_precision"]
+__all__ = ["PRECISIONS", "FieldNetwork", "FieldNetworkConfig", "check_precision"]
 
 PRECISIONS = ("single", "bfloat16")
 
 _MOST_CORRELATED = (2.5, 4.0)  # noise factors; hardly a training scene has more
 _MOST_WINGS = (-0.45, -0.25, -0.125)  # logarithms of light; hardly a PSF in training has more
 _FARTHEST, _OFF = 30.0, 3.0  # free parameters, and pixels, where fits start
-# Arcseconds per pixel, and magnitude of the noise of a pixel: what surveys have, those that are
-# known and those that might be. And what makes numbers around 0 of them: large ones, which are
-# learnt while all else hardly moves.
-FACTS = {"pixel_scale": (0.029, 0.41), "noise_mag": (25.9, 32.5)}
-_USUAL_SCALE, _USUAL_MAG, _LOUD = 0.15, 30.0, 4.0
 _CERTAIN = 0.995  # cells this sure to be sky are not drawn
 
 
@@ -89,9 +84,6 @@ class FieldNetworkConfig(UNetConfig):
         Whether it is told, beside that, how rough the sky is.
     knows_psf : bool
         Whether it can be told how much of a point source's light lies in the wings of the PSF.
-    knows_survey : bool
-        Whether it can be told the pixel scale (0.03 to 0.41 arcsec) and the depth (a noise of 26 to
-        32.5 mag per pixel): how large, and how many, galaxies of a flux are.
     fits : bool
         Whether profiles are fitted to sources, and it is told what the fits say.
     n_sectors : int
@@ -114,7 +106,6 @@ class FieldNetworkConfig(UNetConfig):
     knows_noise: bool = False
     knows_sky: bool = False
     knows_psf: bool = False
-    knows_survey: bool = False
     fits: bool = False
     n_sectors: int = 0
     flow_hidden: tuple[int, ...] = (128, 128)
@@ -168,8 +159,7 @@ def _told(config: FieldNetworkConfig) -> list[int]:
     """Numbers per source that a first version of this network was not told; they come last."""
     symmetric = len(config.apertures) * (config.n_sectors > 0)
     wings = config.knows_psf * (N_WINGS + 1)
-    survey = config.knows_survey * 2 * len(FACTS)
-    return [config.n_noise_factors, symmetric, symmetric, wings, survey, config.fits * N_FITTED]
+    return [config.n_noise_factors, symmetric, symmetric, wings, config.fits * N_FITTED]
 
 
 class Photometry(nn.Module):
@@ -386,7 +376,6 @@ class FieldNetwork(SegmentationNetwork):
         noise_factors: Tensor | None = None,
         psf_wings: Tensor | None = None,
         psf_image: Tensor | None = None,
-        survey_facts: Tensor | None = None,
     ) -> FieldDistribution:
         """What can be said of images.
 
@@ -407,9 +396,6 @@ class FieldNetwork(SegmentationNetwork):
             :func:`~probablend.psf.light_in_wings`; NaN, or not given, where that is not known.
         psf_image : Tensor, shape (batch, 41, 41), optional
             See :class:`~probablend.psf.PSF`; NaN, or not given, where it is not known.
-        survey_facts : Tensor, shape (batch, 2), optional
-            Arcseconds per pixel, and AB magnitude of a flux of one unit of noise; NaN, or not
-            given, where that is not known. What is beyond ``FACTS`` counts as not known.
         """
         n_y, n_x = image.shape[-2:]
         config = self.config
@@ -442,7 +428,6 @@ class FieldNetwork(SegmentationNetwork):
             log_fwhm=log_fwhm,
             log_noise=log_noise,
             wings=self._wings(image, psf_wings),
-            survey_facts=self._facts(image, survey_facts),
             near_wings=None if psf_wings is None else psf_wings[:, 0].to(image),
             psf_image=None if psf_image is None else psf_image.to(image),
             shape_yx=(n_y, n_x),
@@ -461,20 +446,6 @@ class FieldNetwork(SegmentationNetwork):
         least = image.new_tensor(_MOST_WINGS)
         wings = torch.where(known, wings, 0.0).maximum(least) / least
         return torch.cat([known.to(image), wings], dim=1)
-
-    def _facts(self, image: Tensor, facts: Tensor | None) -> Tensor:
-        """Which facts of the survey are known, and their numbers, (batch, 4); or (batch, 0)."""
-        if not self.config.knows_survey:
-            return image.new_zeros(len(image), 0)
-        if facts is None:
-            return image.new_zeros(len(image), 2 * len(FACTS))
-        low, high = image.new_tensor(list(FACTS.values())).T
-        facts = facts.to(image)
-        known = (facts >= low) & (facts <= high)
-        numbers = torch.stack(
-            [3 * (facts[:, 0] / _USUAL_SCALE).log(), 2 * (facts[:, 1] - _USUAL_MAG)], dim=1
-        )
-        return _LOUD * torch.cat([known.to(image), torch.where(known, numbers, 0.0)], dim=1)
 
     def training_loss(
         self, batch: SceneBatch | Lesson, *, generator: torch.Generator, beta: float

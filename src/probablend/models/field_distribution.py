@@ -70,8 +70,6 @@ class FieldDistribution(SegmentationDistribution):
         Logarithms of the noise factors that the network knows.
     wings : Tensor, shape (batch, 0 or 4)
         Whether the wings of the PSF are known, and how much light lies in them.
-    survey_facts : Tensor, shape (batch, 0 or 4)
-        Whether pixel scale and depth of the survey are known, and numbers that grow with them.
     near_wings : Tensor, shape (batch,), optional
         The first number of the wings as it was told.
     psf_image : Tensor, shape (batch, 41, 41), optional
@@ -88,7 +86,6 @@ class FieldDistribution(SegmentationDistribution):
     log_fwhm: Tensor
     log_noise: Tensor
     wings: Tensor
-    survey_facts: Tensor
     near_wings: Tensor | None = None
     psf_image: Tensor | None = None
     fitting: bool = True
@@ -250,7 +247,7 @@ class FieldDistribution(SegmentationDistribution):
             told += [balanced, STEEP * (sums - balanced)]
         else:
             sums = torch.asinh(light(self.image, scene, y, x, config.apertures))
-        told += [self.wings[scene], self.survey_facts[scene]]
+        told.append(self.wings[scene])
         log_fwhm = self.log_fwhm_at(scene, y, x)[:, None]
         return torch.cat([*parts, sums, log_fwhm, *told], dim=1)
 
