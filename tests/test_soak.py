@@ -32,7 +32,8 @@ def test_many_small_images_leave_no_memory_and_no_open_files_behind(field_weight
     # The first images warm caches; from then on there is nothing to grow by.
     begin = max(10, N_IMAGES // 2)
     assert files[begin:].max() <= files[begin]
-    assert np.median(memory[-10:]) < np.median(memory[begin : begin + 10]) + 25
+    # What was held and given back in between is held again: no growth beyond what there was.
+    assert np.median(memory[-10:]) < memory[:begin].max() + 25
 
 
 def test_one_thread_and_two_agree(scene, field_weights):
