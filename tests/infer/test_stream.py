@@ -20,7 +20,7 @@ from probablend.flags import Flag
 from probablend.images import ImageFile
 from probablend.infer import stream as module
 from probablend.infer.footprints import Ellipses
-from probablend.infer.plan import _touched, blocks_of
+from probablend.infer.plan import _touched, blocks_of, check_same
 from probablend.infer.segment import segment
 from probablend.infer.sources import _flags
 from probablend.infer.stream import StreamSettings, stream
@@ -506,3 +506,9 @@ def test_an_image_is_read_part_by_part(tmp_path, compressed):
     scaled.writeto(tmp_path / "scaled.fits.gz")
     part = ImageFile(tmp_path / "scaled.fits.gz").read(slice(0, 2), slice(3, 5))
     np.testing.assert_allclose(part, fits.getdata(tmp_path / "scaled.fits.gz")[:2, 3:5])
+
+
+def test_a_run_of_before_a_setting_was_known_is_another_run(tmp_path):
+    check_same({"pixel_scale": None}, {"pixel_scale": None}, tmp_path)
+    with pytest.raises(ValueError, match="begun with another pixel_scale"):
+        check_same({"pixel_scale": None}, {}, tmp_path)

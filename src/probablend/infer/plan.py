@@ -351,7 +351,7 @@ def fingerprint(settings: StreamSettings) -> dict[str, Any]:
 
 def check_same(wanted: dict[str, Any], earlier: dict[str, Any], folder: Path) -> None:
     """Refuse to go on with what was begun in another way: fingerprints must agree."""
-    if odd := [k for k in wanted if wanted[k] != earlier.get(k)]:
+    if odd := [k for k in wanted if k not in earlier or wanted[k] != earlier[k]]:
         raise ValueError(
             f"the run in {folder} was begun with another {', '.join(odd)}: "
             "resume it as it was begun, or overwrite it"
