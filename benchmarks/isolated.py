@@ -27,7 +27,8 @@ from probablend.evaluate.classical import run_sep
 from probablend.evaluate.detection import positions
 from probablend.evaluate.photometry import flux_scores
 from probablend.evaluate.record import write_json
-from probablend.infer.segment import Segmentation, segment
+from probablend.infer.segment import segment
+from probablend.infer.segmentation import Segmentation
 from probablend.plot import plot_image, plot_probability
 
 RMS = 2.6e-4  # of the stamps' noise

@@ -23,7 +23,8 @@ from probablend.evaluate.classical import run_sep
 from probablend.evaluate.detection import positions
 from probablend.evaluate.match import match_positions
 from probablend.evaluate.record import write_json
-from probablend.infer.segment import Segmentation, segment
+from probablend.infer.segment import segment
+from probablend.infer.segmentation import Segmentation
 from probablend.plot import plot_class_probabilities, plot_image, plot_probability
 from probablend.prepare import prepare_image
 

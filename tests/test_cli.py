@@ -234,7 +234,7 @@ def test_products_that_are_there_are_not_touched(run, image, small_weights, tmp_
 
 
 def test_a_full_disc_is_named(run, image, small_weights, tmp_path, monkeypatch):
-    from probablend.infer.segment import Segmentation
+    from probablend.infer.segmentation import Segmentation
 
     def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")

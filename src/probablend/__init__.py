@@ -10,7 +10,8 @@ from probablend.emulate.blend import FieldConfig, Scene, draw_field, draw_pair
 from probablend.emulate.sources import open_source
 from probablend.images import read_image
 from probablend.infer.measure import measure
-from probablend.infer.segment import Segmentation, segment
+from probablend.infer.segment import segment
+from probablend.infer.segmentation import Segmentation
 from probablend.survey import Survey, available_surveys, get_survey
 
 __all__ = [

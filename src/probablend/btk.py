@@ -12,7 +12,8 @@ import numpy as np
 from astropy.table import Table
 from surveycodex.utilities import mean_sky_level
 
-from probablend.infer.segment import DEFAULT_MODEL, Segmentation, segment
+from probablend.infer.segment import DEFAULT_MODEL, segment
+from probablend.infer.segmentation import Segmentation
 
 try:
     from btk.blend_batch import BlendBatch, DeblendExample

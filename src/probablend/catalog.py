@@ -125,6 +125,7 @@ PROVENANCE = {
     "model": ("PBMODEL", "weights"),
     "weights_hash": ("PBHASH", "SHA-256 of the weight file, 16 digits"),
     "psf_fwhm": ("PBFWHM", "FWHM of the PSF, pixels"),
+    "error_factor": ("PBERRF", "posteriors are wider than learnt by this"),
     "psf_from": ("PBPSF", "PSF is given, measured on stars or assumed"),
     "psf_wings": ("PBWINGS", "ln of PSF's light near it over a Gaussian's"),
     "noise_factor": ("PBNFACT", "how correlated the noise is; 1 if white"),

@@ -15,7 +15,8 @@ from probablend.evaluate.field import score_scenes
 from probablend.evaluate.methods import Prediction
 from probablend.images import ImageData
 from probablend.infer.outputs import check_output
-from probablend.infer.segment import DEFAULT_MODEL, Segmentation, segment
+from probablend.infer.segment import DEFAULT_MODEL, segment
+from probablend.infer.segmentation import Segmentation
 from probablend.survey import get_survey
 
 __all__ = ["hubble_image", "run_demo"]

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from probablend.emulate.classes import class_entropy
 
 if TYPE_CHECKING:
-    from probablend.infer.segment import Segmentation
+    from probablend.infer.segmentation import Segmentation
 
 __all__ = [
     "plot_class_probabilities",

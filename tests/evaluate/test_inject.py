@@ -223,7 +223,7 @@ REPORT = {
 
 def test_the_verdict_says_what_to_do():
     said = verdict(REPORT)
-    assert "hold 55 %: too narrow, multiply the errors by 1.40 (± 0.09)" in said
+    assert "hold 55 %: too narrow, give --error-factor 1.40 (± 0.09)" in said
     assert "above S/N 10, 90 % and more" in said
     assert "3 false detections" in said
     assert "(1.5 %)" in said

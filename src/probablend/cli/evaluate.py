@@ -9,6 +9,7 @@ import typer
 
 from probablend.cli.shared import (
     Background,
+    ErrorFactor,
     Extension,
     FlagBits,
     From,
@@ -212,6 +213,7 @@ def evaluate_inject_command(
     pixel_scale: PixelScale = None,
     zeropoint: Zeropoint = None,
     gain: Annotated[float | None, typer.Option(help="Electrons per count.")] = None,
+    error_factor: ErrorFactor = 1.0,
     overwrite: Overwrite = False,
 ) -> None:
     """Prove the model on your own image: inject galaxies into it, and turn it negative.
@@ -239,6 +241,7 @@ def evaluate_inject_command(
             pixel_scale=pixel_scale,
             zeropoint=zeropoint,
             gain=gain,
+            error_factor=error_factor,
             command="probablend " + shlex.join(sys.argv[1:]),
             progress=lambda done, total: show("injected", done, total),
         )

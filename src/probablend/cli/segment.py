@@ -12,6 +12,7 @@ from probablend.cli.shared import (
     Background,
     Columns,
     Device,
+    ErrorFactor,
     Extension,
     FlagBits,
     Mask,
@@ -60,6 +61,7 @@ def segment_command(
     min_p_source: Annotated[
         float, typer.Option(help="Leave out detections less probable than this.")
     ] = 0.5,
+    error_factor: ErrorFactor = 1.0,
     catalog_format: Annotated[
         str, typer.Option(help="fits, ecsv, parquet, or hats: Parquet by place on the sky.")
     ] = "fits",
@@ -142,6 +144,7 @@ def segment_command(
             zeropoint=zeropoint,
             saturation=saturation,
             min_p_source=min_p_source,
+            error_factor=error_factor,
             keep_posterior=keep_posterior,
             keep_samples=keep_samples,
             maps_format=maps_format,
@@ -197,6 +200,7 @@ def segment_command(
             zeropoint=zeropoint,
             saturation=saturation,
             min_p_source=min_p_source,
+            error_factor=error_factor,
             progress=show,
         )
     about["seconds_this_time"] = round(time.monotonic() - began, 3)
@@ -258,6 +262,7 @@ def measure_command(
     pixel_scale: PixelScale = None,
     zeropoint: Zeropoint = None,
     saturation: Saturation = None,
+    error_factor: ErrorFactor = 1.0,
     columns: Columns = "probablend",
     overwrite: Overwrite = False,
 ) -> None:
@@ -285,6 +290,7 @@ def measure_command(
         data, table, rms=noise, mask=bad, background=background, n_samples=samples, seed=seed,
         model=model, device=device, psf=psf, psf_fwhm=number_or_map(psf_fwhm),
         pixel_scale=pixel_scale, zeropoint=zeropoint, saturation=saturation,
+        error_factor=error_factor,
     )  # fmt: skip
     write_table(named_columns(result, columns), output)
     n_measured = int(np.isfinite(result["flux"]).sum())

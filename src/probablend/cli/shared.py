@@ -24,6 +24,7 @@ __all__ = [
     "Background",
     "Columns",
     "Device",
+    "ErrorFactor",
     "Extension",
     "FlagBits",
     "From",
@@ -134,6 +135,9 @@ Psf = Annotated[
 PsfFwhm = Annotated[
     str | None,
     typer.Option(help="FWHM of the PSF, pixels: a number or FILE; else of --psf or stars."),
+]
+ErrorFactor = Annotated[
+    float, typer.Option(help="Make posteriors wider (or narrower) by this: see evaluate inject.")
 ]
 PixelScale = Annotated[float | None, typer.Option(help="Arcseconds per pixel; else from the WCS.")]
 Zeropoint = Annotated[

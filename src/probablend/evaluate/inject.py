@@ -44,7 +44,8 @@ from probablend.evaluate.record import write_json
 from probablend.evaluate.verdict import injection_figure, injection_table, verdict
 from probablend.images import ImageData
 from probablend.infer.outputs import check_folder
-from probablend.infer.segment import Segmentation, psf_of_stars, segment, typical_noise
+from probablend.infer.segment import check_numbers, psf_of_stars, segment, typical_noise
+from probablend.infer.segmentation import Segmentation
 from probablend.prepare import prepare_image
 from probablend.psf import PSF, as_psf, read_psf
 from probablend.survey import Survey
@@ -103,6 +104,7 @@ def inject(
     pixel_scale: float | None = None,
     zeropoint: float | None = None,
     gain: float | None = None,
+    error_factor: float = 1.0,
     command: str = "",
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
@@ -132,6 +134,8 @@ def inject(
         depth of 26 mag (5 σ, point source) is assumed, which sets sizes too.
     gain : float, optional
         Electrons per count, for the shot noise of what is injected; none if not given.
+    error_factor : float
+        See :func:`~probablend.segment`: to try the one that an earlier test found.
     command : str
         The command line, to be repeated in the results.
     progress : callable, optional
@@ -149,6 +153,8 @@ def inject(
     OSError
         If the folder cannot be written.
     """
+    check_numbers(psf_fwhm=psf_fwhm, pixel_scale=pixel_scale, zeropoint=zeropoint, gain=gain,
+                  error_factor=error_factor)  # fmt: skip
     check_folder(directory)
     if not knows_sources(model):
         raise pixels_only(model)
@@ -161,10 +167,6 @@ def inject(
             f"{data.name} has no celestial coordinates, and the sizes of galaxies depend on the "
             "pixel scale: give pixel_scale, arcsec"
         )
-    if not (np.isfinite(scale) and scale > 0):
-        raise ValueError(f"pixel_scale must be positive, arcsec; got {scale}")
-    if psf_fwhm is not None and not (np.isfinite(psf_fwhm) and psf_fwhm > 0):
-        raise ValueError(f"psf_fwhm must be positive; got {psf_fwhm}")
     prepared = prepare_image(data.data, rms=rms, mask=mask, background=background)
     sky = np.where(prepared.mask, np.nan, prepared.signal * prepared.rms)
     if psf is not None:
@@ -196,7 +198,7 @@ def inject(
         def look(pixels: np.ndarray) -> Segmentation:
             return segment(
                 pixels, rms=prepared.rms, mask=prepared.mask, background="none", model=model,
-                seed=config.seed, psf=its_psf,
+                seed=config.seed, psf=its_psf, error_factor=error_factor,
             )  # fmt: skip
 
         before = look(sky)
@@ -246,8 +248,11 @@ def inject(
         "depth": depth,
         "n_detections": len(before.catalog),
         "n_negative": len(negative.catalog),
+        "error_factor_given": error_factor,
         **_scores(table, depth, mags),
     }
+    if "error_factor" in report:
+        report["error_factor"] *= error_factor
     report["verdict"] = verdict(report)
     directory.mkdir(parents=True, exist_ok=True)
     write_table(table, directory / "injected.fits")
@@ -403,7 +408,7 @@ def _scores(table: Table, depth: float, mags: dict[str, np.ndarray]) -> dict[str
         "places": rank_histograms(seen),
     }
     if len(seen):
-        # By what the errors would have to be multiplied to hold 68 %.
+        # By what errors would have to be multiplied to hold 68 %.
         pulls = np.abs(norm.ppf(np.clip(rank, 1e-3, 1 - 1e-3)))
         scores["error_factor"] = float(np.quantile(pulls, 0.68) / norm.ppf(0.84))
         p_blend, truth = np.asarray(seen["p_blend"], float), np.asarray(seen["overlaps"], bool)

@@ -33,7 +33,7 @@ def verdict(report: dict[str, Any]) -> str:
             kind = "too narrow" if share < 0.68 else "too wide"
             factor = report["error_factor"]
             unsure = 2 * factor * _FACTOR_ERROR / np.sqrt(n)
-            text += f"{kind}, multiply the errors by {factor:.2f} (± {unsure:.2f})"
+            text += f"{kind}, give --error-factor {factor:.2f} (± {unsure:.2f})"
         elif sure > _UNDECIDED:
             text += f"{n} galaxies (± {100 * sure:.0f} %) are too few to tell, inject more"
         else:
@@ -108,7 +108,9 @@ def injection_table(report: dict[str, Any]) -> str:
         f"{report['psf_fwhm']:.2f} pixels ({report['psf_drawn']}), noise "
         f"{report['rms']:.4g} per pixel, 5 σ depth {report['depth']:.2f} mag"
         + ("" if report["zeropoint"] is not None else " (assumed: no zero point is known)")
-        + f"; model `{report['model']}` {report['weights']}.",
+        + f"; model `{report['model']}` {report['weights']}"
+        + (f", error factor {given:g}" if (given := report["error_factor_given"]) != 1 else "")
+        + ".",
         "",
         "| | injected | found | bias, mag | NMAD, mag | beyond 0.75 mag | in 68 % interval "
         "| detections | on the negative image |",

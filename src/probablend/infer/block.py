@@ -28,7 +28,8 @@ from probablend.infer.plan import (
     noise_and_mask,
 )
 from probablend.infer.planes import RawPlane, open_planes
-from probablend.infer.segment import Segmentation, ready_network, segment_prepared, usable_psf_map
+from probablend.infer.segment import ready_network, segment_prepared, usable_psf_map
+from probablend.infer.segmentation import Segmentation
 from probablend.infer.tiles import Tile, Window
 from probablend.models.field import FieldNetwork
 from probablend.models.fit import REACH
@@ -97,8 +98,8 @@ def process_block(folder: str, number: int) -> int:
         device=resolve_device(settings.device), wcs=wcs, psf_fwhm=psf_fwhm,
         psf_wings=plan["psf_wings"], psf_image=psf_image,
         noise_factors=tuple(plan["noise_factors"]), pixel_scale=plan["pixel_scale"],
-        zeropoint=plan["zeropoint"], min_p_source=settings.min_p_source, window=window,
-        tile_size=_TILE,
+        zeropoint=plan["zeropoint"], min_p_source=settings.min_p_source,
+        error_factor=settings.error_factor, window=window, tile_size=_TILE,
     )  # fmt: skip
     tensors = _sources(result, window, core, shape, settings, work)
     if settings.cutouts is None:

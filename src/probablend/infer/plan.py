@@ -132,6 +132,7 @@ class StreamSettings:
     zeropoint: float | None = None
     saturation: float | None = None
     min_p_source: float = 0.5
+    error_factor: float = 1.0
     keep_posterior: int = 0
     keep_samples: bool = False
     maps_format: str = "fits"
@@ -156,8 +157,9 @@ class StreamSettings:
             raise ValueError("there are no maps of cut-outs, and no samples of maps: leave one out")
         one_psf = None if isinstance(self.psf_fwhm, str) else self.psf_fwhm
         check_numbers(
-            self.n_samples, self.min_p_source, one_psf, self.pixel_scale, self.zeropoint,
-            self.saturation,
+            n_samples=self.n_samples, min_p_source=self.min_p_source,
+            error_factor=self.error_factor, psf_fwhm=one_psf, pixel_scale=self.pixel_scale,
+            zeropoint=self.zeropoint, saturation=self.saturation,
         )  # fmt: skip
         if not 0 <= self.keep_posterior <= N_DRAWS:
             raise ValueError(f"at most {N_DRAWS} draws can be kept; got {self.keep_posterior}")
@@ -257,6 +259,7 @@ def begin(
             "psf_fwhm": fwhm,
             "psf_from": psf.origin,
             "psf_wings": None if wings is None else wings[0],
+            "error_factor": settings.error_factor,
             "noise_factor": noise_factors[0],
             "roughness_factor": noise_factors[1],
             "seed": settings.seed,

@@ -1,12 +1,8 @@
 """Image → posterior samples of pixel classes → probabilities, objects and a catalogue."""
 
-import json
 import logging
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from dataclasses import replace
 from functools import lru_cache
 from numbers import Integral, Real
 from pathlib import Path
@@ -15,39 +11,21 @@ from typing import Any
 import astropy.units as u
 import numpy as np
 import torch
-from astropy.io import fits
-from astropy.nddata import NDData
 from astropy.stats import gaussian_sigma_to_fwhm
-from astropy.table import QTable
 from astropy.wcs import WCS
-from matplotlib.figure import Figure
-from photutils.segmentation import SegmentationImage
 
 from probablend._version import __version__
-from probablend.catalog import (
-    catalog_of_labels,
-    provenance_header,
-    set_flux_unit,
-    write_catalog,
-)
+from probablend.catalog import catalog_of_labels, set_flux_unit
 from probablend.checkpoint import file_hash, find_model, load_model, pixels_only
 from probablend.device import resolve_device
-from probablend.emulate.classes import N_CLASSES, class_entropy
+from probablend.emulate.classes import N_CLASSES
 from probablend.images import ImageData
 from probablend.infer.footprints import label_sources
 from probablend.infer.objects import find_objects
-from probablend.infer.outputs import (
-    PRODUCTS,
-    SUMMARY,
-    check_format,
-    check_output,
-    move,
-    products_in,
-    remove,
-)
 from probablend.infer.psf import measure_psf
 from probablend.infer.scan import Found, scan_image
-from probablend.infer.sources import Measured, measure_sources
+from probablend.infer.segmentation import Segmentation
+from probablend.infer.sources import measure_sources
 from probablend.infer.tiles import WHOLE, Window
 from probablend.inputs import ImageLike, as_image
 from probablend.models.distribution import SegmentationNetwork
@@ -55,11 +33,9 @@ from probablend.models.field import FieldNetwork, check_precision
 from probablend.models.network import Network
 from probablend.prepare import PreparedImage, prepare_image
 from probablend.psf import PSF, as_psf
-from probablend.sextractor import named_columns
 
 __all__ = [
     "DEFAULT_MODEL",
-    "Segmentation",
     "assumed_psf_fwhm",
     "segment",
     "usable_psf_map",
@@ -69,186 +45,6 @@ log = logging.getLogger(__name__)
 
 DEFAULT_MODEL = "field"
 _TILE = 1040  # side of a tile's core, pixels
-
-
-@dataclass(frozen=True, kw_only=True)
-class Segmentation:
-    """What is where in an image, and how sure that is.
-
-    Parameters
-    ----------
-    p_galaxy, p_blend : ndarray, shape (y, x), float32
-        Posterior probability that at least one, at least two galaxies cover the pixel; NaN
-        where the image is masked.
-    samples : ndarray of uint8, shape (sample, y, x)
-        Class maps drawn from the posterior: 0 sky, 1 one galaxy, 2 blend; 0 where masked.
-    labels : ndarray of int32, shape (y, x)
-        0 = background, 1…N = objects.
-    catalog : QTable
-        One row per object, see :mod:`probablend.catalog`.
-    mask : ndarray of bool, shape (y, x)
-        True = not used.
-    signal : ndarray, shape (y, x), float32
-        The image in units of its noise, background subtracted.
-    wcs : WCS or None
-        Celestial coordinates.
-    sources : Measured or None
-        Posterior of every row of the catalogue; None if the model knows pixels only.
-    psf : PSF or None
-        The PSF that was given, measured or assumed; of a map of widths the median.
-    meta : dict
-        Where it all comes from: version, model, seed, number of samples, noise, background.
-    """
-
-    p_galaxy: np.ndarray
-    p_blend: np.ndarray
-    samples: np.ndarray
-    labels: np.ndarray
-    catalog: QTable
-    mask: np.ndarray
-    signal: np.ndarray
-    wcs: WCS | None = None
-    sources: Measured | None = None
-    psf: PSF | None = None
-    meta: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def entropy(self) -> np.ndarray:
-        """Entropy of the pixel's class, nats: 0 is certain, ln 3 knows nothing."""
-        return class_entropy(self.p_galaxy, self.p_blend)
-
-    def segmentation_image(self) -> SegmentationImage:
-        """The labels as photutils takes them."""
-        return SegmentationImage(self.labels)
-
-    def to_nddata(self, plane: str = "p_blend") -> NDData:
-        """One of the maps as astropy takes it, with mask, coordinates and provenance.
-
-        Parameters
-        ----------
-        plane : {"p_galaxy", "p_blend", "entropy", "labels", "signal"}
-            Which map.
-        """
-        planes = ("p_galaxy", "p_blend", "entropy", "labels", "signal")
-        if plane not in planes:
-            raise ValueError(f"plane must be one of {', '.join(planes)}; got {plane!r}")
-        return NDData(getattr(self, plane), mask=self.mask, wcs=self.wcs, meta=dict(self.meta))
-
-    def plot(self) -> Figure:
-        """The quicklook: image, probabilities, four samples, entropy."""
-        from probablend.plot import quicklook
-
-        return quicklook(self)
-
-    def write(
-        self,
-        directory: Path | str,
-        *,
-        keep_samples: bool = False,
-        keep_posterior: int = 0,
-        regions: bool = False,
-        catalog_format: str = "fits",
-        columns: str = "probablend",
-        overwrite: bool = False,
-        about: Mapping[str, Any] | None = None,
-    ) -> Path:
-        """Write the products; each appears under its name only when all are whole.
-
-        Parameters
-        ----------
-        directory : Path or str
-            Gets ``maps.fits``, ``catalog.fits``, ``quicklook.png``, ``summary.json`` and what is
-            asked for.
-        keep_samples : bool
-            Whether to write the class maps, ``samples.fits``.
-        keep_posterior : int
-            How many joint draws of every source to write, ``posterior.fits``.
-        regions : bool
-            Whether to write the footprints for ds9, ``sources.reg``.
-        catalog_format : {"fits", "ecsv", "parquet", "hats"}
-            Of the catalogue.
-        columns : {"probablend", "sextractor"}
-            Names of its columns; see :mod:`probablend.sextractor`.
-        overwrite : bool
-            Whether products that are there already may be replaced.
-        about : mapping, optional
-            What else ``summary.json`` says.
-
-        Raises
-        ------
-        FileExistsError
-            If a product is there already.
-        ValueError
-            If the format or the columns are unknown, or sources are asked of a model that
-            knows pixels only.
-        OSError
-            If the folder cannot be written.
-        """
-        directory = Path(directory)
-        check_format(catalog_format, columns)
-        check_output(directory, overwrite=overwrite)
-        if self.sources is None and (keep_posterior or regions):
-            raise pixels_only(str(self.meta.get("model")))
-        directory.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=".probablend-", dir=directory))
-        try:
-            self._maps().writeto(work / "maps.fits")
-            catalog = named_columns(self.catalog, columns)
-            write_catalog(catalog, work / f"catalog.{catalog_format}", self._provenance())
-            figure = self.plot()
-            figure.savefig(work / "quicklook.png", dpi=100)
-            if keep_samples:
-                primary = fits.PrimaryHDU(header=self._provenance())
-                cube = fits.ImageHDU(self.samples, self._wcs_header(), name="SAMPLES")
-                fits.HDUList([primary, cube]).writeto(work / "samples.fits")
-            if self.sources is not None and keep_posterior:
-                table = self.sources.posterior_table(keep_posterior)
-                write_catalog(table, work / "posterior.fits", self._provenance(), "POSTERIOR")
-            if self.sources is not None and regions:
-                (work / "sources.reg").write_text(self.sources.ellipses.to_regions())
-            summary = self._summary() | dict(about or {}) | products_in(work)
-            (work / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
-            if overwrite:  # what an earlier run left would not belong to these maps
-                for name in PRODUCTS:
-                    if not (work / name).exists():
-                        remove(directory / name)
-            for product in sorted(work.iterdir()):
-                move(product, directory / product.name)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-        return directory
-
-    def _summary(self) -> dict[str, Any]:
-        return {
-            "version": self.meta.get("version"),
-            "image": self.meta.get("input"),
-            "megapixels": self.mask.size / 1e6,
-            "model": self.meta.get("model"),
-            "weights_hash": self.meta.get("weights_hash"),
-            "objects": len(self.catalog),
-            "blended": int((self.catalog["p_blend"] > 0.5).sum()),
-        }
-
-    def _maps(self) -> fits.HDUList:
-        header = self._wcs_header()
-        hdus = [fits.PrimaryHDU(header=self._provenance())]
-        planes = {
-            "P_GALAXY": self.p_galaxy,
-            "P_BLEND": self.p_blend,
-            "LABELS": self.labels,
-            "MASK": self.mask.astype(np.uint8),
-        }
-        hdus += [fits.ImageHDU(data, header, name=name) for name, data in planes.items()]
-        return fits.HDUList(hdus)
-
-    def _wcs_header(self) -> fits.Header:
-        return fits.Header() if self.wcs is None else self.wcs.to_header(relax=True)
-
-    def _provenance(self) -> fits.Header:
-        header = provenance_header(self.meta)
-        header["PBNMASK"] = (int(self.mask.sum()), "masked pixels (NaN in the maps)")
-        header["DATE"] = (datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S"), "UTC")
-        return header
 
 
 def segment(
@@ -268,6 +64,7 @@ def segment(
     zeropoint: float | None = None,
     saturation: float | None = None,
     min_p_source: float = 0.5,
+    error_factor: float = 1.0,
     positions: np.ndarray | None = None,
     tile_size: int = _TILE,
     precision: str = "single",
@@ -312,6 +109,10 @@ def segment(
         Level from which pixels are saturated, same unit; read from the file if it says so.
     min_p_source : float
         Detections less probable than this are left out.
+    error_factor : float
+        By what posteriors of sources are made wider than learnt, or narrower: in standard normal
+        numbers, so that they stay densities, of all parameters alike.
+        :func:`~probablend.evaluate.inject.inject` finds which one an image wants.
     positions : ndarray, shape (source, 2), optional
         (y, x) of sources to measure instead of the network's own detections, pixels inside
         the image; see :func:`~probablend.infer.measure.measure`.
@@ -335,7 +136,10 @@ def segment(
         If an argument cannot be used; the message says which and why.
     """
     one_psf: Any = None if isinstance(psf_fwhm, np.ndarray) and psf_fwhm.ndim else psf_fwhm
-    check_numbers(n_samples, min_p_source, one_psf, pixel_scale, zeropoint, saturation)
+    check_numbers(
+        n_samples=n_samples, min_p_source=min_p_source, error_factor=error_factor,
+        psf_fwhm=one_psf, pixel_scale=pixel_scale, zeropoint=zeropoint, saturation=saturation,
+    )  # fmt: skip
     check_kinds(seed=seed)
     if tile_size < 1:
         raise ValueError(f"tile_size must be at least 1 pixel; got {tile_size}")
@@ -384,7 +188,8 @@ def segment(
         psf_image=None if known is None or isinstance(psf_fwhm, np.ndarray) else known.image,
         noise_factors=prepared.noise_factors,
         pixel_scale=data.pixel_scale if pixel_scale is None else pixel_scale,
-        zeropoint=data.zeropoint, min_p_source=min_p_source, positions=positions,
+        zeropoint=data.zeropoint, min_p_source=min_p_source, error_factor=error_factor,
+        positions=positions,
         tile_size=tile_size, progress=progress,
     )  # fmt: skip
     if data.unit is not None:
@@ -446,29 +251,25 @@ def say_psf(psf: PSF, network: Any) -> None:
         log.warning("this model knows the width of the PSF at most: its wings count for nothing")
 
 
-def check_numbers(
-    n_samples: int,
-    min_p_source: float,
-    psf_fwhm: float | None,
-    pixel_scale: float | None,
-    zeropoint: float | None,
-    saturation: float | None,
-) -> None:
-    """Refuse settings that make no sense, before any work is done."""
-    check_kinds(n_samples=n_samples, min_p_source=min_p_source, psf_fwhm=psf_fwhm,
-                pixel_scale=pixel_scale, zeropoint=zeropoint, saturation=saturation)  # fmt: skip
-    if n_samples < 1:
-        raise ValueError(f"n_samples must be at least 1; got {n_samples}")
-    if not 0 <= min_p_source <= 1:
-        raise ValueError(f"min_p_source must lie between 0 and 1; got {min_p_source}")
-    if psf_fwhm is not None and not (np.isfinite(psf_fwhm) and psf_fwhm > 0):
-        raise ValueError(f"psf_fwhm must be positive; got {psf_fwhm}")
-    if pixel_scale is not None and not (np.isfinite(pixel_scale) and pixel_scale > 0):
-        raise ValueError(f"pixel_scale must be positive, arcsec; got {pixel_scale}")
-    if zeropoint is not None and not np.isfinite(zeropoint):
-        raise ValueError(f"zeropoint must be finite; got {zeropoint}")
-    if saturation is not None and not (np.isfinite(saturation) and saturation > 0):
-        raise ValueError(f"saturation must be positive; got {saturation}")
+_POSITIVE = {
+    "error_factor": "", "gain": "", "psf_fwhm": "", "pixel_scale": ", arcsec", "saturation": "",
+}  # fmt: skip
+
+
+def check_numbers(**numbers: Any) -> None:
+    """Refuse settings that make no sense, by their names, before any work is done."""
+    check_kinds(**numbers)
+    for name, value in numbers.items():
+        if value is None:
+            continue
+        if name == "n_samples" and value < 1:
+            raise ValueError(f"n_samples must be at least 1; got {value}")
+        if name == "min_p_source" and not 0 <= value <= 1:
+            raise ValueError(f"min_p_source must lie between 0 and 1; got {value}")
+        if name in _POSITIVE and not (np.isfinite(value) and value > 0):
+            raise ValueError(f"{name} must be positive{_POSITIVE[name]}; got {value}")
+        if name == "zeropoint" and not np.isfinite(value):
+            raise ValueError(f"zeropoint must be finite; got {value}")
 
 
 def check_kinds(**numbers: Any) -> None:
@@ -523,6 +324,7 @@ def segment_prepared(
     pixel_scale: float | None,
     zeropoint: float | None,
     min_p_source: float,
+    error_factor: float,
     positions: np.ndarray | None = None,
     tile_size: int = _TILE,
     window: Window = WHOLE,
@@ -546,9 +348,9 @@ def segment_prepared(
         Of its PSF, if that is known.
     noise_factors : tuple of float
         How correlated the noise of the image is.
-    n_samples, seed, device, wcs, psf_fwhm, pixel_scale, zeropoint, min_p_source, positions
+    n_samples, seed, device, wcs, psf_fwhm, pixel_scale, zeropoint, min_p_source, error_factor
         See :func:`segment`.
-    tile_size, progress
+    positions, tile_size, progress
         See :func:`segment`.
     """
     scan = scan_image(
@@ -583,7 +385,7 @@ def segment_prepared(
             network, found, prepared, draws, seed=seed, wcs=wcs, pixel_scale=pixel_scale,
             zeropoint=zeropoint,
             saturation=data.saturation, image=data.data, psf_fwhm=psf_fwhm, meta=meta,
-            window=window,
+            error_factor=error_factor, window=window,
         )  # fmt: skip
         labels = label_sources(measured.ellipses, scan.p_galaxy)
         catalog = measured.catalog
@@ -608,6 +410,7 @@ def segment_prepared(
             "precision": "bfloat16" if getattr(network, "narrow", False) else "single",
             "psf_fwhm": float(np.median(psf_fwhm)),
             "psf_wings": None if psf_wings is None else psf_wings[0],
+            "error_factor": error_factor,
             "noise_factor": noise_factors[0],
             "roughness_factor": noise_factors[1],
             "rms": typical_noise(prepared),

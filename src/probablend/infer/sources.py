@@ -50,6 +50,7 @@ def draw_parameters(
     network: FieldNetwork,
     found: Found,
     unit: np.ndarray,
+    spread: np.ndarray,
     n: int,
     *,
     seed: int,
@@ -65,6 +66,8 @@ def draw_parameters(
         The sources.
     unit : ndarray, shape (source,)
         Noise per pixel at each source, image units.
+    spread : ndarray, shape (source,)
+        How many times wider than learnt the posterior of each source is.
     n : int
         Draws.
     seed : int
@@ -89,7 +92,7 @@ def draw_parameters(
         posterior = SourcePosterior(
             flow=network.flow, context=some.context, y=zero, x=zero,
             unit=torch.from_numpy(unit[part].astype(np.float32)).to(zero),
-            spread=spread_of(torch.from_numpy(some.strangeness)).to(zero),
+            spread=torch.from_numpy(spread[part]).to(zero),
         )  # fmt: skip
         draws[:, part] = posterior.transform(torch.from_numpy(base).to(zero)).cpu().numpy()
     return draws
@@ -238,6 +241,7 @@ def measure_sources(
     image: np.ndarray,
     psf_fwhm: float | np.ndarray,
     meta: Mapping[str, Any],
+    error_factor: float = 1.0,
     window: Window = WHOLE,
 ) -> Measured:
     """Posterior and catalogue of sources.
@@ -268,6 +272,8 @@ def measure_sources(
         Pixels.
     meta : mapping
         Of the model: says what it was trained on.
+    error_factor : float
+        See :func:`~probablend.infer.segment.segment`.
     window : Window
         Which part of an image this is; all positions are counted from its first pixel.
     """
@@ -275,7 +281,10 @@ def measure_sources(
     noise = np.broadcast_to(np.asarray(prepared.rms), shape_yx)[tuple(found.pixel.T)]
     noise = np.where(np.isfinite(noise) & (noise > 0), noise, 1.0)
     widths = np.broadcast_to(psf_fwhm, shape_yx)[tuple(found.pixel.T)]
-    draws = draw_parameters(network, found, noise, N_DRAWS, seed=seed, origin_yx=window.origin_yx)
+    spread = error_factor * spread_of(torch.from_numpy(found.strangeness)).numpy()
+    draws = draw_parameters(
+        network, found, noise, spread, N_DRAWS, seed=seed, origin_yx=window.origin_yx
+    )
     radius = draws[..., PARAMETERS.index("radius")]
     np.minimum(radius, _MAX_RADIUS, out=radius)
     origin = np.stack([found.y, found.x], axis=1)
@@ -321,12 +330,12 @@ def measure_sources(
         }
     )
     context = found.context.clone()  # a plain tensor: log_prob can be differentiated
-    y, x, unit = (
-        torch.from_numpy(v.astype(np.float32)).to(context) for v in (found.y, found.x, noise)
+    y, x, unit, wider = (
+        torch.from_numpy(v.astype(np.float32)).to(context)
+        for v in (found.y, found.x, noise, spread)
     )
-    spread = spread_of(torch.from_numpy(found.strangeness)).to(context)
     posterior = SourcePosterior(
-        flow=network.flow, context=context, y=y, x=x, unit=unit, spread=spread
+        flow=network.flow, context=context, y=y, x=x, unit=unit, spread=wider
     )
     return Measured(
         catalog=catalog,

@@ -87,7 +87,7 @@ def stream(
     overwrite : bool
         Whether earlier products may be replaced, or an unfinished run started anew.
     catalog_format, columns, regions
-        See :meth:`~probablend.infer.segment.Segmentation.write`.
+        See :meth:`~probablend.infer.segmentation.Segmentation.write`.
     dask : str, optional
         Address of a Dask scheduler, or ``local:N`` for N processes here. Every worker reads
         the image and writes the products itself: all must see the same files.
