@@ -105,8 +105,10 @@ def test_the_one_that_injection_finds_is_the_same_whatever_was_given(
     one, other = found.values()
     assert one["n_found"] == other["n_found"] >= 10
     assert other["error_factor_given"] == 0.5
-    assert other["error_factor"] == pytest.approx(one["error_factor"], rel=0.15)
-    assert other["coverage"]["flux"]["68"] < one["coverage"]["flux"]["68"]
+    assert other["intervals"]["error_factor"] == pytest.approx(
+        one["intervals"]["error_factor"], rel=0.15
+    )
+    assert other["intervals"]["68"] < one["intervals"]["68"]
     # What was given shows in the report; what is not 1 is said.
     assert "error factor 0.5" in (tmp_path / "0.5" / "inject.md").read_text()
     assert "error factor" not in (tmp_path / "1.0" / "inject.md").read_text().split("\n", 2)[2]

@@ -193,8 +193,8 @@ def test_galaxies_of_a_round_lie_on_good_pixels_and_far_apart(image, field_weigh
     before = segment(image, model=field_weights, n_samples=1, psf_fwhm=1.7)
     mask = np.zeros(image.data.shape, bool)
     mask[:, :80] = True
-    places = module._places(before, mask, CONFIG, 1.7, 50, np.random.default_rng(0))
-    assert len(places) >= 2
+    places, beside = module._places(before, mask, CONFIG, 1.7, 50, np.random.default_rng(0))
+    assert len(places) == len(beside) >= 2
     assert (places[:, 1] > 79).all()
     apart = np.hypot(*(places[:, None] - places[None]).T)
     assert apart[~np.eye(len(places), dtype=bool)].min() >= 48
@@ -207,10 +207,11 @@ def test_same_seed_same_result(image, run, field_weights, tmp_path):
     assert again == run[0]
 
 
-REPORT = {
-    "coverage": {"flux": {"68": 0.55}},
-    "error_factor": 1.4,
-    "n_found": 1000,
+def holding(share, n=1000):
+    return {"intervals": {"above_snr": 5.0, "n": n, "68": share, "error_factor": 1.4}}
+
+
+REPORT = holding(0.55) | {
     "bins": [
         {"bin": "snr", "low": 5.0, "high": 10.0, "completeness": 0.7},
         {"bin": "snr", "low": 10.0, "high": 20.0, "completeness": 0.95},
@@ -223,16 +224,16 @@ REPORT = {
 
 def test_the_verdict_says_what_to_do():
     said = verdict(REPORT)
-    assert "hold 55 %: too narrow, give --error-factor 1.40 (± 0.09)" in said
+    assert said.startswith("above S/N 5, 68 % intervals of the flux hold 55 %: too narrow, ")
+    assert "give --error-factor 1.40 (± 0.09)" in said
     assert "above S/N 10, 90 % and more" in said
     assert "3 false detections" in said
     assert "(1.5 %)" in said
-    assert "trust them" in verdict(REPORT | {"coverage": {"flux": {"68": 0.66}}})
+    assert "trust them" in verdict(REPORT | holding(0.66))
     # Of few galaxies nothing can be said for sure.
-    few = {"n_found": 40, "coverage": {"flux": {"68": 0.6}}}
-    said = verdict(REPORT | few)
+    said = verdict(REPORT | holding(0.6, n=40))
     assert "hold 60 %: 40 galaxies (± 15 %) are too few to tell, inject more" in said
-    assert "too narrow" in verdict(REPORT | {"n_found": 40, "coverage": {"flux": {"68": 0.3}}})
+    assert "too narrow" in verdict(REPORT | holding(0.3, n=40))
     faintest = {"bin": "snr", "low": 3.0, "high": 5.0, "completeness": 0.08}
     assert "of S/N 3 to 5, 8 % are found" in verdict(REPORT | {"bins": [faintest]})
     bins = [
@@ -245,7 +246,7 @@ def test_the_verdict_says_what_to_do():
         REPORT | {"bins": [bright, faint]}
     )
     assert "purity" not in verdict(REPORT | {"bins": [bright]})
-    assert "too wide" in verdict(REPORT | {"coverage": {"flux": {"68": 0.9}}})
+    assert "too wide" in verdict(REPORT | holding(0.9))
 
 
 def test_the_verdict_says_where_intervals_fail_though_they_hold_on_the_whole():
@@ -254,7 +255,7 @@ def test_the_verdict_says_where_intervals_fail_though_they_hold_on_the_whole():
     noise = {"bin": "snr", "low": 0.0, "high": 3.0, "found": 90, "coverage68": 0.1}
     bright = {"bin": "snr", "low": 50.0, "high": None, "found": 40, "coverage68": 0.52}
     rows = [row | {"completeness": 0.95} for row in (noise, bright, near, far)]
-    good = REPORT | {"coverage": {"flux": {"68": 0.68}}}
+    good = REPORT | holding(0.68)
     said = verdict(good | {"bins": rows})
     assert "trust them – but within 5 px of a real source they hold 30 %: too narrow" in said
     # Chance alone: 40 galaxies above S/N 50, ± 15 %.
@@ -273,7 +274,7 @@ def test_errors_that_are_half_as_large_as_they_should_be_are_found_out():
         {
             "snr": np.full(n, 15.0), "separation": np.full(n, 20.0), "found": np.ones(n, bool),
             "is_star": np.zeros(n, bool), "overlaps": np.zeros(n, bool), "p_blend": np.zeros(n),
-            "flux": np.full(n, 100.0), "flux_true": 100 + error,
+            "flux": np.full(n, 100.0), "flux_true": 100 + error, "beside": np.zeros(n, bool),
             **{f"rank_{k}": ((draws < error).sum(axis=0) + 0.5) / 200
                for k in ("flux", "hlr", "g1", "g2")},
         }
@@ -284,8 +285,21 @@ def test_errors_that_are_half_as_large_as_they_should_be_are_found_out():
     (row,) = [row for row in scores["bins"] if row["bin"] == "mag"]
     assert (row["low"], row["high"], row["injected"]) == (25.0, 26.0, n)
     assert (row["detections"], row["false"]) == (0, 1)
-    assert scores["error_factor"] == pytest.approx(2, rel=0.06)
+    assert scores["intervals"]["n"] == n
+    assert scores["intervals"]["error_factor"] == pytest.approx(2, rel=0.06)
     assert scores["coverage"]["flux"]["68"] == pytest.approx(0.38, abs=0.03)  # erf(0.5/√2)
+
+    # What was put beside a real source, or is lost in the noise, does not judge the others.
+    table["beside"][: n // 2] = True
+    table["snr"][n // 2 :][::2] = 4.0
+    table["rank_flux"][: n // 2] = table["rank_flux"][n // 2 :][::2] = 0.99
+    scores = module._scores(table, 26.0, mags)
+    assert scores["intervals"]["n"] == n // 4
+    assert scores["intervals"]["error_factor"] == pytest.approx(2, rel=0.12)
+    assert scores["coverage"]["flux"]["68"] < 0.2
+    # If all were put beside some, they are all there is.
+    table["beside"] = True
+    assert module._scores(table, 26.0, mags)["intervals"]["n"] == 3 * n // 4
 
 
 def test_nothing_found_is_a_result_too(image, field_weights, tmp_path):

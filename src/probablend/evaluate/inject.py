@@ -58,6 +58,8 @@ _MOST_ROUNDS = 100
 _BRIGHT, _FAINT = 6.0, 0.5  # magnitudes around the depth of the image
 _DEPTH = 26.0  # 5 σ, of an image whose zero point is not known
 _MIN_IN_BIN = 20
+# Fainter ones are found where noise makes them brighter, and their truth is not in the interval.
+_CLEAR = 5.0  # S/N
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,12 +212,15 @@ def inject(
         tables: list[Table] = []
         done = 0
         for _ in range(_MOST_ROUNDS):
-            places = _places(before, prepared.mask, config, fwhm, config.n - done, generator)
+            places, beside = _places(
+                before, prepared.mask, config, fwhm, config.n - done, generator
+            )
             if not len(places):
                 break
             sources = [_draw(galaxies, at, mag_range, generator) for at in places]
             after = look(_add(sky, sources, gain, generator))
             tables.append(_judge(sources, before, after, prepared.rms))
+            tables[-1]["beside"] = beside
             done += len(sources)
             if progress:
                 progress(done, config.n)
@@ -251,8 +256,8 @@ def inject(
         "error_factor_given": error_factor,
         **_scores(table, depth, mags),
     }
-    if "error_factor" in report:
-        report["error_factor"] *= error_factor
+    if report["intervals"]:
+        report["intervals"]["error_factor"] *= error_factor
     report["verdict"] = verdict(report)
     directory.mkdir(parents=True, exist_ok=True)
     write_table(table, directory / "injected.fits")
@@ -297,15 +302,19 @@ def _places(
     fwhm: float,
     n: int,
     generator: np.random.Generator,
-) -> np.ndarray:
-    """Where to put a round of galaxies, (y, x): far from each other, on good pixels."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where to put a round of galaxies, (y, x): far from each other, on good pixels.
+
+    And whether each was put beside a real source.
+    """
     n_y, n_x = mask.shape
     if min(n_y, n_x) <= 2 * _BORDER:
-        return np.zeros((0, 2))
+        return np.zeros((0, 2)), np.zeros(0, bool)
     real = positions(before.catalog)
     tried = 8 * n + 200
     at = generator.uniform(_BORDER, [n_y - _BORDER, n_x - _BORDER], size=(tried, 2))
     beside = generator.uniform(size=tried) < config.companions
+    beside &= len(real) > 0
     if len(real):
         radius = generator.uniform(0, config.companion_distance * fwhm, size=tried)
         angle = generator.uniform(0, 2 * np.pi, size=tried)
@@ -313,15 +322,15 @@ def _places(
         near = real[generator.integers(len(real), size=tried)] + shift
         at = np.where(beside[:, None], near, at)
     size = np.array([n_y, n_x])
-    at = at[((at >= _BORDER) & (at <= size - _BORDER)).all(axis=1)]
-    at = at[~mask[tuple(np.round(at).astype(int).clip(0, size - 1).T)]]
-    kept: list[np.ndarray] = []
-    for one in at:
+    good = ((at >= _BORDER) & (at <= size - _BORDER)).all(axis=1)
+    good &= ~mask[tuple(np.round(at).astype(int).clip(0, size - 1).T)]
+    kept: list[int] = []
+    for k in np.flatnonzero(good):
         if len(kept) == n:
             break
-        if all(np.hypot(*(one - other)) >= _APART for other in kept):
-            kept.append(one)
-    return np.array(kept).reshape(-1, 2)
+        if all(np.hypot(*(at[k] - at[other])) >= _APART for other in kept):
+            kept.append(int(k))
+    return at[kept], beside[kept]
 
 
 def _draw(
@@ -402,15 +411,23 @@ def _scores(table: Table, depth: float, mags: dict[str, np.ndarray]) -> dict[str
     scores: dict[str, Any] = {
         "n_injected": len(table),
         "n_found": int(found.sum()),
+        "intervals": {},
         "bins": [],
         "flux": flux_scores(seen),
         "coverage": coverage_scores(seen),
         "places": rank_histograms(seen),
     }
+    # Those put anywhere are as often near others as the sky has it, those put beside them are not.
+    beside = np.asarray(seen["beside"], bool)
+    judged = (np.asarray(seen["snr"], float) >= _CLEAR) & (beside.all() | ~beside)
+    if judged.any():
+        pulls = np.abs(norm.ppf(np.clip(rank[judged], 1e-3, 1 - 1e-3)))
+        scores["intervals"] = {
+            "above_snr": _CLEAR, "n": int(judged.sum()), **share_inside(rank[judged]),
+            # By what errors would have to be multiplied to hold 68 %.
+            "error_factor": float(np.quantile(pulls, 0.68) / norm.ppf(0.84)),
+        }  # fmt: skip
     if len(seen):
-        # By what errors would have to be multiplied to hold 68 %.
-        pulls = np.abs(norm.ppf(np.clip(rank, 1e-3, 1 - 1e-3)))
-        scores["error_factor"] = float(np.quantile(pulls, 0.68) / norm.ppf(0.84))
         p_blend, truth = np.asarray(seen["p_blend"], float), np.asarray(seen["overlaps"], bool)
         said = reliability(p_blend, truth, n_bins=10)
         scores["p_blend"] = {

@@ -24,14 +24,14 @@ _FALSE = 0.05  # share of false detections that is worth a word
 def verdict(report: dict[str, Any]) -> str:
     """One line that a person can act on."""
     parts = []
-    coverage = report["coverage"].get("flux")
-    if coverage is not None:
-        share, n = coverage["68"], report["n_found"]
+    if said := report["intervals"]:
+        share, n = said["68"], said["n"]
         sure = 2 * np.sqrt(0.68 * 0.32 / n)
-        text = f"68 % intervals of the flux hold {100 * share:.0f} %: "
+        text = f"above S/N {said['above_snr']:g}, "
+        text += f"68 % intervals of the flux hold {100 * share:.0f} %: "
         if abs(share - 0.68) > max(_FEW_PERCENT, sure):
             kind = "too narrow" if share < 0.68 else "too wide"
-            factor = report["error_factor"]
+            factor = said["error_factor"]
             unsure = 2 * factor * _FACTOR_ERROR / np.sqrt(n)
             text += f"{kind}, give --error-factor {factor:.2f} (± {unsure:.2f})"
         elif sure > _UNDECIDED:
