@@ -156,6 +156,12 @@ def test_of_several_images_it_is_said_which_is_taken(tmp_path, caplog):
         ({"BUNIT": "what is it"}, None),
         ({"BUNIT": "nJy", "MAGZERO": 27.0}, 27.0),
         ({"MAGZERO": "abc"}, None),
+        ({"MAGZERO": "25.0"}, 25.0),
+        ({"MAGZERO": -99.0}, None),
+        ({"MAGZERO": -99.0, "BUNIT": "nJy"}, 31.4),
+        ({"MAG_ZERO": 26.5}, 26.5),
+        ({"FLUXMAG0": 63095734448.0194}, 27.0),
+        ({"FLUXMAG0": 0.0}, None),
     ],
 )
 def test_the_zero_point_is_in_the_header_or_in_its_unit(tmp_path, cards, zeropoint):
@@ -163,3 +169,14 @@ def test_the_zero_point_is_in_the_header_or_in_its_unit(tmp_path, cards, zeropoi
     fits.writeto(tmp_path / "a.fits", np.zeros((9, 9)), header)
     for found in (read_image(tmp_path / "a.fits"), ImageFile(tmp_path / "a.fits")):
         assert found.zeropoint == (zeropoint and pytest.approx(zeropoint, abs=1e-3))
+
+
+def test_an_extension_of_several_of_one_name_is_found_by_its_version(tmp_path):
+    hdus = [fits.PrimaryHDU()]
+    hdus += [fits.ImageHDU(np.full((4, 5), k, np.float32), name="SCI", ver=k) for k in (1, 2)]
+    fits.HDUList(hdus).writeto(tmp_path / "a.fits")
+    for k in (1, 2):
+        assert (read_image(f"{tmp_path}/a.fits[SCI,{k}]").data == k).all()
+        assert (ImageFile(tmp_path / "a.fits", ext=f"SCI,{k}").read_all() == k).all()
+    with pytest.raises(ValueError, match="no extension SCI,3; it has 0:PRIMARY, 1:SCI, 2:SCI"):
+        read_image(tmp_path / "a.fits", ext="SCI,3")

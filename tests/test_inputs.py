@@ -15,11 +15,13 @@ from astropy.nddata import (
     UnknownUncertainty,
     VarianceUncertainty,
 )
+from astropy.nddata.utils import Cutout2D
 from astropy.table import Table
 from photutils.segmentation import SourceCatalog
 
 from probablend import measure, read_image, segment
 from probablend.inputs import as_image
+from probablend.prepare import prepare_image
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +134,7 @@ def test_a_quantity_keeps_its_unit(scene):
     assert known.rms == pytest.approx(scene.rms)
     with pytest.raises(ValueError, match="rms is in nJy; the image has no unit"):
         as_image(scene.image, rms=scene.rms * u.nJy)
-    with pytest.raises(TypeError, match="rms must be a number or a map; got the name"):
+    with pytest.raises(TypeError, match="rms must be an array; got the name"):
         as_image(scene.image, rms="noise.fits")
 
 
@@ -181,3 +183,54 @@ def test_photutils_measures_the_objects_of_the_catalogue(scene, expected):
     np.testing.assert_array_equal(ours["id"], theirs.labels)
     distance = np.hypot(ours["x"].value - theirs.x_centroid, ours["y"].value - theirs.y_centroid)
     assert np.nanmedian(distance) < 1.0
+
+
+def test_masked_noise_is_missing_there(scene):
+    rms = np.ma.array(np.full(scene.image.shape, scene.rms, np.float32), mask=False)
+    rms[:20] = 1e-3
+    rms.mask[:20] = True
+    prepared = prepare_image(scene.image, rms=rms, background="none")
+    assert prepared.mask[:20].all()
+    assert not prepared.mask[20:].any()
+
+
+def test_planes_of_a_stack_of_one_are_planes(scene):
+    mask = np.zeros((1, *scene.image.shape), bool)
+    mask[0, :5] = True
+    noise = np.full(mask.shape, scene.rms)
+    for image in (
+        NDData(scene.image[None], mask=mask, uncertainty=StdDevUncertainty(noise)),
+        as_image(scene.image[None], rms=noise, mask=mask),
+        as_image(scene.image[None] * u.nJy, rms=noise * u.nJy, mask=mask),
+    ):
+        data = as_image(image)
+        assert data.data.shape == data.rms.shape == data.mask.shape == scene.image.shape
+        np.testing.assert_array_equal(data.mask, mask[0])
+
+
+def test_noise_per_solid_angle_is_in_the_unit_of_the_image(scene):
+    unit = u.MJy / u.sr
+    data = as_image(scene.image * unit, rms=1e3 * scene.rms * (u.kJy / u.sr))
+    assert data.rms == pytest.approx(scene.rms)
+    with pytest.raises(ValueError, match="no unit"):
+        as_image(scene.image, rms=scene.rms * unit)
+
+
+def test_the_solid_angle_of_a_pixel_gives_magnitudes_however_the_file_is_read(scene, tmp_path):
+    header = fits.Header([("BUNIT", "MJy/sr"), ("PIXAR_SR", 1e-13)])
+    fits.writeto(tmp_path / "a.fits", scene.image, header)
+    read = CCDData.read(tmp_path / "a.fits")
+    said = [as_image(image).zeropoint for image in (tmp_path / "a.fits", read)]
+    assert said == pytest.approx(2 * [8.9 + 2.5 * 7], abs=0.01)
+
+
+def test_a_cutout_and_a_header_of_coordinates_are_understood(scene, wcs):
+    cutout = Cutout2D(scene.image, (30, 20), 16, wcs=wcs)
+    data = as_image(cutout)
+    np.testing.assert_array_equal(data.data, cutout.data)
+    one, other = (w.pixel_to_world(3, 4) for w in (data.wcs, cutout.wcs))
+    assert one.separation(other).arcsec < 1e-6
+    told = as_image(scene.image, wcs=wcs.to_header())
+    assert told.wcs.pixel_to_world(3, 4).separation(wcs.pixel_to_world(3, 4)).arcsec < 1e-6
+    with pytest.raises(TypeError, match=r"mask must be an array; got the name 'mask\.fits'"):
+        as_image(scene.image, mask="mask.fits")

@@ -10,7 +10,7 @@ from probablend.images import ImageData, ImageFile, read_image
 from probablend.infer.plan import StreamSettings
 from probablend.infer.stream import stream
 
-SCALE = 0.2
+SCALE = (0.19 * 0.21) ** 0.5  # a circle of as many arcsec²
 
 
 @pytest.fixture(scope="module")

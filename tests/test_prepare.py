@@ -298,3 +298,18 @@ def test_a_level_that_is_told_is_what_is_taken_out(sky):
     assert prepared.background == 7
     with pytest.raises(ValueError, match="auto, subtract, none or a level; got nan"):
         prepare_image(sky, background=float("nan"))
+
+
+def test_a_mask_that_leaves_out_the_sources_is_warned_of(caplog):
+    generator = np.random.default_rng(3)
+    y, x = np.indices((200, 200))
+    image = generator.normal(size=y.shape).astype(np.float32)
+    for a, b in generator.uniform(20, 180, size=(20, 2)):
+        image += 40 * np.exp(-0.5 * ((y - a) ** 2 + (x - b) ** 2) / 6)
+    of_sources = ndimage.binary_dilation(image > 5, iterations=2)
+    of_rows = np.zeros(image.shape, bool)
+    of_rows[80:90] = True
+    for mask, warned in ((of_sources, True), (of_rows, False)):
+        caplog.clear()
+        prepare_image(image, rms=1.0, mask=mask, background="none")
+        assert ("marks what was detected" in caplog.text) == warned

@@ -126,6 +126,8 @@ PROVENANCE = {
     "weights_hash": ("PBHASH", "SHA-256 of the weight file, 16 digits"),
     "psf_fwhm": ("PBFWHM", "FWHM of the PSF, pixels"),
     "error_factor": ("PBERRF", "posteriors are wider than learnt by this"),
+    "zeropoint": ("PBZP", "AB magnitude of one unit of flux"),
+    "pixel_scale": ("PBSCALE", "arcsec per pixel"),
     "psf_from": ("PBPSF", "PSF is given, measured on stars or assumed"),
     "psf_wings": ("PBWINGS", "ln of PSF's light near it over a Gaussian's"),
     "noise_factor": ("PBNFACT", "how correlated the noise is; 1 if white"),

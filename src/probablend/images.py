@@ -19,6 +19,7 @@ import numpy as np
 from astropy.io import fits
 from astropy.utils.exceptions import AstropyWarning
 from astropy.wcs import WCS, FITSFixedWarning
+from astropy.wcs.utils import proj_plane_pixel_area
 
 from probablend.zarrs import open_zarr
 
@@ -40,7 +41,10 @@ _PICTURES = (".png", ".jpg", ".jpeg")
 _FILES_HELD = 4  # packed ones: an image, its noise, its mask and the widths of its PSF
 # Units that astropy does not know by these names, in maggies.
 _MAGGIES = {"nanomaggy": 1e-9, "nanomaggies": 1e-9, "nmgy": 1e-9, "maggy": 1.0, "maggies": 1.0}
-_ZEROPOINT_KEYS = ("MAGZERO", "MAGZPT", "MAGZP", "ZEROPNT", "ZEROPT", "PHOTZP", "ZP")
+_ZEROPOINT_KEYS = (
+    "MAGZERO", "MAGZPT", "MAGZP", "MAGZEROP", "MAG_ZERO", "ZEROPNT", "ZEROPT", "PHOTZP", "ZP",
+)  # fmt: skip
+_NO_ZEROPOINT = 90.0  # mag: -99 and the like stand for none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,11 +82,10 @@ class ImageData:
 
     @property
     def pixel_scale(self) -> float | None:
-        """Arcseconds per pixel, if there are celestial coordinates."""
+        """Arcseconds per pixel, the root of its area, if there are celestial coordinates."""
         if self.wcs is None or not self.wcs.has_celestial:
             return None
-        scales = self.wcs.celestial.proj_plane_pixel_scales()
-        return float(np.mean([scale.to_value("arcsec") for scale in scales]))
+        return 3600 * float(np.sqrt(proj_plane_pixel_area(self.wcs.celestial)))
 
 
 def read_image(path: Path | str, *, ext: int | str | None = None) -> ImageData:
@@ -150,9 +153,12 @@ def header_numbers(header: Mapping[str, Any], unit: u.UnitBase | None = None) ->
     A zero point of its own, or that of ``BUNIT`` where it is a flux density: per pixel, or with
     ``PIXAR_SR`` per solid angle. A ``unit`` that is known wins over ``BUNIT``.
     """
-    zeropoint = _number(header, _ZEROPOINT_KEYS)
+    zeropoint = _number(header, _ZEROPOINT_KEYS, most=_NO_ZEROPOINT)
+    if zeropoint is None and (one := _number(header, ("FLUXMAG0",), positive=True)):
+        zeropoint = 2.5 * float(np.log10(one))  # of the flux of 0 mag
     if zeropoint is None:
-        zeropoint = unit_zeropoint(_unit(header) if unit is None else unit)
+        unit = _unit(header) if unit is None else _of_pixels(unit, header)
+        zeropoint = unit_zeropoint(unit)
     return {
         "zeropoint": zeropoint,
         "saturation": _number(header, ("SATURATE",), positive=True),
@@ -260,7 +266,7 @@ def _open_fits(path: Path) -> Iterator[fits.HDUList]:
 
 def split_extension(name: str | Path) -> tuple[Path, str | None]:
     """The file, and the extension that ``FILE[EXT]`` names, None if it names none."""
-    named = re.fullmatch(r"(.+)\[(\w+)\]", str(name))
+    named = re.fullmatch(r"(.+)\[(\w+(?:,\d+)?)\]", str(name))
     if named and not Path(name).exists():
         return Path(named[1]), named[2]
     return Path(name), None
@@ -285,6 +291,11 @@ def _unit(header: Mapping[str, Any]) -> u.UnitBase | None:
     unit = u.Unit(text, parse_strict="silent") if text else None
     if unit is None or isinstance(unit, u.UnrecognizedUnit):
         return None
+    return _of_pixels(unit, header)
+
+
+def _of_pixels(unit: u.UnitBase, header: Mapping[str, Any]) -> u.UnitBase:
+    """A unit per solid angle as that of the sum of pixels, if their area is known."""
     area = _number(header, ("PIXAR_SR",), positive=True)
     return u.Unit(area * unit * u.sr) if area and unit.is_equivalent(u.Jy / u.sr) else unit
 
@@ -297,27 +308,36 @@ def unit_zeropoint(unit: u.UnitBase | None) -> float | None:
 
 
 def _number(
-    header: Mapping[str, Any], keys: tuple[str, ...], *, positive: bool = False
+    header: Mapping[str, Any],
+    keys: tuple[str, ...],
+    *,
+    positive: bool = False,
+    most: float = np.inf,
 ) -> float | None:
-    """First of some keywords that holds a finite number."""
+    """First of some keywords that holds a finite number, as text maybe, and none too large."""
     for key in keys:
         value = header.get(key)
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
             continue
-        if np.isfinite(value) and (value > 0 or not positive):
-            return float(value)
+        try:
+            number = float(value)
+        except ValueError:
+            continue
+        if np.isfinite(number) and abs(number) <= most and (number > 0 or not positive):
+            return number
     return None
 
 
 def _one_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return text[0] if text else type(error).__name__
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _find_hdu(hdus: fits.HDUList, ext: int | str | None, path: Path) -> fits.ImageHDU:
     images = (fits.PrimaryHDU, fits.ImageHDU, fits.CompImageHDU)
     if ext is not None:
-        key: int | str = int(ext) if str(ext).lstrip("-").isdigit() else ext
+        key: int | str | tuple[str, int] = int(ext) if str(ext).lstrip("-").isdigit() else ext
+        if isinstance(key, str) and (versioned := re.fullmatch(r"(\w+),(\d+)", key)):
+            key = versioned[1], int(versioned[2])
         try:
             hdu = hdus[key]
         except (KeyError, IndexError):

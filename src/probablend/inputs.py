@@ -19,6 +19,7 @@ from astropy.nddata import (
     StdDevUncertainty,
     VarianceUncertainty,
 )
+from astropy.nddata.utils import Cutout2D
 from astropy.wcs import WCS
 
 from probablend.images import (
@@ -42,6 +43,7 @@ ImageLike: TypeAlias = (
     | Path
     | ImageData
     | NDData
+    | Cutout2D
     | fits.PrimaryHDU
     | fits.ImageHDU
     | fits.CompImageHDU
@@ -61,7 +63,7 @@ def as_image(
 
     Parameters
     ----------
-    image : path, ndarray, Quantity, Tensor, ImageHDU, NDData (CCDData) or ImageData
+    image : path, ndarray, Quantity, Tensor, ImageHDU, NDData (CCDData), Cutout2D or ImageData
         Of shape (y, x). Of a Quantity its unit is used; of an NDData its mask, uncertainty, WCS,
         unit and zero point; of an HDU its header, as if it were read from its file.
     rms, mask, wcs, zeropoint, saturation
@@ -78,14 +80,18 @@ def as_image(
     """
     opened = _open(image)
     if isinstance(rms, u.Quantity):
-        if opened.unit is None and rms.unit != u.dimensionless_unscaled:
+        unit = opened.unit or getattr(image, "unit", None)  # fluxes may have another one
+        if unit is None and rms.unit != u.dimensionless_unscaled:
             raise ValueError(f"rms is in {rms.unit}; the image has no unit")
-        rms = rms.to_value(opened.unit or u.dimensionless_unscaled)
-    if isinstance(rms, str | Path):
-        raise TypeError(f"rms must be a number or a map; got the name {str(rms)!r}: read it first")
-    given = {"rms": _plain(rms), "mask": _plain(mask), "wcs": wcs, "zeropoint": zeropoint,
-             "saturation": saturation}  # fmt: skip
-    return replace(opened, **{key: v for key, v in given.items() if v is not None})
+        rms = rms.to_value(unit or u.dimensionless_unscaled)
+    for name, given in (("rms", rms), ("mask", mask)):
+        if isinstance(given, str | Path):
+            raise TypeError(f"{name} must be an array; got the name {str(given)!r}: read it first")
+    if isinstance(wcs, fits.Header):
+        wcs = celestial_wcs(wcs)
+    said = {"rms": _plane(rms), "mask": _plane(mask), "wcs": wcs, "zeropoint": zeropoint,
+            "saturation": saturation}  # fmt: skip
+    return replace(opened, **{key: v for key, v in said.items() if v is not None})
 
 
 def _open(image: ImageLike) -> ImageData:
@@ -101,8 +107,19 @@ def _open(image: ImageLike) -> ImageData:
         raise TypeError(f"image must be one image; got {type(image).__name__}: choose an extension")
     if isinstance(image, u.Quantity):
         unit = image.unit
-        return ImageData(data=image.value, unit=_additive(unit), zeropoint=unit_zeropoint(unit))
-    return ImageData(data=_plain(image))
+        return ImageData(
+            data=_plane(image.value), unit=_additive(unit), zeropoint=unit_zeropoint(unit)
+        )
+    if isinstance(image, Cutout2D):
+        wcs = image.wcs if image.wcs is not None and image.wcs.has_celestial else None
+        return ImageData(data=_plane(image.data), wcs=wcs, name="Cutout2D")
+    return ImageData(data=_plane(image))
+
+
+def _plane(values: Any) -> Any:
+    """A stack of one plane as this plane; all else as it is."""
+    values = _plain(values)
+    return values[0] if np.ndim(values) == 3 and len(values) == 1 else values
 
 
 def _plain(values: Any) -> Any:
@@ -132,8 +149,8 @@ def _of_nddata(image: NDData) -> ImageData:
         data=as_plane(np.asarray(image.data), name),
         wcs=_wcs(image),
         name=name,
-        rms=_rms(image),
-        mask=None if image.mask is None else np.broadcast_to(image.mask, image.data.shape),
+        rms=_plane(_rms(image)),
+        mask=None if image.mask is None else _plane(np.broadcast_to(image.mask, image.data.shape)),
         unit=_additive(image.unit),
         **numbers,
     )

@@ -31,6 +31,8 @@ _REGION = 1024  # pixels in the middle that tell how correlated the noise is
 _MOST_MASKED = 0.7  # share of them
 # Noise that is given, over the scatter of the pixels: crowds make that larger, drizzling smaller.
 _LEAST_NOISE, _MOST_NOISE = 0.3, 4.0
+# Times the noise; pixels, and the share of them that a mask leaves out if it marks sources.
+_BRIGHT, _MANY, _NEARLY_ALL = 10.0, 200, 0.9
 # A background is taken out when its level or its changes are larger than so many times the noise.
 # Halos of large galaxies look like changes, and where no sky is seen a level may be theirs.
 _LEVEL_TOLERANCE, _BACKGROUND_TOLERANCE = 0.1, 0.3
@@ -169,6 +171,8 @@ def prepare_image(
             _compare_noise(_typical(noise, bad), spread)
     # Half the field may be deeper: compare with the typical noise.
     typical = _typical(noise, bad)
+    if mask is not None and compare_noise:
+        _warn_of_sources(image, np.asarray(mask, bool), float(np.median(good)), typical)
     if given is not None and wanted:
         large = background == "subtract" or max(_strength(level)) > _LEVEL_TOLERANCE * typical
         seen = sky_between_sources(clean, bad, level, spread) if large else None
@@ -275,6 +279,19 @@ def _compare_noise(given: float, spread: float) -> None:
         )  # fmt: skip
 
 
+def _warn_of_sources(image: np.ndarray, mask: np.ndarray, level: float, noise: float) -> None:
+    """Say so if a mask leaves out nearly all that is bright: some mark what was detected."""
+    with np.errstate(invalid="ignore"):
+        bright = image - level > _BRIGHT * noise
+    n, masked = int(bright.sum()), int((bright & mask).sum())
+    if n >= _MANY and masked > _NEARLY_ALL * n:
+        log.warning(
+            "the mask leaves out %d of %d pixels brighter than %g times the noise: if it marks "
+            "what was detected, too, say which bits count (flag_bits, --flag-bits)",
+            masked, n, _BRIGHT,
+        )  # fmt: skip
+
+
 def _holes(image: np.ndarray) -> np.ndarray:
     """Patches of exact zeros: no data there. A picture or counts may well be zero."""
     zero = image == 0
@@ -288,7 +305,7 @@ def _holes(image: np.ndarray) -> np.ndarray:
 
 
 def _check_rms(rms: float | np.ndarray, shape: tuple[int, ...]) -> float | np.ndarray:
-    values = np.asarray(rms, dtype=np.float32)
+    values = np.ma.filled(np.ma.asarray(rms).astype(np.float32), np.nan)
     if values.ndim == 0:
         if not (np.isfinite(values) and values > 0):
             raise ValueError(f"rms must be positive; got {float(values):g}")

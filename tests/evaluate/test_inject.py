@@ -5,6 +5,7 @@ from dataclasses import replace
 import galsim
 import numpy as np
 import pytest
+import torch
 from astropy.io import fits
 from astropy.table import Table
 
@@ -16,6 +17,7 @@ from probablend.evaluate.inject import InjectionConfig, inject
 from probablend.evaluate.verdict import injection_table, verdict
 from probablend.images import ImageData
 from probablend.infer.segment import segment
+from probablend.models.source import SourceFlow, SourcePosterior
 from probablend.psf import PSF
 from probablend.survey import get_survey
 
@@ -266,37 +268,49 @@ def test_the_verdict_says_where_intervals_fail_though_they_hold_on_the_whole():
     )
 
 
-def test_errors_that_are_half_as_large_as_they_should_be_are_found_out():
+@pytest.mark.parametrize("given", [1.0, 0.5, 3.0])
+def test_errors_that_are_half_as_large_as_they_should_be_are_found_out(given):
+    """Posteriors of a flow are given, the truth is drawn from those that are twice as wide."""
+    torch.manual_seed(0)
+    n = 400
+    posterior = SourcePosterior(
+        flow=SourceFlow(4), context=torch.randn(n, 4), y=torch.zeros(n), x=torch.zeros(n),
+        unit=torch.ones(n), spread=torch.full((n,), given),
+    )  # fmt: skip
+    with torch.no_grad():
+        flux = replace(posterior, spread=torch.full((n,), 2.0)).sample(1)[0, :, 0]
+    wanted = module._wanted_factor(posterior, flux, given)
+    assert np.quantile(wanted, 0.68) == pytest.approx(2, rel=0.12)
+    assert np.quantile(wanted, 0.5) < np.quantile(wanted, 0.68) < np.quantile(wanted, 0.95)
+    assert len(module._wanted_factor(posterior[[]], flux[:0], given)) == 0
+
+
+def test_those_put_anywhere_and_not_lost_in_the_noise_judge_the_intervals():
     generator = np.random.default_rng(1)
     n = 4000
-    error, draws = generator.normal(size=n), 0.5 * generator.normal(size=(199, n))
     table = Table(
         {
             "snr": np.full(n, 15.0), "separation": np.full(n, 20.0), "found": np.ones(n, bool),
             "is_star": np.zeros(n, bool), "overlaps": np.zeros(n, bool), "p_blend": np.zeros(n),
-            "flux": np.full(n, 100.0), "flux_true": 100 + error, "beside": np.zeros(n, bool),
-            **{f"rank_{k}": ((draws < error).sum(axis=0) + 0.5) / 200
-               for k in ("flux", "hlr", "g1", "g2")},
+            "flux": np.full(n, 100.0), "flux_true": np.full(n, 99.0),
+            "beside": np.zeros(n, bool), "mag": np.full(n, 25.0), "error_factor": np.full(n, 1.5),
+            **{f"rank_{k}": generator.uniform(size=n) for k in ("flux", "hlr", "g1", "g2")},
         }
     )  # fmt: skip
-    table["mag"] = 25.0
     mags = {"detections": np.full(50, 24.6), "false": np.array([24.7, 25.2])}
+    # What was put beside a real source, or is lost in the noise, does not judge the others.
+    table["beside"][: n // 2] = True
+    table["snr"][n // 2 :][::2] = 4.0
+    for some in (slice(n // 2), slice(n // 2, n, 2)):
+        table["rank_flux"][some], table["error_factor"][some] = 0.99, 7.0
     scores = module._scores(table, 26.0, mags)
     (row,) = [row for row in scores["bins"] if row["bin"] == "mag"]
     assert (row["low"], row["high"], row["injected"]) == (25.0, 26.0, n)
     assert (row["detections"], row["false"]) == (0, 1)
-    assert scores["intervals"]["n"] == n
-    assert scores["intervals"]["error_factor"] == pytest.approx(2, rel=0.06)
-    assert scores["coverage"]["flux"]["68"] == pytest.approx(0.38, abs=0.03)  # erf(0.5/√2)
-
-    # What was put beside a real source, or is lost in the noise, does not judge the others.
-    table["beside"][: n // 2] = True
-    table["snr"][n // 2 :][::2] = 4.0
-    table["rank_flux"][: n // 2] = table["rank_flux"][n // 2 :][::2] = 0.99
-    scores = module._scores(table, 26.0, mags)
-    assert scores["intervals"]["n"] == n // 4
-    assert scores["intervals"]["error_factor"] == pytest.approx(2, rel=0.12)
-    assert scores["coverage"]["flux"]["68"] < 0.2
+    said = scores["intervals"]
+    assert (said["n"], said["error_factor"]) == (n // 4, 1.5)
+    assert said["68"] == pytest.approx(0.68, abs=0.05)
+    assert scores["coverage"]["flux"]["68"] == pytest.approx(0.17, abs=0.02)
     # If all were put beside some, they are all there is.
     table["beside"] = True
     assert module._scores(table, 26.0, mags)["intervals"]["n"] == 3 * n // 4

@@ -236,15 +236,23 @@ def test_positions_on_the_sky_and_of_other_programs_are_understood(
     tables = {
         "sky.csv": Table({"ra": coordinates.ra.deg, "dec": coordinates.dec.deg}),
         "photutils.ecsv": Table({"xcentroid": at[:, 0], "ycentroid": at[:, 1]}),
+        "photutils3.ecsv": Table({"x_centroid": at[:, 0], "y_centroid": at[:, 1]}),
+        "psf.ecsv": Table({"x_fit": at[:, 0], "y_fit": at[:, 1]}),
         "sextractor.fits": Table({"X_IMAGE": at[:, 0] + 1, "Y_IMAGE": at[:, 1] + 1}),
     }
     for name, table in tables.items():
         table.write(tmp_path / name)
         found = measure(scene.image, read_positions(tmp_path / name), wcs=wcs, **settings)
         np.testing.assert_allclose(found["flux"], wanted, rtol=1e-3, err_msg=name)
-    radians = QTable({"ra": SkyCoord(coordinates).ra.to(u.rad), "dec": coordinates.dec})
-    found = measure(scene.image, radians, wcs=wcs, **settings)
-    np.testing.assert_allclose(found["flux"], wanted, rtol=1e-3)
+    for table in (
+        QTable({"ra": SkyCoord(coordinates).ra.to(u.rad), "dec": coordinates.dec}),
+        QTable({"id": [1, 2], "sky_centroid": coordinates.galactic}),
+        {"x": at[:, 0], "y": at[:, 1]},
+        Table({"RAJ2000": coordinates.ra.deg, "DEJ2000": coordinates.dec.deg}),
+        Table({"coord_ra": coordinates.ra.to(u.rad), "coord_dec": coordinates.dec.to(u.rad)}),
+    ):
+        found = measure(scene.image, table, wcs=wcs, **settings)
+        np.testing.assert_allclose(found["flux"], wanted, rtol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -187,3 +187,63 @@ def test_mean_and_interval_are_those_of_the_draws():
     assert torch.equal(posterior.mean, posterior.mean)
     with pytest.raises(ValueError, match="between 0 and 1"):
         posterior.interval(0.0)
+
+
+@torch.no_grad()
+def test_no_light_of_the_density_lies_beyond_what_is_possible(posterior):
+    """Along blendedness, from 0 to 1: as much as the flow has on the whole of its own axis."""
+    draws = posterior.sample(4000, generator=torch.Generator().manual_seed(5))
+    assert ((draws[..., -1] > 0) & (draws[..., -1] < 1)).all()
+    middle = draws[0].clone()
+    middle[:, -1] = 0.5
+    factor, offset = posterior._shift()
+    free = to_free((middle - offset) / factor)
+    axis = torch.linspace(-80, 80, 40001)
+    along = free.expand(len(axis), -1, -1).clone()
+    along[..., -1] = axis[:, None]
+    whole = torch.trapezoid(posterior.flow(posterior.context).log_prob(along).exp(), axis, dim=0)
+    slope = _log_jacobian((middle - offset) / factor) - np.log(4)  # of all but blendedness
+    whole = whole * (slope - posterior.unit.log()).exp()
+    axis = torch.linspace(-80, 13, 40001)
+    along = middle.expand(len(axis), -1, -1).clone()
+    along[..., -1] = axis.sigmoid()[:, None]
+    density = posterior.log_prob(along).exp() * (along[..., -1] * (1 - along[..., -1]))
+    torch.testing.assert_close(torch.trapezoid(density, axis, dim=0), whole, rtol=1e-3, atol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("flux", 0.0), ("flux", -5.0), ("hlr", -1.0), ("radius", 0.0), ("g1", 1.2), ("e2", -1.0),
+     ("blendedness", -5e-4), ("blendedness", 0.0), ("blendedness", 1.0), ("blendedness", 1.5),
+     ("flux", float("nan")), ("x", float("inf"))],
+)  # fmt: skip
+def test_where_no_source_can_be_there_is_no_density(posterior, name, value):
+    draws = posterior.sample(2, generator=torch.Generator().manual_seed(5))
+    changed = draws.clone()
+    changed[:, 1, PARAMETERS.index(name)] = value
+    said, usual = posterior.log_prob(changed), posterior.log_prob(draws)
+    assert (said[:, 1] == -torch.inf).all()
+    torch.testing.assert_close(said[:, [0, 2]], usual[:, [0, 2]])
+    assert torch.isfinite(usual).all()
+
+
+def test_the_gradient_stays_a_number_where_there_is_no_density(posterior):
+    values = posterior.sample(1, generator=torch.Generator().manual_seed(5)).detach()
+    values[0, 1, 0] = -3.0
+    values.requires_grad_()
+    posterior.log_prob(values)[0, [0, 2]].sum().backward()
+    assert torch.isfinite(values.grad).all()
+
+
+@torch.no_grad()
+def test_the_posterior_of_some_sources_is_theirs(posterior):
+    draws = posterior.sample(5, generator=torch.Generator().manual_seed(1))
+    whole = posterior.log_prob(draws)
+    for which, rows in ((1, [1]), (slice(1, 3), [1, 2]), (np.array([2, 0]), [2, 0]),
+                        (np.array([True, False, True]), [0, 2]), (-1, [2])):  # fmt: skip
+        part = posterior[which]
+        assert len(part) == len(rows)
+        torch.testing.assert_close(part.log_prob(draws[:, rows]), whole[:, rows])
+    with pytest.raises(IndexError):
+        posterior[3]

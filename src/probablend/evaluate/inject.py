@@ -15,11 +15,11 @@ from typing import Any
 
 import astropy.units as u
 import numpy as np
+import torch
 from astropy.io import fits
 from astropy.stats import gaussian_sigma_to_fwhm
 from astropy.table import Table, vstack
 from scipy.spatial import KDTree
-from scipy.stats import norm
 
 from probablend._version import __version__
 from probablend.catalog import write_table
@@ -46,6 +46,8 @@ from probablend.images import ImageData
 from probablend.infer.outputs import check_folder
 from probablend.infer.segment import check_numbers, psf_of_stars, segment, typical_noise
 from probablend.infer.segmentation import Segmentation
+from probablend.infer.sources import N_DRAWS
+from probablend.models.source import PARAMETERS, SourcePosterior
 from probablend.prepare import prepare_image
 from probablend.psf import PSF, as_psf, read_psf
 from probablend.survey import Survey
@@ -58,6 +60,7 @@ _MOST_ROUNDS = 100
 _BRIGHT, _FAINT = 6.0, 0.5  # magnitudes around the depth of the image
 _DEPTH = 26.0  # 5 σ, of an image whose zero point is not known
 _MIN_IN_BIN = 20
+_FACTORS = np.geomspace(0.25, 4, 17)  # of errors, that are tried
 # Fainter ones are found where noise makes them brighter, and their truth is not in the interval.
 _CLEAR = 5.0  # S/N
 
@@ -219,7 +222,7 @@ def inject(
                 break
             sources = [_draw(galaxies, at, mag_range, generator) for at in places]
             after = look(_add(sky, sources, gain, generator))
-            tables.append(_judge(sources, before, after, prepared.rms))
+            tables.append(_judge(sources, before, after, prepared.rms, error_factor))
             tables[-1]["beside"] = beside
             done += len(sources)
             if progress:
@@ -256,8 +259,6 @@ def inject(
         "error_factor_given": error_factor,
         **_scores(table, depth, mags),
     }
-    if report["intervals"]:
-        report["intervals"]["error_factor"] *= error_factor
     report["verdict"] = verdict(report)
     directory.mkdir(parents=True, exist_ok=True)
     write_table(table, directory / "injected.fits")
@@ -359,7 +360,11 @@ def _add(
 
 
 def _judge(
-    sources: list[Placed], before: Segmentation, after: Segmentation, rms: float | np.ndarray
+    sources: list[Placed],
+    before: Segmentation,
+    after: Segmentation,
+    rms: float | np.ndarray,
+    given: float,
 ) -> Table:
     """What became of the injected galaxies of a round."""
     noise = np.broadcast_to(np.asarray(rms, float), before.labels.shape)
@@ -400,7 +405,28 @@ def _judge(
         values = np.full(len(own), np.nan)
         values[t] = rank
         table[f"rank_{name}"] = values
+    values = np.full(len(own), np.nan)
+    flux = torch.as_tensor(np.asarray(truth["flux"], np.float32))
+    values[t] = _wanted_factor(after.sources.posterior[f], flux, given)
+    table["error_factor"] = values
     return table
+
+
+@torch.inference_mode()
+def _wanted_factor(posterior: SourcePosterior, flux: torch.Tensor, given: float) -> np.ndarray:
+    """Smallest error factor with which the 68 % interval of each source holds its flux."""
+    if not len(posterior):
+        return np.zeros(0)
+    shape = (N_DRAWS, len(posterior), len(PARAMETERS))
+    base = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(posterior.unit)
+    outside = []
+    for factor in _FACTORS:
+        wide = replace(posterior, spread=posterior.spread * (factor / given))
+        below = (wide.transform(base)[..., 0] < flux.to(base)).double().mean(dim=0)
+        outside.append((below - 0.5).abs().cpu().numpy() - 0.34)
+    off = np.minimum.accumulate(outside, axis=0)  # it never leaves what has grown
+    # Decreasing along the factors: where each line crosses 0.
+    return np.array([np.interp(0.0, -line, _FACTORS) for line in off.T])
 
 
 def _scores(table: Table, depth: float, mags: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -421,11 +447,10 @@ def _scores(table: Table, depth: float, mags: dict[str, np.ndarray]) -> dict[str
     beside = np.asarray(seen["beside"], bool)
     judged = (np.asarray(seen["snr"], float) >= _CLEAR) & (beside.all() | ~beside)
     if judged.any():
-        pulls = np.abs(norm.ppf(np.clip(rank[judged], 1e-3, 1 - 1e-3)))
+        wanted = np.asarray(seen["error_factor"], float)[judged]
         scores["intervals"] = {
             "above_snr": _CLEAR, "n": int(judged.sum()), **share_inside(rank[judged]),
-            # By what errors would have to be multiplied to hold 68 %.
-            "error_factor": float(np.quantile(pulls, 0.68) / norm.ppf(0.84)),
+            "error_factor": float(np.quantile(wanted, 0.68)),  # of 68 % it is enough
         }  # fmt: skip
     if len(seen):
         p_blend, truth = np.asarray(seen["p_blend"], float), np.asarray(seen["overlaps"], bool)

@@ -21,9 +21,11 @@ log = logging.getLogger(__name__)
 __all__ = ["measure", "pixel_positions", "plain_values", "read_positions"]
 
 # Names of columns, and what the first pixel's centre is called.
-_PIXELS = (("x", "y", 0), ("xcentroid", "ycentroid", 0), ("x_image", "y_image", 1),
-           ("xwin_image", "ywin_image", 1))  # fmt: skip
-_SKY = (("ra", "dec"), ("alpha_j2000", "delta_j2000"), ("alphawin_j2000", "deltawin_j2000"))
+_PIXELS = (("x", "y", 0), ("x_centroid", "y_centroid", 0), ("xcentroid", "ycentroid", 0),
+           ("x_fit", "y_fit", 0), ("x_image", "y_image", 1), ("xwin_image", "ywin_image", 1),
+           )  # fmt: skip
+_SKY = (("ra", "dec"), ("alpha_j2000", "delta_j2000"), ("alphawin_j2000", "deltawin_j2000"),
+        ("raj2000", "dej2000"), ("coord_ra", "coord_dec"))  # fmt: skip
 
 
 def read_positions(path: Path | str) -> Table:
@@ -59,6 +61,7 @@ def pixel_positions(table: Table, wcs: WCS | None) -> np.ndarray:
         If the catalogue has neither pixel nor sky positions, or these need a WCS. Sky
         positions win if the image has one: pixels may be those of another image.
     """
+    table = _without_coordinates(table)
     names = {name.lower(): name for name in table.colnames}
     on_sky = next(([names[k] for k in pair] for pair in _SKY if set(pair) <= set(names)), None)
     if on_sky and wcs is not None:
@@ -84,6 +87,18 @@ def pixel_positions(table: Table, wcs: WCS | None) -> np.ndarray:
     )
 
 
+def _without_coordinates(table: Table) -> Table:
+    """The table with the first of its columns of coordinates as ra and dec, if it has not these."""
+    names = {name.lower() for name in table.colnames}
+    mixed = [name for name in table.colnames if isinstance(table[name], SkyCoord)]
+    if not mixed or set(_SKY[0]) <= names:
+        return table
+    on_sky = table[mixed[0]].icrs
+    table = QTable(table, copy=False)
+    table["ra"], table["dec"] = on_sky.ra, on_sky.dec
+    return table
+
+
 def plain_values(column: Any, unit: u.Unit | None = None) -> np.ndarray:
     """Values as plain numbers, NaN where masked."""
     if unit is not None and getattr(column, "unit", None) is not None:
@@ -107,9 +122,10 @@ def measure(
     ----------
     image : path, ndarray or Tensor of shape (y, x), ImageHDU, NDData (CCDData) or ImageData
         Any unit.
-    positions : Table, SkyCoord of shape (n,), ndarray of shape (n, 2) or path
+    positions : Table, DataFrame, dict, SkyCoord of shape (n,), ndarray of shape (n, 2) or path
         A catalogue, or its file, with ``x, y`` (pixels, first at 0) or ``ra, dec`` (degrees),
-        or their photutils and SExtractor names; or an array of (x, y).
+        or their photutils, SExtractor and LSST names, or a column of coordinates; or an array of
+        (x, y).
     **settings
         As of :func:`~probablend.infer.segment.segment`: noise, mask, PSF, seed and so on.
 
@@ -131,6 +147,8 @@ def measure(
     if isinstance(positions, SkyCoord):
         on_sky = positions.icrs.reshape(-1)
         positions = QTable({"ra": on_sky.ra, "dec": on_sky.dec})
+    if not isinstance(positions, Table) and hasattr(positions, "items"):  # of columns
+        positions = Table({str(name): np.asarray(one) for name, one in positions.items()})
     if isinstance(positions, Table):
         at = pixel_positions(positions, settings.get("wcs") or data.wcs)
     else:

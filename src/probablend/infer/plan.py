@@ -241,6 +241,8 @@ def begin(
         say_psf(known, network)
     psf, noise_factors, background = _decide(settings, image, meta, known)
     fwhm, wings = psf.fwhm, known_wings(psf, network)
+    scale = image.pixel_scale if settings.pixel_scale is None else settings.pixel_scale
+    zeropoint = image.zeropoint if settings.zeropoint is None else settings.zeropoint
     plan = {
         "settings": wanted,
         "shape": [n_y, n_x],
@@ -252,13 +254,15 @@ def begin(
         "psf_image": None if psf.image is None else psf.image.tolist(),
         "noise_factors": noise_factors,
         "background": background,
-        "pixel_scale": image.pixel_scale if settings.pixel_scale is None else settings.pixel_scale,
-        "zeropoint": image.zeropoint if settings.zeropoint is None else settings.zeropoint,
+        "pixel_scale": scale,
+        "zeropoint": zeropoint,
         "meta": {
             "version": __version__,
             "psf_fwhm": fwhm,
             "psf_from": psf.origin,
             "psf_wings": None if wings is None else wings[0],
+            "zeropoint": zeropoint,
+            "pixel_scale": scale,
             "error_factor": settings.error_factor,
             "noise_factor": noise_factors[0],
             "roughness_factor": noise_factors[1],

@@ -410,6 +410,8 @@ def segment_prepared(
             "precision": "bfloat16" if getattr(network, "narrow", False) else "single",
             "psf_fwhm": float(np.median(psf_fwhm)),
             "psf_wings": None if psf_wings is None else psf_wings[0],
+            "zeropoint": zeropoint,
+            "pixel_scale": pixel_scale,
             "error_factor": error_factor,
             "noise_factor": noise_factors[0],
             "roughness_factor": noise_factors[1],

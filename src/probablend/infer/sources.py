@@ -161,7 +161,8 @@ class Measured:
         if not len(inside):
             return (slice(0, 0), slice(0, 0)), np.zeros((0, 0))
         rows, columns = np.divmod(inside, shape_yx[1])
-        box = (slice(rows.min(), rows.max() + 1), slice(columns.min(), columns.max() + 1))
+        (top, bottom), (left, right) = ((int(v.min()), int(v.max())) for v in (rows, columns))
+        box = (slice(top, bottom + 1), slice(left, right + 1))
         values = np.zeros((box[0].stop - box[0].start, box[1].stop - box[1].start))
         values[rows - box[0].start, columns - box[1].start] = share
         return box, values

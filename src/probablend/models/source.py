@@ -8,7 +8,7 @@ of the quantities themselves and carries the Jacobian.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -37,8 +37,8 @@ DESCRIPTIONS = {
     "hlr": "circularised half-light radius before the PSF",
     "g1": "reduced shear along x, before the PSF",
     "g2": "reduced shear along the diagonal, before the PSF",
-    "y": "row of the centre",
-    "x": "column of the centre",
+    "y": "row of the centre, first pixel at 0",
+    "x": "column of the centre, first pixel at 0",
     "radius": "of the circle that is as large as the footprint",
     "e1": "ellipticity of the footprint, (a^2 - b^2)/(a^2 + b^2), along x",
     "e2": "the same along the diagonal",
@@ -49,7 +49,8 @@ N_TRUSTED = 5  # from hlr to x
 # Where the flow starts: typical value and spread of each free parameter.
 _MEAN = (5.0, 0.9, 0.0, 0.0, 0.0, 0.0, 1.6, 0.0, 0.0, -4.5)
 _SPREAD = (1.5, 0.6, 0.6, 0.6, 0.5, 0.5, 0.5, 0.6, 0.6, 2.0)
-_FLOOR = 1e-3  # blendedness below this is as good as none
+_FLOOR = 1e-3  # blendedness below this is as good as none, and learnt as about this
+_ROUND = 1e-6  # single precision ends here before 1
 _FAR = 60.0  # of logarithms: beyond, single precision soon ends
 _LOG_SCALE = (-6.0, 2.0)
 _N_DRAWS = 512  # behind means and intervals
@@ -65,7 +66,7 @@ def stretch(v1: Tensor, v2: Tensor) -> tuple[Tensor, Tensor]:
 def _shrink(v1: Tensor, v2: Tensor) -> tuple[Tensor, Tensor]:
     """Inverse of :func:`stretch`."""
     length = torch.hypot(v1, v2).clamp(min=1e-6)
-    factor = torch.tanh(length / 2) / length
+    factor = torch.tanh(length / 2).clamp(max=1 - _ROUND) / length
     return v1 * factor, v2 * factor
 
 
@@ -74,8 +75,8 @@ def to_free(values: Tensor) -> Tensor:
     flux, hlr, g1, g2, y, x, radius, e1, e2, blended = values.unbind(-1)
     g1, g2 = stretch(g1, g2)
     e1, e2 = stretch(e1, e2)
-    logit = ((blended + _FLOOR) / (1 + _FLOOR - blended)).log()
-    return torch.stack([flux.log(), hlr.log(), g1, g2, y, x, radius.log(), e1, e2, logit], dim=-1)
+    shape = flux.log(), hlr.log(), g1, g2, y, x, radius.log(), e1, e2
+    return torch.stack([*shape, blended.logit()], dim=-1)
 
 
 def to_physical(free: Tensor) -> Tensor:
@@ -83,10 +84,22 @@ def to_physical(free: Tensor) -> Tensor:
     flux, hlr, g1, g2, y, x, radius, e1, e2, logit = free.unbind(-1)
     g1, g2 = _shrink(g1, g2)
     e1, e2 = _shrink(e1, e2)
-    blended = ((1 + 2 * _FLOOR) * torch.sigmoid(logit) - _FLOOR).clamp(0, 1)
+    blended = torch.sigmoid(logit).clamp(max=1 - _ROUND)
     # A posterior that was widened many times may reach any number; none is infinite.
     flux, hlr, radius = (v.clamp(-_FAR, _FAR).exp() for v in (flux, hlr, radius))
     return torch.stack([flux, hlr, g1, g2, y, x, radius, e1, e2, blended], dim=-1)
+
+
+# Parameters that are possible, in place of those that are not.
+_ANY = (1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.5)
+
+
+def _possible(values: Tensor) -> Tensor:
+    """Whether there can be such a source, (..., 10) → (...)."""
+    flux, hlr, g1, g2, _, _, radius, e1, e2, blended = values.unbind(-1)
+    positive = (flux > 0) & (hlr > 0) & (radius > 0) & (blended > 0) & (blended < 1)
+    inside = (torch.hypot(g1, g2) < 1) & (torch.hypot(e1, e2) < 1)
+    return positive & inside & torch.isfinite(values).all(dim=-1)
 
 
 def _log_jacobian(values: Tensor) -> Tensor:
@@ -97,7 +110,7 @@ def _log_jacobian(values: Tensor) -> Tensor:
         r = torch.hypot(v1, v2).clamp(1e-6, 1 - 1e-6)
         return (2 / (1 - r**2) * 2 * torch.atanh(r) / r).log()
 
-    slope = 1 / (blended + _FLOOR) + 1 / (1 + _FLOOR - blended)
+    slope = 1 / blended + 1 / (1 - blended)
     return slope.log() + disc(g1, g2) + disc(e1, e2) - flux.log() - hlr.log() - radius.log()
 
 
@@ -124,7 +137,7 @@ def truth(sources: Sources, y: Tensor, x: Tensor, fwhm: Tensor, noise: Tensor) -
     n_pixels = (sources.n_pixels + 0.3 * noise[:, 3]).clamp(min=0.5)
     values = torch.stack(
         [sources.flux, hlr, g1, g2, sources.y - y, sources.x - x, (n_pixels / torch.pi).sqrt(),
-         sources.e1, sources.e2, sources.blendedness.clamp(0, 1)],
+         sources.e1, sources.e2, (sources.blendedness.clamp(0, 1) + _FLOOR) / (1 + 2 * _FLOOR)],
         dim=-1,
     )  # fmt: skip
     free = to_free(values)
@@ -377,14 +390,25 @@ class SourcePosterior:
         return self.transform(torch.randn(shape, generator=generator).to(self.context))
 
     def log_prob(self, values: Tensor | np.ndarray) -> Tensor:
-        """Log density of parameters, (..., source, 10) → (..., source)."""
+        """Log density of parameters, (..., source, 10) → (..., source); −∞ where there is none."""
         values = torch.as_tensor(values, dtype=self.unit.dtype, device=self.unit.device)
         factor, offset = self._shift()
         scaled = (values - offset) / factor
+        possible = _possible(scaled)
+        scaled = torch.where(possible[..., None], scaled, scaled.new_tensor(_ANY))
         transform = self.flow(self.context).transform
         base, log_slope = transform.call_and_ladj(to_free(scaled))
         normal = torch.distributions.Normal(0, self.spread[:, None]).log_prob(base).sum(dim=-1)
-        return normal + log_slope + _log_jacobian(scaled) - self.unit.log()
+        density = normal + log_slope + _log_jacobian(scaled) - self.unit.log()
+        return torch.where(possible, density, -torch.inf)
+
+    def __getitem__(self, which: Any) -> "SourcePosterior":
+        """That of some of the sources: numbers, a slice or a mask; of a single one, too."""
+        rows = torch.arange(len(self))[which].reshape(-1).to(self.unit.device)
+        parts = {
+            name: getattr(self, name)[rows] for name in ("context", "y", "x", "unit", "spread")
+        }
+        return replace(self, **parts)
 
     @property
     def mean(self) -> Tensor:
