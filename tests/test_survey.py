@@ -80,3 +80,36 @@ def test_an_unknown_survey_is_refused():
         get_survey("euclid-nir")
     with pytest.raises(FileNotFoundError, match="does not exist"):
         get_survey("nowhere.toml")
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ("psf_beta = 1e6", "psf_beta must be above 1.1 and at most 100"),
+        ("psf_beta = inf", "psf_beta must be above"),
+        ("diffraction_scale = inf", "diffraction_scale must be positive, arcsec"),
+        ("psf_fwhm = 0.001", "psf_fwhm must be at least 0.2 of a pixel"),
+        ("zeropoint = 100", "zeropoint must lie within 60 mag"),
+        ("name = 'Überblick-ß'", "name must be plain text"),
+        ("name = ' '", "name must be plain text"),
+    ],
+)
+def test_what_no_survey_can_be_is_refused_at_once(said, message, tmp_path):
+    key = said.split()[0]
+    lines = [line for line in GOOD.splitlines() if line.split()[0] != key]
+    (tmp_path / "m.toml").write_text("\n".join([*lines, said]) + "\n")
+    with pytest.raises(ValueError, match=message):
+        get_survey(tmp_path / "m.toml")
+
+
+def test_whole_numbers_of_any_size_are_numbers(tmp_path):
+    (tmp_path / "m.toml").write_text(GOOD.replace("sky_rms = 1", "sky_rms = 1" + 35 * "0"))
+    assert get_survey(tmp_path / "m.toml").sky_rms == pytest.approx(1e35)
+
+
+def test_a_sky_without_electrons_is_warned_of(tmp_path, caplog):
+    for gain, warned in ((1, True), (1000, False)):
+        caplog.clear()
+        (tmp_path / "m.toml").write_text(GOOD.replace("gain = 1\n", f"gain = {gain}\n"))
+        get_survey(tmp_path / "m.toml")
+        assert ("electrons per count" in caplog.text) == warned

@@ -109,8 +109,32 @@ def test_a_folder_with_a_training_is_not_overwritten(tmp_path):
         train(small(n_steps=2), tmp_path, device="cpu")
     with pytest.raises(ValueError, match="another configuration"):
         train(replace(small(n_steps=2), seed=5), tmp_path, device="cpu", resume=True)
-    with pytest.raises(FileNotFoundError, match="does not exist"):
+    with pytest.raises(FileNotFoundError, match="holds no training to go on with"):
         train(small(), tmp_path / "empty", device="cpu", resume=True)
+
+
+def test_what_was_drawn_for_a_survey_that_has_changed_since_is_not_used(tmp_path):
+    said = "name = 'm'\npixel_scale = 0.1\nzeropoint = 30\ngain = 3\nsky_rms = 4\n"
+    path = tmp_path / "m.toml"
+    path.write_text(said + "psf_fwhm = 0.2\n")
+    config = replace(small(n_steps=4), surveys=(str(path),))
+    train(config, tmp_path / "run", device="cpu", stop_after=2)
+    path.write_text(said + "psf_fwhm = 0.4\n")
+    with pytest.raises(ValueError, match=r"configuration \(what the files of surveys say\)"):
+        train(config, tmp_path / "run", device="cpu", resume=True)
+    (tmp_path / "run" / "last.safetensors").unlink()  # killed before there was one
+    with pytest.raises(ValueError, match="was drawn for another configuration"):
+        train(config, tmp_path / "run", device="cpu")
+    path.write_text(said + "psf_fwhm = 0.2\n")
+    train(config, tmp_path / "run", device="cpu")
+
+
+def test_which_setting_differs_is_said(tmp_path):
+    train(small(n_steps=2), tmp_path, device="cpu")
+    optimizer = replace(small(n_steps=2).optimizer, beta=0.5)
+    other = replace(small(n_steps=2), optimizer=optimizer, seed=7)
+    with pytest.raises(ValueError, match=r"configuration \(seed, optimizer.beta\)"):
+        train(other, tmp_path, device="cpu", resume=True)
 
 
 def test_the_shipped_configurations_can_be_read():
@@ -130,7 +154,19 @@ def test_the_shipped_configurations_can_be_read():
         ("surveys = ['x']", "name"),
         ("name = 3", "must be str"),
         ("name = 'a'\n[optimizer]\nn_steps = 'many'", "n_steps must be int"),
-        ("name = 'a'\n[scenes]\nmag_range = [1]", "must be a list of 2"),
+        ("name = 'a'\n[scenes]\nmag_range = [1]", "must be a list: 2 of numbers; got \\[1\\]"),
+        ("name = 'a'\nsurveys = 'my.toml'", "surveys must be a list: text; got 'my.toml'"),
+        ("name = 'a'\nsurveys = []", "surveys must name one"),
+        ("name = 'a'\nseed = -1", "seed must lie between 0"),
+        ("seed = 3", "lacks name"),
+        ("name = 'a'\nfresh = ['head']", "without start_from"),
+        ("name = 'a'\n[optimizer]\nwarmup = 2.0", "warmup must lie between 0 and 1"),
+        ("name = 'a'\n[optimizer]\ngradient_clip = 0.0", "gradient_clip must be positive"),
+        ("name = 'a'\n[optimizer]\npatience = -1", "patience must be 0 or more"),
+        ("name = 'a'\n[bank]\nn_galaxies = 1", "n_galaxies must be at least 4; got 1"),
+        ("name = 'a'\n[bank]\nn_stars = -6", "n_stars must be 0 or more"),
+        ("name = 'a'\n[scenes]\ndensity_range = [60.0, inf]", "density_range must be positive"),
+        ("name = 'a'\n[scenes]\npair_fraction = 0.7\nisolated_fraction = 0.7", "at most 1"),
         ("name = 'a'\nmodel = 3", "model must be a table of settings; got 3"),
         ("name = ", "not valid TOML"),
     ],

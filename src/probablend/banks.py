@@ -19,13 +19,17 @@ from typing import Any
 
 import torch
 
+from probablend.checkpoint import file_hash
 from probablend.config import TrainConfig
 from probablend.emulate.bank import Bank, draw_bank, load_bank, save_bank
 from probablend.emulate.sources import split_sources
 from probablend.emulate.stamps import Split
+from probablend.images import split_extension
+from probablend.survey import get_survey
 
 __all__ = [
     "BanksAhead",
+    "contents_of",
     "farther",
     "forget_bank",
     "forget_banks",
@@ -143,13 +147,22 @@ def _draw_missing(
         "psf_images": list(config.bank.psf_images),
         "psf_image_fraction": config.bank.psf_image_fraction,
     }
+    drawn_for = origin | contents_of(config)
     if not path.exists():
         began = time.monotonic()
         bank = draw_bank(**origin)
-        save_bank(path, bank, origin=origin)
+        save_bank(path, bank, origin=drawn_for)
         seconds = time.monotonic() - began
         log.info("drew a bank of %d MB in %.0f s", bank.n_bytes // 10**6, seconds)
-    return path, origin
+    return path, drawn_for
+
+
+def contents_of(config: TrainConfig) -> dict[str, Any]:
+    """What the files say that a configuration names: surveys, and images of PSFs by their hash."""
+    surveys = [get_survey(name).as_dict() for name in config.surveys]
+    files = {str(s["psf_file"]) for s in surveys if "psf_file" in s} | {*config.bank.psf_images}
+    hashes = {name: file_hash(split_extension(name)[0]) for name in sorted(files)}
+    return {"survey_contents": surveys, "psf_hashes": hashes}
 
 
 def forget_banks(config: TrainConfig, directory: Path, done: int) -> None:

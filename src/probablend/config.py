@@ -4,7 +4,7 @@ import re
 import tomllib
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +21,8 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+_KINDS = {str: "text", int: "whole numbers", float: "numbers"}
+_SEEDS = 2**40  # they are multiplied by a million
 _LOOKING = ("encoder", "decoder", "head", "heat")  # parts of a field model that see pixels
 
 
@@ -60,6 +62,9 @@ class BankConfig:
             raise ValueError(
                 f"psf_image_fraction must lie between 0 and 1; got {self.psf_image_fraction}"
             )
+        if self.n_galaxies < 4:  # a quarter of them are held out
+            raise ValueError(f"n_galaxies must be at least 4; got {self.n_galaxies}")
+        not_negative(self, "n_stars", "refresh_every", "n_random_surveys")
 
     def number_at(self, step: int) -> int:
         """Which bank a step uses."""
@@ -113,8 +118,12 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         at_least_one(self, "n_steps", "batch_size", "n_batches")
-        if not self.weight_decay >= 0:
-            raise ValueError(f"weight_decay must be 0 or more; got {self.weight_decay}")
+        not_negative(self, "weight_decay", "beta", "patience")
+        for key in ("warmup", "kl_warmup"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise ValueError(f"{key} must lie between 0 and 1; got {getattr(self, key)}")
+        if not self.gradient_clip > 0:
+            raise ValueError(f"gradient_clip must be positive; got {self.gradient_clip}")
         if not 0 <= self.average < 1:
             raise ValueError(f"average must be at least 0 and below 1; got {self.average}")
         if not self.learning_rate > 0:
@@ -173,6 +182,12 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         at_least_one(self, "n_validation", "validate_every", "checkpoint_every")
+        if not 0 <= self.seed < _SEEDS:
+            raise ValueError(f"seed must lie between 0 and {_SEEDS - 1}; got {self.seed}")
+        if not self.surveys:
+            raise ValueError("surveys must name one at least")
+        if self.fresh and not self.start_from:
+            raise ValueError("fresh: all of the network is, without start_from")
         taken = self.name in ("best", "last")  # by what is not finished
         if taken or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
             raise ValueError(
@@ -210,6 +225,13 @@ def at_least_one(settings: Any, *keys: str) -> None:
             raise ValueError(f"{key} must be at least 1; got {getattr(settings, key)}")
 
 
+def not_negative(settings: Any, *keys: str) -> None:
+    """Refuse settings below 0."""
+    for key in keys:
+        if not getattr(settings, key) >= 0:
+            raise ValueError(f"{key} must be 0 or more; got {getattr(settings, key)}")
+
+
 def from_mapping(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
     """Build a settings dataclass from plain values, as read from TOML or JSON.
 
@@ -234,6 +256,13 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
     unknown = sorted(set(values) - known)
     if unknown:
         raise ValueError(f"{where} has unknown settings {unknown}; known: {sorted(known)}")
+    needed = {
+        f.name
+        for f in fields(cls)  # type: ignore[arg-type]
+        if f.default is MISSING and f.default_factory is MISSING
+    }
+    if missing := sorted(needed - set(values)):
+        raise ValueError(f"{where} lacks {', '.join(missing)}")
     built = {key: _convert(value, hints[key], f"{where}: {key}") for key, value in values.items()}
     try:
         return cls(**built)
@@ -249,7 +278,9 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         inner = typing.get_args(hint)
         variable = len(inner) == 2 and inner[1] is Ellipsis
         if not isinstance(value, list | tuple) or not (variable or len(value) == len(inner)):
-            raise ValueError(f"{where} must be a list of {'any' if variable else len(inner)}")
+            what = _KINDS.get(inner[0], inner[0].__name__)
+            number = "" if variable else f"{len(inner)} of "
+            raise ValueError(f"{where} must be a list: {number}{what}; got {value!r}")
         kinds = [inner[0]] * len(value) if variable else inner
         return tuple(_convert(v, k, where) for v, k in zip(value, kinds, strict=True))
     if origin is Mapping:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from probablend.banks import farther, forget_bank, reach_of, training_bank, work_alone
+from probablend.banks import contents_of, farther, forget_bank, reach_of, training_bank, work_alone
 from probablend.checkpoint import file_hash, load_model, load_tensors, save_tensors
 from probablend.config import TrainConfig
 from probablend.emulate.compose import draw_batch
@@ -193,6 +193,7 @@ def _origin(config: TrainConfig, start: Path, number: int) -> dict[str, Any]:
     origin = {key: settings[key] for key in ("surveys", "seed", "bank", "scenes")}
     origin["batches"] = [len(_batches(config, number)), config.optimizer.batch_size]
     origin["network"] = file_hash(start)
+    origin |= contents_of(config)
     return json.loads(json.dumps(origin))
 
 

@@ -5,6 +5,7 @@ A :class:`Survey` describes one co-added image in one band. The built-in ones co
 file. Astropy units stop here: everything downstream works in pixels and counts.
 """
 
+import logging
 import math
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -30,7 +31,12 @@ __all__ = [
     "survey_from",
 ]
 
-_LEAST_BETA = 1.1  # of a Moffat profile that need not be cut
+log = logging.getLogger(__name__)
+
+_LEAST_BETA, _MOST_BETA = 1.1, 100.0  # of a Moffat profile that need not be cut, or is a Gaussian
+_SHARPEST = 0.2  # of a pixel
+_MOST_ZEROPOINT = 60.0  # mag
+_FEWEST_ELECTRONS = 5.0  # per pixel: below, no sky is seen from the ground or from space
 PSF_PROFILES = ("gaussian", "moffat", "kolmogorov", "airy", "image")
 # Of surveys that might be: FWHM in pixels; arcseconds per pixel, so that scenes hold some galaxies
 # and not hundreds.
@@ -106,20 +112,34 @@ class Survey:
         for key, value in positive.items():
             if not (np.isfinite(value) and value > 0):
                 raise ValueError(f"{key} must be positive and finite; got {value}")
-        if not np.isfinite(self.zeropoint):
-            raise ValueError(f"zeropoint must be finite; got {self.zeropoint}")
+        if not abs(self.zeropoint) <= _MOST_ZEROPOINT:
+            raise ValueError(
+                f"zeropoint must lie within {_MOST_ZEROPOINT:g} mag of 0; got {self.zeropoint}"
+            )
+        if not self.psf_fwhm >= _SHARPEST * self.pixel_scale:
+            raise ValueError(
+                f"psf_fwhm must be at least {_SHARPEST:g} of a pixel; got {self.psf_fwhm} and "
+                f"pixels of {self.pixel_scale}"
+            )
         if self.psf_profile not in PSF_PROFILES:
             raise ValueError(f"psf_profile must be one of {PSF_PROFILES}; got {self.psf_profile!r}")
         if not np.hypot(self.psf_g1, self.psf_g2) < 1:
             raise ValueError(
                 f"psf_g1, psf_g2 must be a shear below 1; got {self.psf_g1}, {self.psf_g2}"
             )
-        if not self.psf_beta > _LEAST_BETA:
-            raise ValueError(f"psf_beta must be above {_LEAST_BETA}; got {self.psf_beta}")
+        if not _LEAST_BETA < self.psf_beta <= _MOST_BETA:
+            raise ValueError(
+                f"psf_beta must be above {_LEAST_BETA} and at most {_MOST_BETA:g}; got "
+                f"{self.psf_beta}: beyond, a Moffat profile is a Gaussian"
+            )
         if not 0 <= self.obscuration < 1:
             raise ValueError(f"obscuration must lie between 0 and 1; got {self.obscuration}")
-        if self.diffraction_scale is not None and not self.diffraction_scale > 0 * u.arcsec:
-            raise ValueError(f"diffraction_scale must be positive; got {self.diffraction_scale}")
+        if self.diffraction_scale is not None and not (
+            0 * u.arcsec < self.diffraction_scale < np.inf * u.arcsec
+        ):
+            raise ValueError(
+                f"diffraction_scale must be positive, arcsec; got {self.diffraction_scale}"
+            )
         if self.psf_profile == "airy" and self.diffraction_scale is None:
             raise ValueError("psf_profile 'airy' needs diffraction_scale (wavelength / diameter)")
         if (self.psf_profile == "image") != bool(self.psf_file):
@@ -333,7 +353,14 @@ def read_survey(path: Path) -> Survey:
         values = tomllib.loads(path.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"survey file {path} is not valid TOML: {error}") from error
-    return survey_from(values, where=f"survey file {path}")
+    survey = survey_from(values, where=f"survey file {path}")
+    if (electrons := (survey.sky_rms * survey.gain) ** 2) < _FEWEST_ELECTRONS:
+        log.warning(
+            "survey file %s: a sky noise of %g counts at a gain of %g is that of %.2g electrons "
+            "per pixel: is gain in electrons per count?",
+            path, survey.sky_rms, survey.gain, electrons,
+        )  # fmt: skip
+    return survey
 
 
 def survey_from(values: Mapping[str, Any], *, where: str) -> Survey:
@@ -365,5 +392,8 @@ def survey_from(values: Mapping[str, Any], *, where: str) -> Survey:
         if not isinstance(value, wanted) or isinstance(value, bool):
             kind = "text" if key in text_keys else "a number"
             raise ValueError(f"{where}: {key} must be {kind}; got {value!r}")
+    values = {k: v if k in text_keys else float(v) for k, v in values.items()}
+    if not (values["name"].strip() and values["name"].isascii() and values["name"].isprintable()):
+        raise ValueError(f"{where}: name must be plain text, for headers; got {values['name']!r}")
     angles = {"pixel_scale", "psf_fwhm", "diffraction_scale"} & set(values)
     return Survey(**{**values, **{key: values[key] * u.arcsec for key in angles}})

@@ -26,7 +26,14 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from probablend._version import __version__
-from probablend.banks import BanksAhead, farther, forget_banks, reach_of, training_bank
+from probablend.banks import (
+    BanksAhead,
+    contents_of,
+    farther,
+    forget_banks,
+    reach_of,
+    training_bank,
+)
 from probablend.checkpoint import load_model, load_tensors, save_tensors, save_weights
 from probablend.config import OptimizerConfig, TrainConfig, find_config, read_train_config
 from probablend.device import resolve_device
@@ -131,6 +138,8 @@ def train(
             )
         earlier = _trained_before(earlier, directory, device, workers, (*after, config.name))
         resume = False
+    if resume and not last.exists():
+        raise FileNotFoundError(f"{directory} holds no training to go on with: start one")
     torch.manual_seed(config.seed)
     bare = build_model(config.model_settings)
     reach: dict[str, float] = {}
@@ -139,10 +148,15 @@ def train(
         take_over(bare, before, config.fresh, name=earlier)
         reach = {} if config.fresh else _reach_before(meta)
     tensors, state = load_tensors(last) if resume else ({}, {})
-    if state.get("finished") and state["config"] == _plain(config):
+    other = _changed(state, config) if resume else []
+    if state.get("finished") and not other:
         return finished
-    if resume and state["config"] != _plain(config):
-        raise ValueError(f"{last} was made with another configuration; start a new directory")
+    if other:
+        raise ValueError(
+            f"{last} was made with another configuration ({', '.join(other)}); "
+            "start a new directory"
+        )
+    contents = contents_of(config)
     accelerator = resolve_device(device).type
 
     directory.mkdir(parents=True, exist_ok=True)
@@ -265,6 +279,7 @@ def train(
             if first and (done % config.checkpoint_every == 0 or done == end or enough):
                 spent = seconds + time.monotonic() - began
                 state = {"config": _plain(config), "step": done, "best": asdict(best_so_far)}
+                state |= {"contents": contents}
                 state |= {"seconds": spent, "enough": enough, "reach": reach}
                 save_tensors(last, _state(bare, averaged, optimizer), state)
                 forget_banks(config, directory, done)
@@ -468,6 +483,30 @@ def _plain(config: TrainConfig) -> dict[str, Any]:
         return [plain(v) for v in value] if isinstance(value, list | tuple) else value
 
     return plain(asdict(config))
+
+
+def _changed(state: Mapping[str, Any], config: TrainConfig) -> list[str]:
+    """Settings that are not those of a checkpoint, and files that say something else."""
+
+    def differing(one: Any, other: Any, name: str = "") -> list[str]:
+        if one == other:
+            return []
+        if not (isinstance(one, Mapping) and isinstance(other, Mapping)):
+            return [name]
+        keys = dict.fromkeys([*one, *other])
+        return [
+            part for k in keys
+            for part in differing(one.get(k), other.get(k), f"{name}.{k}".lstrip("."))
+        ]  # fmt: skip
+
+    found = differing(state["config"], _plain(config))
+    contents = contents_of(config)
+    said = state.get("contents", contents)  # not kept by earlier versions
+    if said["survey_contents"] != contents["survey_contents"]:
+        found.append("what the files of surveys say")
+    if said["psf_hashes"] != contents["psf_hashes"]:
+        found.append("images of PSFs")
+    return found
 
 
 def _meta(config: TrainConfig, row: dict[str, float], reach: Mapping[str, float]) -> dict[str, Any]:

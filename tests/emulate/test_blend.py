@@ -1,3 +1,6 @@
+from dataclasses import replace
+
+import galsim
 import numpy as np
 import pytest
 from astropy.io import fits
@@ -13,8 +16,10 @@ from probablend.emulate.blend import (
 )
 from probablend.emulate.classes import encode_classes
 from probablend.emulate.parametric import ParametricGalaxies
-from probablend.emulate.products import read_truth, write_scene
+from probablend.emulate.products import read_scene, read_truth, write_scene
+from probablend.emulate.psf import psf_image
 from probablend.images import read_image
+from probablend.psf import PSF
 from probablend.survey import get_survey
 
 
@@ -168,3 +173,21 @@ def test_a_written_scene_says_the_same(scene, tmp_path):
     with pytest.raises(FileExistsError, match="exists already"):
         write_scene(scene, tmp_path, "one", seed=11, overwrite=False)
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("sampled", [None, 4])
+def test_a_written_scene_brings_its_psf_on_its_own_pixels(sampled, tmp_path):
+    """As the one that `--psf` takes: as wide as was asked for, however its file was sampled."""
+    survey = get_survey("lsst-i")
+    if sampled:
+        drawn = galsim.Moffat(beta=3, fwhm=5.0 * sampled).drawImage(nx=201, ny=201, scale=1.0)
+        fits.writeto(tmp_path / "psf.fits", drawn.array)
+        survey = replace(survey, psf_profile="image", psf_file=str(tmp_path / "psf.fits"))
+    galaxies = ParametricGalaxies(survey, "test", n_galaxies=30, n_stars=2, seed=2)
+    config = FieldConfig(size=64, density=30)
+    scene = draw_field(galaxies, config, generator=np.random.default_rng(1))
+    write_scene(scene, tmp_path, "scene", seed=1, overwrite=False)
+    known = PSF.read(f"{tmp_path}/scene.fits[PSF]")
+    assert known.fwhm == pytest.approx(survey.psf_fwhm_pixels, rel=0.03)
+    again = read_scene(tmp_path / "scene.fits").survey
+    assert psf_image(again) == pytest.approx(psf_image(survey), abs=2e-4)

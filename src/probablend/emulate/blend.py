@@ -379,7 +379,7 @@ def _catalog(
                 stamp.is_star,
                 int(footprint.sum()),
                 bool((n_footprints[where][footprint] > 1).any()),
-                1 - own / with_all if with_all > 0 else 0.0,
+                max(0.0, 1 - own / with_all) if with_all > 0 else 0.0,
                 stamp.galaxy,
             )
         )

@@ -13,6 +13,7 @@ from astropy.wcs import WCS
 from probablend._version import __version__
 from probablend.emulate.blend import Placed, Scene
 from probablend.emulate.classes import FOOTPRINT_THRESHOLD
+from probablend.emulate.psf import psf_image
 from probablend.emulate.stamps import Stamp
 from probablend.psf import read_psf
 from probablend.survey import Survey, get_survey, survey_from
@@ -21,7 +22,8 @@ __all__ = ["check_new", "read_scene", "read_truth", "scene_wcs", "write_scene"]
 
 # Where emulated skies are put: the centre of the COSMOS field, degrees.
 _SKY_CENTRE = (150.1163, 2.2009)
-_PSF = "PSF"  # extension
+_PSF_FILE = "PSF_FILE"  # extension: the image that the PSF is drawn from
+_PSF_SIDE = 65  # pixels, of the PSF on those of the scene
 # All that a survey is: card → field of Survey, comment.
 _SURVEY_CARDS = {
     "SURVEY": ("name", "survey and band"),
@@ -127,8 +129,9 @@ def write_scene(scene: Scene, directory: Path, name: str, *, seed: int, overwrit
             fits.ImageHDU(rms, header, name="RMS"),
         ]
     )
+    image.append(fits.ImageHDU(psf_image(scene.survey, _PSF_SIDE), name="PSF"))
     if scene.survey.psf_file:  # a scene is whole without that file
-        image.append(fits.ImageHDU(read_psf(scene.survey.psf_file)[0], name=_PSF))
+        image.append(fits.ImageHDU(read_psf(scene.survey.psf_file)[0], name=_PSF_FILE))
     truth = fits.HDUList(
         [
             fits.PrimaryHDU(header=primary),
@@ -248,5 +251,7 @@ def _read_survey(header: fits.Header, path: Path) -> Survey:
         return get_survey(header["SURVEY"])
     values = {key: header[card] for card, (key, _) in _SURVEY_CARDS.items() if card in header}
     if values.get("psf_profile") == "image":
-        values["psf_file"] = f"{path}[{_PSF}]"
+        with fits.open(path) as hdus:  # an earlier version wrote it as PSF
+            name = _PSF_FILE if _PSF_FILE in hdus else "PSF"
+        values["psf_file"] = f"{path}[{name}]"
     return survey_from(values, where=f"the header of {path}")

@@ -130,7 +130,12 @@ class SceneConfig:
                 raise ValueError(f"{key} must lie between 0 and 1; got {getattr(self, key)}")
         if not 0 <= self.psf_error <= 0.2:
             raise ValueError(f"psf_error must lie between 0 and 0.2; got {self.psf_error}")
-        if not 0 < self.density_range[0] <= self.density_range[1]:
+        if self.isolated_fraction + self.pair_fraction > 1:
+            raise ValueError(
+                "isolated_fraction and pair_fraction must add up to at most 1; got "
+                f"{self.isolated_fraction} and {self.pair_fraction}"
+            )
+        if not 0 < self.density_range[0] <= self.density_range[1] < float("inf"):
             raise ValueError(
                 f"density_range must be positive and ascending; got {self.density_range}"
             )
