@@ -2,7 +2,7 @@
 
 Three families share one geometry (all components of a galaxy have the same ellipse, so its
 shape is exactly defined): single Sérsic profiles, bulge + disc, and discs with knots of
-star formation.
+star formation, of which size, shape and centre are those of the disc.
 
 The distributions:
 

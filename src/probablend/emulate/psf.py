@@ -104,7 +104,8 @@ def _airy(survey: Survey, fwhm: float) -> galsim.GSObject:
     excess = fwhm**2 - (2 * radius) ** 2
     if excess <= 0:  # quoted FWHM below the diffraction limit: keep the shape, take the width
         return airy.dilate(fwhm / (2 * radius))
-    # Widths of an Airy core and a Gaussian add in quadrature to about 2 %.
+    # Widths of an Airy core and a Gaussian add in quadrature to about 4 %, if the obscuration is
+    # not large.
     jitter = galsim.Gaussian(sigma=float(np.sqrt(excess)) / gaussian_sigma_to_fwhm, gsparams=params)
     return galsim.Convolve(airy, jitter, gsparams=params)
 

@@ -33,6 +33,7 @@ from probablend.infer.segment import (
     check_numbers,
     known_wings,
     model_name,
+    say_no_zeropoint,
     say_psf,
     usable_psf_map,
 )
@@ -243,6 +244,8 @@ def begin(
     fwhm, wings = psf.fwhm, known_wings(psf, network)
     scale = image.pixel_scale if settings.pixel_scale is None else settings.pixel_scale
     zeropoint = image.zeropoint if settings.zeropoint is None else settings.zeropoint
+    if zeropoint is None:
+        say_no_zeropoint()
     plan = {
         "settings": wanted,
         "shape": [n_y, n_x],

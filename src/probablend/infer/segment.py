@@ -192,6 +192,8 @@ def segment(
         positions=positions,
         tile_size=tile_size, progress=progress,
     )  # fmt: skip
+    if data.zeropoint is None:
+        say_no_zeropoint()
     if data.unit is not None:
         set_flux_unit(result.catalog, data.unit)
     result.meta.update(model_name(model, meta))
@@ -254,6 +256,11 @@ def say_psf(psf: PSF, network: Any) -> None:
 _POSITIVE = {
     "error_factor": "", "gain": "", "psf_fwhm": "", "pixel_scale": ", arcsec", "saturation": "",
 }  # fmt: skip
+
+
+def say_no_zeropoint() -> None:
+    """Log that fluxes have no magnitude."""
+    log.info("no zero point is known, magnitudes are NaN: zeropoint (--zeropoint) says it")
 
 
 def check_numbers(**numbers: Any) -> None:
