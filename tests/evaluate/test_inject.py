@@ -279,10 +279,10 @@ def test_errors_that_are_half_as_large_as_they_should_be_are_found_out(given):
     )  # fmt: skip
     with torch.no_grad():
         flux = replace(posterior, spread=torch.full((n,), 2.0)).sample(1)[0, :, 0]
-    wanted = module._wanted_factor(posterior, flux, given)
+    wanted = module._wanted_factor(posterior, flux, given, torch.Generator().manual_seed(1))
     assert np.quantile(wanted, 0.68) == pytest.approx(2, rel=0.12)
     assert np.quantile(wanted, 0.5) < np.quantile(wanted, 0.68) < np.quantile(wanted, 0.95)
-    assert len(module._wanted_factor(posterior[[]], flux[:0], given)) == 0
+    assert len(module._wanted_factor(posterior[[]], flux[:0], given, torch.Generator())) == 0
 
 
 def test_those_put_anywhere_and_not_lost_in_the_noise_judge_the_intervals():

@@ -214,7 +214,7 @@ def inject(
         generator = np.random.default_rng([config.seed, 23])
         tables: list[Table] = []
         done = 0
-        for _ in range(_MOST_ROUNDS):
+        for number in range(_MOST_ROUNDS):
             places, beside = _places(
                 before, prepared.mask, config, fwhm, config.n - done, generator
             )
@@ -222,7 +222,9 @@ def inject(
                 break
             sources = [_draw(galaxies, at, mag_range, generator) for at in places]
             after = look(_add(sky, sources, gain, generator))
-            tables.append(_judge(sources, before, after, prepared.rms, error_factor))
+            # Draws of every round are its own: the error of the same few would be that of all.
+            own = torch.Generator().manual_seed(1000 * config.seed + number)
+            tables.append(_judge(sources, before, after, prepared.rms, error_factor, own))
             tables[-1]["beside"] = beside
             done += len(sources)
             if progress:
@@ -365,6 +367,7 @@ def _judge(
     after: Segmentation,
     rms: float | np.ndarray,
     given: float,
+    generator: torch.Generator,
 ) -> Table:
     """What became of the injected galaxies of a round."""
     noise = np.broadcast_to(np.asarray(rms, float), before.labels.shape)
@@ -407,18 +410,20 @@ def _judge(
         table[f"rank_{name}"] = values
     values = np.full(len(own), np.nan)
     flux = torch.as_tensor(np.asarray(truth["flux"], np.float32))
-    values[t] = _wanted_factor(after.sources.posterior[f], flux, given)
+    values[t] = _wanted_factor(after.sources.posterior[f], flux, given, generator)
     table["error_factor"] = values
     return table
 
 
 @torch.inference_mode()
-def _wanted_factor(posterior: SourcePosterior, flux: torch.Tensor, given: float) -> np.ndarray:
+def _wanted_factor(
+    posterior: SourcePosterior, flux: torch.Tensor, given: float, generator: torch.Generator
+) -> np.ndarray:
     """Smallest error factor with which the 68 % interval of each source holds its flux."""
     if not len(posterior):
         return np.zeros(0)
-    shape = (N_DRAWS, len(posterior), len(PARAMETERS))
-    base = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(posterior.unit)
+    shape = (2 * N_DRAWS, len(posterior), len(PARAMETERS))
+    base = torch.randn(shape, generator=generator).to(posterior.unit)
     outside = []
     for factor in _FACTORS:
         wide = replace(posterior, spread=posterior.spread * (factor / given))
