@@ -223,8 +223,8 @@ def inject(
             sources = [_draw(galaxies, at, mag_range, generator) for at in places]
             after = look(_add(sky, sources, gain, generator))
             # Draws of every round are its own: the error of the same few would be that of all.
-            own = torch.Generator().manual_seed(1000 * config.seed + number)
-            tables.append(_judge(sources, before, after, prepared.rms, error_factor, own))
+            normal = torch.Generator().manual_seed(1000 * config.seed + number)
+            tables.append(_judge(sources, before, after, prepared.rms, error_factor, normal))
             tables[-1]["beside"] = beside
             done += len(sources)
             if progress:
