@@ -32,7 +32,7 @@ from probablend.survey import get_survey
 SEED = 9000
 OTHERS = {"euclid-vis": 2, "lsst-i": 1, "hsc-i": 2, "des-i": 2, "cosmos-f814w": 4, "roman-f158": 2}
 SHAPE = ("hlr", "g1", "g2")
-CLEAR = 5.0  # S/N, as where injections are judged
+CLEAR = 10.0  # S/N, as where injections are judged
 
 
 def shares(coverage: dict[str, Any]) -> dict[str, float]:

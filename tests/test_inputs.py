@@ -230,6 +230,8 @@ def test_a_cutout_and_a_header_of_coordinates_are_understood(scene, wcs):
     np.testing.assert_array_equal(data.data, cutout.data)
     one, other = (w.pixel_to_world(3, 4) for w in (data.wcs, cutout.wcs))
     assert one.separation(other).arcsec < 1e-6
+    known = as_image(Cutout2D(scene.image * u.nJy, (30, 20), 16))
+    assert (known.unit, known.zeropoint) == (u.nJy, pytest.approx(31.4, abs=1e-6))
     told = as_image(scene.image, wcs=wcs.to_header())
     assert told.wcs.pixel_to_world(3, 4).separation(wcs.pixel_to_world(3, 4)).arcsec < 1e-6
     with pytest.raises(TypeError, match=r"mask must be an array; got the name 'mask\.fits'"):

@@ -1,3 +1,4 @@
+import astropy.units as u
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -309,7 +310,17 @@ def test_a_mask_that_leaves_out_the_sources_is_warned_of(caplog):
     of_sources = ndimage.binary_dilation(image > 5, iterations=2)
     of_rows = np.zeros(image.shape, bool)
     of_rows[80:90] = True
-    for mask, warned in ((of_sources, True), (of_rows, False)):
+    hot = generator.uniform(size=image.shape) < 0.01
+    empty = generator.normal(size=image.shape).astype(np.float32) + 1000 * hot
+    for pixels, mask, warned in (
+        (image, of_sources, True), (image, of_rows, False), (empty, hot, False),
+    ):  # fmt: skip
         caplog.clear()
-        prepare_image(image, rms=1.0, mask=mask, background="none")
+        prepare_image(pixels, rms=1.0, mask=mask, background="none")
         assert ("marks what was detected" in caplog.text) == warned
+
+
+def test_noise_with_a_unit_is_a_number():
+    image = np.random.default_rng(3).normal(size=(50, 50)).astype(np.float32)
+    for rms in (2 * u.nJy, np.full(image.shape, 2.0) * u.nJy):
+        assert prepare_image(image, rms=rms, background="none").signal == pytest.approx(image / 2)

@@ -161,7 +161,8 @@ def contents_of(config: TrainConfig) -> dict[str, Any]:
     """What the files say that a configuration names: surveys, and images of PSFs by their hash."""
     surveys = [get_survey(name).as_dict() for name in config.surveys]
     files = {str(s["psf_file"]) for s in surveys if "psf_file" in s} | {*config.bank.psf_images}
-    hashes = {name: file_hash(split_extension(name)[0]) for name in sorted(files)}
+    paths = sorted({split_extension(name)[0] for name in files})
+    hashes = {str(path): file_hash(path) for path in paths}
     return {"survey_contents": surveys, "psf_hashes": hashes}
 
 

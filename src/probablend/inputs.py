@@ -55,7 +55,7 @@ def as_image(
     *,
     rms: Any = None,
     mask: Any = None,
-    wcs: WCS | None = None,
+    wcs: WCS | fits.Header | None = None,
     zeropoint: float | None = None,
     saturation: float | None = None,
 ) -> ImageData:
@@ -112,7 +112,7 @@ def _open(image: ImageLike) -> ImageData:
         )
     if isinstance(image, Cutout2D):
         wcs = image.wcs if image.wcs is not None and image.wcs.has_celestial else None
-        return ImageData(data=_plane(image.data), wcs=wcs, name="Cutout2D")
+        return replace(_open(image.data), wcs=wcs, name="Cutout2D")
     return ImageData(data=_plane(image))
 
 

@@ -281,8 +281,9 @@ def _compare_noise(given: float, spread: float) -> None:
 
 def _warn_of_sources(image: np.ndarray, mask: np.ndarray, level: float, noise: float) -> None:
     """Say so if a mask leaves out nearly all that is bright: some mark what was detected."""
-    with np.errstate(invalid="ignore"):
-        bright = image - level > _BRIGHT * noise
+    # A hot pixel or a cosmic ray has not as bright a neighbourhood.
+    smooth = ndimage.median_filter(np.nan_to_num(image - level), 3)
+    bright = smooth > _BRIGHT * noise
     n, masked = int(bright.sum()), int((bright & mask).sum())
     if n >= _MANY and masked > _NEARLY_ALL * n:
         log.warning(
@@ -305,7 +306,8 @@ def _holes(image: np.ndarray) -> np.ndarray:
 
 
 def _check_rms(rms: float | np.ndarray, shape: tuple[int, ...]) -> float | np.ndarray:
-    values = np.ma.filled(np.ma.asarray(rms).astype(np.float32), np.nan)
+    missing = np.ma.getmaskarray(rms)
+    values = np.where(missing, np.float32(np.nan), np.asarray(rms, dtype=np.float32))
     if values.ndim == 0:
         if not (np.isfinite(values) and values > 0):
             raise ValueError(f"rms must be positive; got {float(values):g}")

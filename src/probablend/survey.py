@@ -10,6 +10,7 @@ import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -330,7 +331,7 @@ def read_survey(path: Path) -> Survey:
         name = "my-survey"
         pixel_scale = 0.2
         zeropoint = 27.0
-        gain = 1.0
+        gain = 150.0
         sky_rms = 0.05
         psf_fwhm = 0.7
         psf_profile = "moffat"
@@ -354,13 +355,19 @@ def read_survey(path: Path) -> Survey:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"survey file {path} is not valid TOML: {error}") from error
     survey = survey_from(values, where=f"survey file {path}")
+    _warn_of_gain(path, survey)
+    return survey
+
+
+@cache
+def _warn_of_gain(path: Path, survey: Survey) -> None:
+    """Say, once, that there are next to no electrons from the sky."""
     if (electrons := (survey.sky_rms * survey.gain) ** 2) < _FEWEST_ELECTRONS:
         log.warning(
             "survey file %s: a sky noise of %g counts at a gain of %g is that of %.2g electrons "
             "per pixel: is gain in electrons per count?",
             path, survey.sky_rms, survey.gain, electrons,
         )  # fmt: skip
-    return survey
 
 
 def survey_from(values: Mapping[str, Any], *, where: str) -> Survey:
@@ -392,7 +399,10 @@ def survey_from(values: Mapping[str, Any], *, where: str) -> Survey:
         if not isinstance(value, wanted) or isinstance(value, bool):
             kind = "text" if key in text_keys else "a number"
             raise ValueError(f"{where}: {key} must be {kind}; got {value!r}")
-    values = {k: v if k in text_keys else float(v) for k, v in values.items()}
+    try:
+        values = {k: v if k in text_keys else float(v) for k, v in values.items()}
+    except OverflowError as error:
+        raise ValueError(f"{where}: a number is too large: {error}") from error
     if not (values["name"].strip() and values["name"].isascii() and values["name"].isprintable()):
         raise ValueError(f"{where}: name must be plain text, for headers; got {values['name']!r}")
     angles = {"pixel_scale", "psf_fwhm", "diffraction_scale"} & set(values)

@@ -501,10 +501,10 @@ def _changed(state: Mapping[str, Any], config: TrainConfig) -> list[str]:
 
     found = differing(state["config"], _plain(config))
     contents = contents_of(config)
-    said = state.get("contents", contents)  # not kept by earlier versions
-    if said["survey_contents"] != contents["survey_contents"]:
+    said = state.get("contents", {})
+    if said.get("survey_contents") != contents["survey_contents"]:
         found.append("what the files of surveys say")
-    if said["psf_hashes"] != contents["psf_hashes"]:
+    if said.get("psf_hashes") != contents["psf_hashes"]:
         found.append("images of PSFs")
     return found
 

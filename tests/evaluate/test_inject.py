@@ -210,7 +210,7 @@ def test_same_seed_same_result(image, run, field_weights, tmp_path):
 
 
 def holding(share, n=1000):
-    return {"intervals": {"above_snr": 5.0, "n": n, "68": share, "error_factor": 1.4}}
+    return {"intervals": {"above_snr": 10.0, "n": n, "68": share, "error_factor": 1.4}}
 
 
 REPORT = holding(0.55) | {
@@ -226,7 +226,7 @@ REPORT = holding(0.55) | {
 
 def test_the_verdict_says_what_to_do():
     said = verdict(REPORT)
-    assert said.startswith("above S/N 5, 68 % intervals of the flux hold 55 %: too narrow, ")
+    assert said.startswith("above S/N 10, 68 % intervals of the flux hold 55 %: too narrow, ")
     assert "give --error-factor 1.40 (± 0.09)" in said
     assert "above S/N 10, 90 % and more" in said
     assert "3 false detections" in said

@@ -248,11 +248,26 @@ def test_positions_on_the_sky_and_of_other_programs_are_understood(
         QTable({"ra": SkyCoord(coordinates).ra.to(u.rad), "dec": coordinates.dec}),
         QTable({"id": [1, 2], "sky_centroid": coordinates.galactic}),
         {"x": at[:, 0], "y": at[:, 1]},
+        {"ra": coordinates.ra.to(u.rad), "dec": coordinates.dec.to(u.rad)},
         Table({"RAJ2000": coordinates.ra.deg, "DEJ2000": coordinates.dec.deg}),
         Table({"coord_ra": coordinates.ra.to(u.rad), "coord_dec": coordinates.dec.to(u.rad)}),
     ):
         found = measure(scene.image, table, wcs=wcs, **settings)
         np.testing.assert_allclose(found["flux"], wanted, rtol=1e-3)
+
+
+def test_measure_understands_what_segment_does(scene, wcs, field_weights):
+    unit, how = u.MJy / u.sr, {"n_samples": 1, "model": field_weights, "psf_fwhm": 1.7}
+    at = np.array([[40.0, 60.0], [120.4, 80.25]])
+    wanted = measure(scene.image, at, rms=scene.rms, background="none", **how)["flux"]
+    on_sky = wcs.pixel_to_world(*at.T)
+    found = measure(scene.image * unit, on_sky, rms=scene.rms * unit, wcs=wcs.to_header(),
+                    background="none", **how)  # fmt: skip
+    np.testing.assert_allclose(found["flux"], wanted, rtol=1e-3)
+    masked = {"x": np.ma.array(at[:, 0], mask=[False, True]), "y": at[:, 1]}
+    found = measure(scene.image, masked, rms=scene.rms, background="none", **how)["flux"]
+    np.testing.assert_allclose(found[0], wanted[0], rtol=1e-3)
+    assert np.isnan(found[1])
 
 
 @pytest.mark.parametrize(

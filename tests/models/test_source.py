@@ -170,6 +170,7 @@ def test_however_wide_a_posterior_becomes_its_draws_are_numbers(posterior):
     draws = lost.sample(500, generator=torch.Generator().manual_seed(3))
     assert torch.isfinite(draws).all()
     assert (draws[..., 0] > 0).all()
+    assert torch.isfinite(lost.log_prob(draws)).all()
 
 
 def test_mean_and_interval_are_those_of_the_draws():

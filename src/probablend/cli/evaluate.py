@@ -202,7 +202,7 @@ def evaluate_inject_command(
     variance: Variance = None,
     flag_bits: FlagBits = -1,
     background: Background = "auto",
-    n: Annotated[int, typer.Option("-n", "--n", help="Galaxies to inject.", min=1)] = 400,
+    n: Annotated[int, typer.Option("-n", "--n", help="Galaxies to inject.", min=1)] = 1000,
     companions: Annotated[float, typer.Option(help="Share put beside real sources.")] = 0.5,
     seed: Seed = 0,
     model: Model = "field",

@@ -77,8 +77,8 @@ def check_new(directory: Path, names: Sequence[str], *, overwrite: bool) -> None
 def write_scene(scene: Scene, directory: Path, name: str, *, seed: int, overwrite: bool) -> None:
     """Write ``NAME.fits`` and ``NAME_truth.fits``.
 
-    The image file holds ``SCI`` (counts), ``RMS`` (sky noise per pixel, counts) and, of a survey
-    whose PSF is an image, ``PSF``. The truth
+    The image file holds ``SCI`` (counts), ``RMS`` (sky noise per pixel, counts), ``PSF`` (on the
+    same pixels) and, of a survey whose PSF is an image, that image as ``PSF_FILE``. The truth
     file holds ``CLASSES``, ``NOISELESS`` (counts), the table ``CATALOG`` (see
     :attr:`~probablend.emulate.blend.Scene.catalog`) and the table ``FOOTPRINTS`` with one row
     per source and footprint pixel: ``id, x, y, flux``, the last being the noiseless counts of

@@ -62,7 +62,7 @@ _DEPTH = 26.0  # 5 σ, of an image whose zero point is not known
 _MIN_IN_BIN = 20
 _FACTORS = np.geomspace(0.25, 4, 17)  # of errors, that are tried
 # Fainter ones are found where noise makes them brighter, and their truth is not in the interval.
-_CLEAR = 5.0  # S/N
+_CLEAR = 10.0  # S/N
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ class InjectionConfig:
         Seeds galaxies, places and the model's draws.
     """
 
-    n: int = 400
+    n: int = 1000
     companions: float = 0.5
     companion_distance: float = 5.0
     seed: int = 0
@@ -204,6 +204,7 @@ def inject(
             return segment(
                 pixels, rms=prepared.rms, mask=prepared.mask, background="none", model=model,
                 seed=config.seed, psf=its_psf, error_factor=error_factor,
+                zeropoint=survey.zeropoint,
             )  # fmt: skip
 
         before = look(sky)

@@ -34,6 +34,8 @@ def verdict(report: dict[str, Any]) -> str:
             factor = said["error_factor"]
             unsure = 2 * factor * _FACTOR_ERROR / np.sqrt(n)
             text += f"{kind}, give --error-factor {factor:.2f} (± {unsure:.2f})"
+            if not 0.3 < factor < 3:
+                text += ", or rather look at why"
         elif sure > _UNDECIDED:
             text += f"{n} galaxies (± {100 * sure:.0f} %) are too few to tell, inject more"
         else:

@@ -120,8 +120,8 @@ def measure(
 
     Parameters
     ----------
-    image : path, ndarray or Tensor of shape (y, x), ImageHDU, NDData (CCDData) or ImageData
-        Any unit.
+    image : path, ndarray, Tensor, ImageHDU, NDData (CCDData), Cutout2D or ImageData
+        Of shape (y, x), in any unit.
     positions : Table, DataFrame, dict, SkyCoord of shape (n,), ndarray of shape (n, 2) or path
         A catalogue, or its file, with ``x, y`` (pixels, first at 0) or ``ra, dec`` (degrees),
         or their photutils, SExtractor and LSST names, or a column of coordinates; or an array of
@@ -141,16 +141,21 @@ def measure(
     ValueError
         If the positions cannot be understood.
     """
-    data = as_image(image)
+    given = {key: settings.pop(key, None) for key in ("rms", "mask", "wcs")}
+    data = as_image(image, **given)
     if isinstance(positions, str | Path):
         positions = read_positions(positions)
     if isinstance(positions, SkyCoord):
         on_sky = positions.icrs.reshape(-1)
         positions = QTable({"ra": on_sky.ra, "dec": on_sky.dec})
     if not isinstance(positions, Table) and hasattr(positions, "items"):  # of columns
-        positions = Table({str(name): np.asarray(one) for name, one in positions.items()})
+        kept = (u.Quantity, SkyCoord, np.ma.MaskedArray)  # with their units and masks
+        positions = QTable({
+            str(name): one if isinstance(one, kept) else np.asarray(one)
+            for name, one in positions.items()
+        })  # fmt: skip
     if isinstance(positions, Table):
-        at = pixel_positions(positions, settings.get("wcs") or data.wcs)
+        at = pixel_positions(positions, data.wcs)
     else:
         at = np.asarray(positions, dtype=float)
         if at.ndim != 2 or at.shape[1] != 2:

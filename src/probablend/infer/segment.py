@@ -74,8 +74,8 @@ def segment(
 
     Parameters
     ----------
-    image : path, ndarray or Tensor of shape (y, x), ImageHDU, NDData (CCDData) or ImageData
-        Any unit. Mask, noise, coordinates, zero point and unit that it carries are used; what
+    image : path, ndarray, Tensor, ImageHDU, NDData (CCDData), Cutout2D or ImageData
+        Of shape (y, x), in any unit. Mask, noise, coordinates, zero point and unit that it carries are used; what
         is given below wins. See :func:`~probablend.inputs.as_image`.
     rms : float or ndarray, optional
         Noise per pixel, same unit; estimated if not given.
@@ -91,7 +91,7 @@ def segment(
         Where to compute.
     background : {"auto", "subtract", "none"} or float
         What to take out; see :func:`~probablend.prepare.prepare_image`.
-    wcs : WCS, optional
+    wcs : WCS or Header, optional
         Celestial coordinates; read from the file if there is one.
     psf : PSF, ndarray of shape (y, x) or path, optional
         The PSF, best known: an image of it on the pixels of this one, a file with such an image,

@@ -84,7 +84,7 @@ def to_physical(free: Tensor) -> Tensor:
     flux, hlr, g1, g2, y, x, radius, e1, e2, logit = free.unbind(-1)
     g1, g2 = _shrink(g1, g2)
     e1, e2 = _shrink(e1, e2)
-    blended = torch.sigmoid(logit).clamp(max=1 - _ROUND)
+    blended = torch.sigmoid(logit.clamp(min=-_FAR)).clamp(max=1 - _ROUND)
     # A posterior that was widened many times may reach any number; none is infinite.
     flux, hlr, radius = (v.clamp(-_FAR, _FAR).exp() for v in (flux, hlr, radius))
     return torch.stack([flux, hlr, g1, g2, y, x, radius, e1, e2, blended], dim=-1)
@@ -404,7 +404,7 @@ class SourcePosterior:
 
     def __getitem__(self, which: Any) -> "SourcePosterior":
         """That of some of the sources: numbers, a slice or a mask; of a single one, too."""
-        rows = torch.arange(len(self))[which].reshape(-1).to(self.unit.device)
+        rows = torch.arange(len(self), device=self.unit.device)[which].reshape(-1)
         parts = {
             name: getattr(self, name)[rows] for name in ("context", "y", "x", "unit", "spread")
         }
