@@ -75,8 +75,8 @@ def segment(
     Parameters
     ----------
     image : path, ndarray, Tensor, ImageHDU, NDData (CCDData), Cutout2D or ImageData
-        Of shape (y, x), in any unit. Mask, noise, coordinates, zero point and unit that it carries are used; what
-        is given below wins. See :func:`~probablend.inputs.as_image`.
+        Of shape (y, x), in any unit. Mask, noise, coordinates, zero point and unit that it carries
+        are used; what is given below wins. See :func:`~probablend.inputs.as_image`.
     rms : float or ndarray, optional
         Noise per pixel, same unit; estimated if not given.
     mask : ndarray of bool, optional
