@@ -225,3 +225,10 @@ def test_data():
     if not folder or not Path(folder).is_dir():
         pytest.skip("PROBABLEND_TEST_DATA names no folder")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def how(field_weights):
+    """Settings with which a small image of noise 1 is segmented at once, all its peaks kept."""
+    return {"rms": 1.0, "background": "none", "n_samples": 1, "psf_fwhm": 3.0,
+            "min_p_source": 0.0, "model": field_weights}  # fmt: skip

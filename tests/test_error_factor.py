@@ -24,12 +24,6 @@ def pixels():
     return image
 
 
-@pytest.fixture(scope="module")
-def how(field_weights):
-    return {"rms": 1.0, "background": "none", "n_samples": 1, "psf_fwhm": 3.0,
-            "min_p_source": 0.0, "model": field_weights}  # fmt: skip
-
-
 def test_errors_are_multiplied_and_medians_stay(pixels, how):
     how = how | {"model": "field", "min_p_source": 0.5}
     usual, narrow = (segment(pixels, **how, error_factor=f) for f in (1.0, 0.8))

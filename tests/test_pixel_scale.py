@@ -35,12 +35,6 @@ def pixels():
     return image
 
 
-@pytest.fixture(scope="module")
-def how(field_weights):
-    return {"rms": 1.0, "background": "none", "n_samples": 1, "psf_fwhm": 3.0,
-            "min_p_source": 0.0, "model": field_weights}  # fmt: skip
-
-
 def ratio(catalog):
     hlr = np.asarray(catalog["hlr"], float)
     assert len(hlr)

@@ -31,7 +31,7 @@ _FIT, _CORE = 9, 5  # pixels, sides of the fitted boxes
 _SPIKE = 0.6  # share of the light of 3 × 3 pixels in the middle one
 _MIN_FOUND = 8
 _MIN_SHARED = 4  # sources, and
-_FEW = 8  # that might be galaxies
+_LEAST_SURE = 8  # of them: fewer might be galaxies
 _SHARE = 0.01  # of all of them, whose widths agree
 _SPREAD = 1.08  # to this factor
 _ODD, _ODD_SHARE = 3, 0.05  # sources may be narrower than stars, or this share of all
@@ -106,7 +106,7 @@ def measure_psf(signal: np.ndarray, mask: np.ndarray, rms: float | np.ndarray = 
         ", its wings unknown" if wings is None else ", and its image" if image is not None else ""
     )
     log.info("PSF of the image's stars: %s%s", psf, known)
-    if not sure or len(cores) < _FEW:
+    if not sure or len(cores) < _LEAST_SURE:
         log.warning(
             "the width of the PSF, %.2f pixels, is that of the %d narrowest sources that agree: if "
             "they are galaxies it is less; psf_fwhm (--psf-fwhm) says what it is", fwhm, len(cores),
