@@ -144,6 +144,9 @@ def test_of_several_images_it_is_said_which_is_taken(tmp_path, caplog):
     assert "is taken" not in caplog.text
 
 
+HUBBLE = {"PHOTFLAM": 7.07236e-20, "PHOTPLAM": 8059.7598, "EXPTIME": 1000.0}
+
+
 @pytest.mark.parametrize(
     ("cards", "zeropoint"),
     [
@@ -162,6 +165,15 @@ def test_of_several_images_it_is_said_which_is_taken(tmp_path, caplog):
         ({"MAG_ZERO": 26.5}, 26.5),
         ({"FLUXMAG0": 63095734448.0194}, 27.0),
         ({"FLUXMAG0": 0.0}, None),
+        # ACS F814W: −2.5 log₁₀ PHOTFLAM − 5 log₁₀ PHOTPLAM − 2.408 (ACS data handbook)
+        (HUBBLE | {"BUNIT": "ELECTRONS/S"}, 25.936),
+        (HUBBLE | {"BUNIT": "ELECTRONS"}, 25.936 + 2.5 * 3),
+        (HUBBLE | {"BUNIT": "ELECTRONS", "D001OUUN": "cps"}, 25.936),
+        (HUBBLE | {"BUNIT": "COUNTS/S", "D001OUUN": "counts"}, 25.936 + 2.5 * 3),
+        (HUBBLE | {"BUNIT": "ELECTRONS", "EXPTIME": 0.0}, None),
+        (HUBBLE, None),
+        (HUBBLE | {"BUNIT": "ELECTRONS/S", "PHOTFLAM": 0.0}, None),
+        (HUBBLE | {"BUNIT": "ELECTRONS/S", "MAGZERO": 30.0}, 30.0),
     ],
 )
 def test_the_zero_point_is_in_the_header_or_in_its_unit(tmp_path, cards, zeropoint):
@@ -169,6 +181,34 @@ def test_the_zero_point_is_in_the_header_or_in_its_unit(tmp_path, cards, zeropoi
     fits.writeto(tmp_path / "a.fits", np.zeros((9, 9)), header)
     for found in (read_image(tmp_path / "a.fits"), ImageFile(tmp_path / "a.fits")):
         assert found.zeropoint == (zeropoint and pytest.approx(zeropoint, abs=1e-3))
+
+
+def test_the_header_of_the_file_speaks_for_its_extensions(tmp_path):
+    for own, zeropoint in (({}, 27.0), ({"MAGZERO": 25.0}, 25.0)):
+        image = fits.ImageHDU(np.zeros((9, 9)), fits.Header(list(own.items())))
+        first = fits.PrimaryHDU(header=fits.Header([("MAGZERO", 27.0)]))
+        fits.HDUList([first, image]).writeto(tmp_path / "a.fits", overwrite=True)
+        for found in (read_image(tmp_path / "a.fits"), ImageFile(tmp_path / "a.fits")):
+            assert found.zeropoint == zeropoint
+
+
+def test_a_flux_per_solid_angle_is_one_with_the_pixels_of_the_coordinates(tmp_path, wcs):
+    header = wcs.to_header()
+    header["BUNIT"] = "MJy/sr"
+    fits.writeto(tmp_path / "a.fits", np.zeros((9, 9)), header)
+    found = read_image(tmp_path / "a.fits")
+    area = (found.pixel_scale / 206264.806) ** 2  # sr
+    assert found.zeropoint == pytest.approx(8.9 - 2.5 * np.log10(1e6 * area), abs=2e-3)
+
+
+def test_pixels_that_are_not_linear_are_refused(tmp_path):
+    header = fits.Header([("BSOFTEN", 100.0), ("BOFFSET", 3.0)])
+    fits.HDUList([fits.PrimaryHDU(), fits.CompImageHDU(np.zeros((9, 9)), header)]).writeto(
+        tmp_path / "a.fits"
+    )
+    for read in (read_image, ImageFile):
+        with pytest.raises(ValueError, match=r"compressed.*BOFFSET \+ 2 BSOFTEN sinh"):
+            read(tmp_path / "a.fits")
 
 
 def test_an_extension_of_several_of_one_name_is_found_by_its_version(tmp_path):

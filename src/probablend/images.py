@@ -125,7 +125,7 @@ def _read_whole(path: Path, ext: int | str | None) -> tuple[np.ndarray, "ImageDa
         return np.asarray(array[...]), _known(header, path)
     with _open_fits(path) as hdus:
         hdu = _find_hdu(hdus, ext, path)
-        return np.asarray(hdu.data), _known(hdu.header, path)
+        return np.asarray(hdu.data), _known(hdu.header, path, hdus[0].header)
 
 
 @lru_cache(maxsize=_FILES_HELD)
@@ -137,28 +137,52 @@ def _held(path: Path, ext: int | str | None, changed: int) -> tuple[np.ndarray, 
     return data, known
 
 
-def _known(header: fits.Header, path: Path) -> "ImageData":
-    """What a header says of an image, without its pixels."""
+def _known(
+    header: Mapping[str, Any], path: Path, primary: Mapping[str, Any] | None = None
+) -> "ImageData":
+    """What a header says of an image, without its pixels.
+
+    That of the file, ``primary``, speaks for its extensions where they are silent.
+    """
+    wcs = celestial_wcs(header)
+    said = {**(primary or {}), **header}
     return ImageData(
         data=np.zeros((0, 0), np.float32),
-        wcs=celestial_wcs(header),
+        wcs=wcs,
         name=str(path),
-        **header_numbers(header),
+        **header_numbers(said, wcs),
     )
 
 
-def header_numbers(header: Mapping[str, Any], unit: u.UnitBase | None = None) -> dict[str, Any]:
+def header_numbers(
+    header: Mapping[str, Any], wcs: WCS | None = None, unit: u.UnitBase | None = None
+) -> dict[str, Any]:
     """Zero point and saturation level, named as in :class:`ImageData`, if a header has them.
 
-    A zero point of its own, or that of ``BUNIT`` where it is a flux density: per pixel, or with
-    ``PIXAR_SR`` per solid angle. A ``unit`` that is known wins over ``BUNIT``.
+    A zero point of its own, that of ``PHOTFLAM`` and ``PHOTPLAM`` (HST), or that of ``BUNIT`` where
+    it is a flux density: per pixel, or per solid angle, of which ``PIXAR_SR`` or the coordinates
+    say how much a pixel has. A ``unit`` that is known wins over ``BUNIT``.
+
+    Raises
+    ------
+    ValueError
+        If pixels are not linear, as in stacks of Pan-STARRS.
     """
+    if "BSOFTEN" in header and "BOFFSET" in header:
+        raise ValueError(
+            "pixels are compressed, as in stacks of Pan-STARRS (BSOFTEN, BOFFSET); linear ones "
+            "are wanted: BOFFSET + 2 BSOFTEN sinh(pixel / 1.0857362)"
+        )
     zeropoint = _number(header, _ZEROPOINT_KEYS, most=_NO_ZEROPOINT)
     if zeropoint is None and (one := _number(header, ("FLUXMAG0",), positive=True)):
         zeropoint = 2.5 * float(np.log10(one))  # of the flux of 0 mag
     if zeropoint is None:
-        unit = _unit(header) if unit is None else _of_pixels(unit, header)
-        zeropoint = unit_zeropoint(unit)
+        zeropoint = _hubble_zeropoint(header)
+    if zeropoint is None:
+        area = _number(header, ("PIXAR_SR",), positive=True)
+        if area is None and wcs is not None:
+            area = float((proj_plane_pixel_area(wcs.celestial) * u.deg**2).to_value(u.sr))
+        zeropoint = unit_zeropoint(_of_pixels(_unit(header) if unit is None else unit, area))
     return {
         "zeropoint": zeropoint,
         "saturation": _number(header, ("SATURATE",), positive=True),
@@ -200,7 +224,8 @@ class ImageFile:
             with _open_fits(self.path) as hdus:
                 hdu = _find_hdu(hdus, self._ext, self.path)
                 self._number = hdus.index(hdu)
-                shape, known = tuple(hdu.shape), _known(hdu.header, self.path)
+                shape = tuple(hdu.shape)
+                known = _known(hdu.header, self.path, hdus[0].header)
         self._flat = len(shape) == 2
         if len(shape) == 3 and shape[0] == 1:
             shape = shape[1:]
@@ -283,21 +308,41 @@ def _named_extension(path: Path, ext: int | str | None) -> tuple[Path, int | str
     return path, ext
 
 
+def _hubble_zeropoint(header: Mapping[str, Any]) -> float | None:
+    """That of the calibration of HST, of which one unit is an electron or a count per second.
+
+    Of images that count all that came, the exposure time has it. What drizzling wrote,
+    ``D001OUUN``, wins over ``BUNIT``, which older files kept as it was.
+    """
+    flux = _number(header, ("PHOTFLAM",), positive=True)  # erg / s / cm² / Å
+    pivot = _number(header, ("PHOTPLAM",), positive=True)  # Å
+    if flux is None or pivot is None:
+        return None
+    drizzled = str(header.get("D001OUUN", "")).strip().lower()
+    unit = str(header.get("BUNIT", "")).strip().lower()
+    per_second = drizzled == "cps" if drizzled else unit.endswith(("/s", "/sec"))
+    seconds = 1.0 if per_second else _number(header, ("EXPTIME",), positive=True)
+    if seconds is None or not (drizzled or unit):
+        return None
+    density = flux * u.erg / (u.s * u.cm**2 * u.AA)
+    one = density.to(u.ABmag, u.spectral_density(pivot * u.AA))
+    return float(one.value + 2.5 * np.log10(seconds))
+
+
 def _unit(header: Mapping[str, Any]) -> u.UnitBase | None:
-    """Of the sum of pixels; None if it is not said, or not understood."""
+    """Of the pixels; None if it is not said, or not understood."""
     text = str(header.get("BUNIT", "")).strip()
     if text.lower() in _MAGGIES:
         return u.Unit(_MAGGIES[text.lower()] * u.ABflux)
     unit = u.Unit(text, parse_strict="silent") if text else None
-    if unit is None or isinstance(unit, u.UnrecognizedUnit):
-        return None
-    return _of_pixels(unit, header)
+    return None if isinstance(unit, u.UnrecognizedUnit) else unit
 
 
-def _of_pixels(unit: u.UnitBase, header: Mapping[str, Any]) -> u.UnitBase:
-    """A unit per solid angle as that of the sum of pixels, if their area is known."""
-    area = _number(header, ("PIXAR_SR",), positive=True)
-    return u.Unit(area * unit * u.sr) if area and unit.is_equivalent(u.Jy / u.sr) else unit
+def _of_pixels(unit: u.UnitBase | None, area: float | None) -> u.UnitBase | None:
+    """A unit per solid angle as that of the sum of pixels, if their area (sr) is known."""
+    if unit is None or not area or not unit.is_equivalent(u.Jy / u.sr):
+        return unit
+    return u.Unit(area * unit * u.sr)
 
 
 def unit_zeropoint(unit: u.UnitBase | None) -> float | None:

@@ -134,20 +134,22 @@ def _of_hdu(hdu: Any) -> ImageData:
     name = hdu.name or "HDU"
     if hdu.data is None:
         raise ValueError(f"{name} holds no image: choose another extension")
+    wcs = celestial_wcs(hdu.header)
     return ImageData(
         data=as_plane(np.asarray(hdu.data), name),
-        wcs=celestial_wcs(hdu.header),
+        wcs=wcs,
         name=name,
-        **header_numbers(hdu.header),
+        **header_numbers(hdu.header, wcs),
     )
 
 
 def _of_nddata(image: NDData) -> ImageData:
     name = type(image).__name__
-    numbers = header_numbers(image.meta, image.unit)
+    wcs = _wcs(image)
+    numbers = header_numbers(image.meta, wcs, image.unit)
     return ImageData(
         data=as_plane(np.asarray(image.data), name),
-        wcs=_wcs(image),
+        wcs=wcs,
         name=name,
         rms=_plane(_rms(image)),
         mask=None if image.mask is None else _plane(np.broadcast_to(image.mask, image.data.shape)),

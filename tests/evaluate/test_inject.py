@@ -1,6 +1,7 @@
 """Injection into a user's image: what is put in, what is scored, and what is said of it."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import galsim
 import numpy as np
@@ -17,6 +18,7 @@ from probablend.evaluate.inject import InjectionConfig, inject
 from probablend.evaluate.verdict import injection_table, verdict
 from probablend.images import ImageData
 from probablend.infer.segment import segment
+from probablend.infer.segmentation import Segmentation
 from probablend.models.source import SourceFlow, SourcePosterior
 from probablend.psf import PSF
 from probablend.survey import get_survey
@@ -210,7 +212,7 @@ def test_same_seed_same_result(image, run, field_weights, tmp_path):
 
 
 def holding(share, n=1000):
-    return {"intervals": {"above_snr": 10.0, "n": n, "68": share, "error_factor": 1.4}}
+    return {"close": {}, "intervals": {"above_snr": 10.0, "n": n, "68": share, "error_factor": 1.4}}
 
 
 REPORT = holding(0.55) | {
@@ -252,14 +254,34 @@ def test_the_verdict_says_what_to_do():
 
 
 def test_the_verdict_says_where_intervals_fail_though_they_hold_on_the_whole():
-    near = {"bin": "separation", "low": 0.0, "high": 5.0, "found": 60, "coverage68": 0.30}
-    far = {"bin": "separation", "low": 5.0, "high": None, "found": 390, "coverage68": 0.74}
-    noise = {"bin": "snr", "low": 0.0, "high": 3.0, "found": 90, "coverage68": 0.1}
-    bright = {"bin": "snr", "low": 50.0, "high": None, "found": 40, "coverage68": 0.52}
+    near = {
+        "bin": "separation",
+        "low": 0.0,
+        "high": 5.0,
+        "injected": 90,
+        "merged": 5,
+        "judged": 60,
+        "coverage68": 0.30,
+    }
+    far = {
+        "bin": "separation",
+        "low": 5.0,
+        "high": None,
+        "injected": 400,
+        "merged": 0,
+        "judged": 390,
+        "coverage68": 0.74,
+    }
+    noise = {"bin": "snr", "low": 0.0, "high": 3.0, "judged": 90, "coverage68": 0.1}
+    bright = {"bin": "snr", "low": 50.0, "high": None, "judged": 40, "coverage68": 0.52}
     rows = [row | {"completeness": 0.95} for row in (noise, bright, near, far)]
     good = REPORT | holding(0.68)
     said = verdict(good | {"bins": rows})
     assert "trust them – but within 5 px of a real source they hold 30 %: too narrow" in said
+    close = {"within": 5.0, "above_snr": 10.0, "n": 90, "merged": 30}
+    said = verdict(good | {"bins": rows, "close": close})
+    assert "within 5 px of a real source, above S/N 10, 33 % are seen as one with it" in said
+    assert "as one" not in verdict(good | {"bins": rows, "close": close | {"merged": 3}})
     # Chance alone: 40 galaxies above S/N 50, ± 15 %.
     assert "but" not in verdict(good | {"bins": [noise | {"completeness": 0.05}, rows[1], rows[3]]})
     wide = rows[3] | {"coverage68": 0.8}
@@ -291,7 +313,8 @@ def test_those_put_anywhere_and_not_lost_in_the_noise_judge_the_intervals():
     table = Table(
         {
             "snr": np.full(n, 15.0), "separation": np.full(n, 20.0), "found": np.ones(n, bool),
-            "is_star": np.zeros(n, bool), "overlaps": np.zeros(n, bool), "p_blend": np.zeros(n),
+            "is_star": np.zeros(n, bool), "merged": np.zeros(n, bool),
+            "overlaps": np.zeros(n, bool), "p_blend": np.zeros(n),
             "flux": np.full(n, 100.0), "flux_true": np.full(n, 99.0),
             "beside": np.zeros(n, bool), "mag": np.full(n, 25.0), "error_factor": np.full(n, 1.5),
             **{f"rank_{k}": generator.uniform(size=n) for k in ("flux", "hlr", "g1", "g2")},
@@ -311,9 +334,64 @@ def test_those_put_anywhere_and_not_lost_in_the_noise_judge_the_intervals():
     assert (said["n"], said["error_factor"]) == (n // 4, 1.5)
     assert said["68"] == pytest.approx(0.68, abs=0.05)
     assert scores["coverage"]["flux"]["68"] == pytest.approx(0.17, abs=0.02)
+    # The flux of what is seen as one is that of both, which says nothing of close ones.
+    table["separation"], table["merged"] = 3.0, np.arange(n) < n // 2
+    (row,) = [r for r in module._scores(table, 26.0, mags)["bins"] if r["bin"] == "separation"]
+    assert (row["merged"], row["judged"], row["found"]) == (n // 2, n // 2, n)
+    assert row["coverage68"] == pytest.approx(0.34, abs=0.03)
+    assert module._scores(table, 26.0, mags)["close"] == {
+        "within": 5.0, "above_snr": 10.0, "n": 3 * n // 4, "merged": n // 2,
+    }  # fmt: skip
     # If all were put beside some, they are all there is.
     table["beside"] = True
     assert module._scores(table, 26.0, mags)["intervals"]["n"] == 3 * n // 4
+
+
+def looked_at(sources, size=40):
+    """What a model might say: (x, y, flux) of sources, each with a footprint of 7 × 7 pixels."""
+    labels = np.zeros((size, size), int)
+    for k, (x, y, _) in enumerate(sources, 1):
+        labels[round(y) - 3 : round(y) + 4, round(x) - 3 : round(x) + 4] = k
+    n = len(sources)
+    x, y, flux = np.array(sources, float).reshape(n, 3).T
+    catalog = Table({"id": np.arange(n) + 1, "x": x, "y": y, "flux": flux})
+    for name in ("flux_err", "p_source", "p_blend"):
+        catalog[name] = np.ones(n)
+    posterior = SourcePosterior(
+        flow=SourceFlow(4), context=torch.randn(n, 4), y=torch.zeros(n), x=torch.zeros(n),
+        unit=torch.ones(n), spread=torch.ones(n),
+    )  # fmt: skip
+    seen = SimpleNamespace(posterior=posterior, draws=posterior.sample(8).numpy())
+    return Segmentation(
+        p_galaxy=labels > 0, p_blend=labels > 0, samples=labels[None], labels=labels,
+        catalog=catalog, mask=np.zeros(labels.shape, bool), signal=labels, sources=seen,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("flux", "seen", "found", "merged"),
+    [
+        (50, [(20, 20, 100), (23, 20, 50)], True, False),  # apart
+        (50, [(20.4, 20, 150)], False, True),  # as one, beside the real source
+        (50, [(22.8, 20, 150)], False, True),  # as one, which is by chance nearer to the other
+        (300, [(22.8, 20, 400)], True, True),
+        (300, [(20.4, 20, 400)], True, True),
+        (50, [(20, 20, 100)], False, True),
+        (50, [(18, 20, 100)], False, False),  # not seen, nor under what is
+        (50, [], False, False),
+    ],
+)
+def test_of_two_that_are_seen_as_one_the_brighter_is_found(image, flux, seen, found, merged):
+    survey = get_survey("euclid-vis")
+    galaxies = ParametricGalaxies(survey, "test", n_galaxies=5, n_stars=0, seed=2)
+    mag = float(survey.mag(flux))
+    galaxy = galaxies.draw(0, mag, generator=np.random.default_rng(0))
+    source = module.place(galaxy, np.array([20.0, 23.0]))
+    with torch.no_grad():
+        before, after = looked_at([(20, 20, 100)]), looked_at(seen)
+        table = module._judge([source], before, after, 1.0, 1.0, torch.Generator())
+    assert (table["found"][0], table["merged"][0]) == (found, merged)
+    assert np.isfinite(table["flux"][0]) == found
 
 
 def test_nothing_found_is_a_result_too(image, field_weights, tmp_path):

@@ -63,6 +63,7 @@ _MIN_IN_BIN = 20
 _FACTORS = np.geomspace(0.25, 4, 17)  # of errors, that are tried
 # Fainter ones are found where noise makes them brighter, and their truth is not in the interval.
 _CLEAR = 10.0  # S/N
+_CLOSE = BINS["separation"][1]  # pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -394,11 +395,10 @@ def _judge(
             "is_star": np.zeros(len(own), bool),
         }
     )
-    # Real sources take part in the match: an injected galaxy is not found by its neighbour.
-    t, f = match_positions(np.concatenate([own, real]), positions(after.catalog))
-    mine = t < len(own)
-    t, f = t[mine], f[mine]
-    table["found"] = np.isin(np.arange(len(own)), t)
+    row, table["merged"] = _found(own, np.asarray(table["flux_true"]), before, after)
+    t = np.flatnonzero(row >= 0)
+    f = row[t]
+    table["found"] = row >= 0
     for name in ("flux", "flux_err", "p_source", "p_blend"):
         values = np.full(len(own), np.nan)
         values[t] = np.asarray(after.catalog[name], float)[f]
@@ -414,6 +414,34 @@ def _judge(
     values[t] = _wanted_factor(after.sources.posterior[f], flux, given, generator)
     table["error_factor"] = values
     return table
+
+
+def _found(
+    own: np.ndarray, flux: np.ndarray, before: Segmentation, after: Segmentation
+) -> tuple[np.ndarray, np.ndarray]:
+    """Row in the catalogue of each injected galaxy, -1 if none, and whether it is merged.
+
+    Real sources take part in the match: a galaxy is not found by its neighbour. Where there is one
+    source, which lies on both, instead of two, it is that of the brighter.
+    """
+    real = positions(before.catalog)
+    row = np.full(len(own) + len(real), -1)
+    t, f = match_positions(np.concatenate([own, real]), positions(after.catalog))
+    row[t] = f
+    mine = row[: len(own)]
+    if not len(real):
+        return mine, np.zeros(len(own), bool)
+    nearest = KDTree(real).query(own)[1]
+    its = row[len(own) + nearest]
+
+    def lies_on(places: np.ndarray, row: np.ndarray) -> np.ndarray:
+        last = np.array(after.labels.shape) - 1
+        owner = after.labels[tuple(np.round(places).astype(int).clip(0, last).T)]
+        return (row >= 0) & (owner == np.append(after.catalog["id"], 0)[row])
+
+    merged = (its < 0) & lies_on(real[nearest], mine) | (mine < 0) & lies_on(own, its)
+    brighter = flux > np.asarray(before.catalog["flux"], float)[nearest]
+    return np.where(merged, np.where(brighter, np.maximum(mine, its), -1), mine), merged
 
 
 @torch.inference_mode()
@@ -437,13 +465,14 @@ def _wanted_factor(
 
 def _scores(table: Table, depth: float, mags: dict[str, np.ndarray]) -> dict[str, Any]:
     """Scores of the injected galaxies; of magnitudes also how many detections are false."""
-    found = np.asarray(table["found"], bool)
+    found, merged = np.asarray(table["found"], bool), np.asarray(table["merged"], bool)
     seen = table[found]
     rank = np.asarray(seen["rank_flux"], float)
     scores: dict[str, Any] = {
         "n_injected": len(table),
         "n_found": int(found.sum()),
         "intervals": {},
+        "close": {},
         "bins": [],
         "flux": flux_scores(seen),
         "coverage": coverage_scores(seen),
@@ -457,6 +486,13 @@ def _scores(table: Table, depth: float, mags: dict[str, np.ndarray]) -> dict[str
         scores["intervals"] = {
             "above_snr": _CLEAR, "n": int(judged.sum()), **share_inside(rank[judged]),
             "error_factor": float(np.quantile(wanted, 0.68)),  # of 68 % it is enough
+        }  # fmt: skip
+    close = np.asarray(table["separation"], float) < _CLOSE
+    close &= np.asarray(table["snr"], float) >= _CLEAR
+    if close.any():
+        scores["close"] = {
+            "within": _CLOSE, "above_snr": _CLEAR, "n": int(close.sum()),
+            "merged": int(merged[close].sum()),
         }  # fmt: skip
     if len(seen):
         p_blend, truth = np.asarray(seen["p_blend"], float), np.asarray(seen["overlaps"], bool)
@@ -485,7 +521,12 @@ def _scores(table: Table, depth: float, mags: dict[str, np.ndarray]) -> dict[str
             row["found"] = int(found[inside].sum())
             if key == "mag":
                 row |= {name: int(((m >= low) & (m < high)).sum()) for name, m in mags.items()}
-            some = table[inside & found]
+            judged = inside & found
+            if key == "separation":  # the flux of what is seen as one is that of both
+                row["merged"] = int(merged[inside].sum())
+                judged &= ~merged
+            row["judged"] = int(judged.sum())
+            some = table[judged]
             row |= {k: v for k, v in flux_scores(some).items() if k in ("bias", "nmad", "outliers")}
             if len(some) >= _MIN_IN_BIN:
                 place = np.asarray(some["rank_flux"], float)

@@ -18,6 +18,7 @@ _FAR_OFF = 0.1  # how wrong intervals of some of the galaxies are that are warne
 _N_SIGMA = 3  # … if chance does not do that
 # Relative error of a standard deviation that is read from the 68 % quantile of |pull|, times √n.
 _FACTOR_ERROR = 0.96
+_MERGED = 0.1  # share of the injected galaxies that is worth a word
 _FALSE = 0.05  # share of false detections that is worth a word
 
 
@@ -44,6 +45,11 @@ def verdict(report: dict[str, Any]) -> str:
             kind = "too narrow" if row["coverage68"] < 0.68 else "too wide"
             text += f" – but {_where(row)} they hold {100 * row['coverage68']:.0f} %: {kind}"
         parts.append(text)
+    if (close := report["close"]) and (share := close["merged"] / close["n"]) > _MERGED:
+        parts.append(
+            f"within {close['within']:g} px of a real source, above S/N {close['above_snr']:g}, "
+            f"{100 * share:.0f} % are seen as one with it"
+        )
     by_snr = [row for row in report["bins"] if row["bin"] == "snr"]
     deep = None  # every bin from there on is complete
     for row in reversed(by_snr):
@@ -79,7 +85,7 @@ def _worst(bins: list[dict[str, Any]]) -> dict[str, Any] | None:
         if row["bin"] == "mag" or too_faint or "coverage68" not in row:
             continue
         off = abs(row["coverage68"] - 0.68)
-        chance = np.sqrt(0.68 * 0.32 / row["found"])
+        chance = np.sqrt(0.68 * 0.32 / row["judged"])
         if off > max(_FAR_OFF, _N_SIGMA * chance):
             wrong.append((off / chance, row))
     return max(wrong, key=lambda one: one[0])[1] if wrong else None
@@ -114,9 +120,9 @@ def injection_table(report: dict[str, Any]) -> str:
         + (f", error factor {given:g}" if (given := report["error_factor_given"]) != 1 else "")
         + ".",
         "",
-        "| | injected | found | bias, mag | NMAD, mag | beyond 0.75 mag | in 68 % interval "
-        "| detections | on the negative image |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| | injected | found | seen as one with a real source | bias, mag | NMAD, mag "
+        "| beyond 0.75 mag | in 68 % interval | detections | on the negative image |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     names = {"snr": "S/N", "mag": "mag", "separation": "separation, px"}
 
@@ -133,6 +139,11 @@ def injection_table(report: dict[str, Any]) -> str:
             f"{cell(row, 'coverage68', '.2f')} | {cell(row, 'detections', 'd')} | "
             f"{cell(row, 'false', 'd')} |"
         )
+    lines += [
+        "",
+        "Of two that are seen as one the brighter is found, and its flux is that of both: by "
+        "separation only the fluxes of those that are seen apart are judged.",
+    ]
     lines += ["", "| | in the 68 / 95 % interval (worst bin) |", "|---|---|"]
     for name, one in report["coverage"].items():
         lines.append(f"| {name} | {one['68']:.2f} / {one['95']:.2f} {worst_bins(one, '+.2f')} |")
