@@ -30,7 +30,7 @@ from probablend.evaluate.match import match_positions
 from probablend.evaluate.record import write_json
 from probablend.infer.scan import DRAWS_PER_SAMPLE
 from probablend.infer.segment import segment
-from probablend.infer.sources import N_OVERLAP, POOL, ln_odds, pool_blending
+from probablend.infer.sources import N_MAPS, N_OVERLAP, POOL, ln_odds, pool_blending
 from probablend.survey import Survey, draw_survey, get_survey
 
 # Galaxies per arcmin², side in pixels, fields.
@@ -47,8 +47,7 @@ APART = ("des-i",)
 MIGHT_BE, KINDS, IN_FIELD = 20, ("parametric", "structured", "irregular"), 60
 SIDES = (200, 420)  # pixels, least and most
 SEED = 4242
-N_SAMPLES = 16
-N_MAPS = N_SAMPLES * DRAWS_PER_SAMPLE
+N_SAMPLES = N_MAPS // DRAWS_PER_SAMPLE
 
 
 Part = tuple[np.ndarray, np.ndarray]
@@ -172,7 +171,7 @@ def main() -> None:
             "n": len(true),
             "blended": float(true.mean()),
             "plain": scores(said.mean(axis=0), true),
-            "pooled": scores(pool_blending(*said, n_maps=N_MAPS), true),
+            "pooled": scores(pool_blending(*said), true),
             "left_out": scores(expit(others @ seen(said)), true),
         }
     write_json(arguments.output.with_suffix(".json"), report)

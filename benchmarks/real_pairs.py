@@ -5,6 +5,7 @@ PROBABLEND_TEST_DATA=… python benchmarks/real_pairs.py -n 300 -o docs/results/
 
 import argparse
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -57,6 +58,7 @@ def write_catalog(data: Path, folder: Path) -> Path:
             rows.append(row)
     images.writeto(folder / "images.fits")
     psfs.writeto(folder / "psfs.fits")
+    shutil.copy(data / "noise_correlation_acs_I.fits", folder / "noise.fits")
     n = len(rows)
     table = Table(
         {
@@ -68,6 +70,7 @@ def write_catalog(data: Path, folder: Path) -> Path:
             "WEIGHT": np.ones(n),
             "GAL_FILENAME": ["images.fits"] * n,
             "PSF_FILENAME": ["psfs.fits"] * n,
+            "NOISE_FILENAME": ["noise.fits"] * n,
             "GAL_HDU": np.arange(n),
             "PSF_HDU": np.arange(n),
             "PIXEL_SCALE": np.full(n, 0.03),

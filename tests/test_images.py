@@ -163,6 +163,9 @@ HUBBLE = {"PHOTFLAM": 7.07236e-20, "PHOTPLAM": 8059.7598, "EXPTIME": 1000.0}
         ({"MAGZERO": -99.0}, None),
         ({"MAGZERO": -99.0, "BUNIT": "nJy"}, 31.4),
         ({"MAG_ZERO": 26.5}, 26.5),
+        ({"MAGZPT": 24.6}, 24.6),
+        ({"MAGZPT": 24.6, "EXPTIME": 60.0}, None),  # of one second, or of all
+        ({"MAGZPT": 24.6, "PHOTZP": 28.9, "EXPTIME": 60.0}, 28.9),  # INT
         ({"FLUXMAG0": 63095734448.0194}, 27.0),
         ({"FLUXMAG0": 0.0}, None),
         # ACS F814W: −2.5 log₁₀ PHOTFLAM − 5 log₁₀ PHOTPLAM − 2.408 (ACS data handbook)

@@ -42,7 +42,7 @@ _FILES_HELD = 4  # packed ones: an image, its noise, its mask and the widths of 
 # Units that astropy does not know by these names, in maggies.
 _MAGGIES = {"nanomaggy": 1e-9, "nanomaggies": 1e-9, "nmgy": 1e-9, "maggy": 1.0, "maggies": 1.0}
 _ZEROPOINT_KEYS = (
-    "MAGZERO", "MAGZPT", "MAGZP", "MAGZEROP", "MAG_ZERO", "ZEROPNT", "ZEROPT", "PHOTZP", "ZP",
+    "PHOTZP", "MAGZERO", "MAGZP", "MAGZEROP", "MAG_ZERO", "ZEROPNT", "ZEROPT", "ZP",
 )  # fmt: skip
 _NO_ZEROPOINT = 90.0  # mag: -99 and the like stand for none
 
@@ -176,6 +176,15 @@ def header_numbers(
     zeropoint = _number(header, _ZEROPOINT_KEYS, most=_NO_ZEROPOINT)
     if zeropoint is None and (one := _number(header, ("FLUXMAG0",), positive=True)):
         zeropoint = 2.5 * float(np.log10(one))  # of the flux of 0 mag
+    if zeropoint is None and (per := _number(header, ("MAGZPT",), most=_NO_ZEROPOINT)):
+        seconds = _number(header, ("EXPTIME",))
+        if seconds in (None, 1.0):
+            zeropoint = per
+        else:
+            log.warning(
+                "MAGZPT %g is not used: of one count per second or of one of the %g s, zeropoint "
+                "(--zeropoint) says", per, seconds,
+            )  # fmt: skip
     if zeropoint is None:
         zeropoint = _hubble_zeropoint(header)
     if zeropoint is None:

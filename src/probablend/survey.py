@@ -192,6 +192,9 @@ _CODEX = {
     "roman-f158": ("Roman_WFI", "F158", "airy"),
     "cosmos-f814w": ("COSMOS", "f814w", "airy"),
 }
+# Of the mirror's diameter (Krist, Hook & Stoehr 2011; GalSim's Roman module). The codex has the
+# share of the area: for Roman with struts and baffles, for Hubble this same number.
+_OBSCURATIONS = {"COSMOS": 0.33, "Roman_WFI": 0.32}
 _ALIASES = {"roman": "roman-f158", "des": "des-i", "hsc": "hsc-i", "lsst": "lsst-i"}
 
 
@@ -214,7 +217,7 @@ def _from_codex(name: str) -> Survey:
         diffraction_scale=(filt.effective_wavelength / codex.mirror_diameter).to(
             u.arcsec, equivalencies=u.dimensionless_angles()
         ),
-        obscuration=math.sqrt(float(codex.obscuration)),  # the codex gives the share of the area
+        obscuration=_OBSCURATIONS.get(survey_name) or math.sqrt(float(codex.obscuration)),
     )
 
 
@@ -236,7 +239,7 @@ def _candels_f160w() -> Survey:
         psf_fwhm=0.18 * u.arcsec,
         psf_profile="airy",
         diffraction_scale=(1.54e-6 / 2.4) * u.rad,
-        obscuration=0.33,
+        obscuration=_OBSCURATIONS["COSMOS"],
     )
 
 

@@ -366,27 +366,6 @@ def test_a_scene_of_two_depths_is_in_units_of_the_noise_of_each_pixel(stamps):
     torch.testing.assert_close(shot**2, 1 + uneven.noiseless / electrons, rtol=1e-3, atol=1e-3)
 
 
-def test_noise_that_a_real_galaxy_brings_counts_in_the_unit_of_each_pixel(stamps):
-    size = 64
-    depth = torch.ones(1, size, size)
-    depth[:, :, 32:] = 2.0
-    real = replace(stamps, noise=torch.full_like(stamps.noise, 5e-5))
-    sides = stamps.side.clone()
-    k = int(sides.argmax())
-    noise = torch.randn(1, size, size, generator=torch.Generator().manual_seed(0))
-    batch = compose(
-        real, torch.tensor([int(stamps.group[k]) // 2]), torch.tensor([0]), torch.tensor([k]),
-        torch.tensor([[31.5, 31.5]]), stamps.mag[[k]], tuple(torch.zeros(3, 1, dtype=torch.bool)),
-        noise, depth,
-    )  # fmt: skip
-    brought = 10 ** (-0.4 * (stamps.mag[k] - stamps.mag_of_sigma[int(stamps.group[k]) // 2])) * 5e-5
-    electrons = stamps.electrons_of_sigma[int(stamps.group[k]) // 2] / depth
-    variance = ((batch.image[:, 0] - batch.noiseless) / noise) ** 2
-    expected = 1 + batch.noiseless / electrons - (brought / depth) ** 2 * (batch.noiseless != 0)
-    assert 0.05 < float(brought) < 0.9
-    torch.testing.assert_close(variance, expected.clamp(min=0), rtol=1e-2, atol=1e-2)
-
-
 def test_pairs_lie_in_the_middle_or_as_far_from_it_as_asked(stamps):
     def places(**more):
         config = SceneConfig(size=96, pair_fraction=1.0, crowded_share=0.0, **more)

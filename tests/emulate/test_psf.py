@@ -14,7 +14,20 @@ def test_the_profile_has_the_survey_s_fwhm(name):
     survey = get_survey(name)
     fwhm = survey.psf_fwhm.to_value("arcsec")
     image = psf_profile(survey).drawImage(nx=400, ny=400, scale=fwhm / 50, method="no_pixel")
-    assert image.calculateFWHM() == pytest.approx(fwhm, rel=0.06)
+    assert image.calculateFWHM() == pytest.approx(fwhm, rel=0.006)
+
+
+@pytest.mark.parametrize("obscuration", [0.0, 0.33, 0.6])
+@pytest.mark.parametrize("wider", [0.8, 1.2, 2.5])  # than wavelength over diameter
+def test_a_diffraction_pattern_is_widened_or_narrowed_to_the_fwhm(survey, obscuration, wider):
+    psf = psf_profile(
+        replace(
+            survey, psf_profile="airy", obscuration=obscuration,
+            psf_fwhm=0.1 * wider * u.arcsec, diffraction_scale=0.1 * u.arcsec,
+        )
+    )  # fmt: skip
+    fine = psf.drawImage(nx=201, ny=201, scale=0.1 * wider / 40, method="no_pixel").array
+    assert fine[100, 119] > 0.5 * fine[100, 100] > fine[100, 121]
 
 
 @pytest.mark.parametrize("profile", ["gaussian", "moffat", "kolmogorov"])

@@ -278,10 +278,10 @@ def test_the_verdict_says_where_intervals_fail_though_they_hold_on_the_whole():
     good = REPORT | holding(0.68)
     said = verdict(good | {"bins": rows})
     assert "trust them – but within 5 px of a real source they hold 30 %: too narrow" in said
-    close = {"within": 5.0, "above_snr": 10.0, "n": 90, "merged": 30}
+    assert "as one" not in said
+    close = {"above_snr": 10.0, "merged_within": 4.26}
     said = verdict(good | {"bins": rows, "close": close})
-    assert "within 5 px of a real source, above S/N 10, 33 % are seen as one with it" in said
-    assert "as one" not in verdict(good | {"bins": rows, "close": close | {"merged": 3}})
+    assert "nearer than 4.3 px to a real source, above S/N 10, most are seen as one" in said
     # Chance alone: 40 galaxies above S/N 50, ± 15 %.
     assert "but" not in verdict(good | {"bins": [noise | {"completeness": 0.05}, rows[1], rows[3]]})
     wide = rows[3] | {"coverage68": 0.8}
@@ -339,9 +339,10 @@ def test_those_put_anywhere_and_not_lost_in_the_noise_judge_the_intervals():
     (row,) = [r for r in module._scores(table, 26.0, mags)["bins"] if r["bin"] == "separation"]
     assert (row["merged"], row["judged"], row["found"]) == (n // 2, n // 2, n)
     assert row["coverage68"] == pytest.approx(0.34, abs=0.03)
-    assert module._scores(table, 26.0, mags)["close"] == {
-        "within": 5.0, "above_snr": 10.0, "n": 3 * n // 4, "merged": n // 2,
-    }  # fmt: skip
+    table["separation"] = np.where(table["merged"], 3.0, 6.0)
+    table["separation"][:50], table["merged"][-50:] = 4.0, True  # exceptions
+    close = module._scores(table, 26.0, mags)["close"]
+    assert close == {"above_snr": 10.0, "merged_within": 4.0}
     # If all were put beside some, they are all there is.
     table["beside"] = True
     assert module._scores(table, 26.0, mags)["intervals"]["n"] == 3 * n // 4

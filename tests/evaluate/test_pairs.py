@@ -256,6 +256,7 @@ def test_a_pair_that_one_object_between_them_covers_is_seen_as_one(candels):
 
     scores = pair_scores(run_method(between, candels, CONFIG))
     assert scores["both_found"] == 0
+    assert scores["stray"] == 0
     assert scores["seen_as_one"] == scores["announced"] == CONFIG.n
 
 

@@ -9,13 +9,13 @@ import torch
 from astropy.coordinates import SkyCoord
 from astropy.io import fits
 from astropy.table import QTable, Table
+from scipy.stats import binom
 
 from probablend.catalog import COLUMNS
 from probablend.checkpoint import load_model, save_weights
 from probablend.flags import Flag
 from probablend.images import ImageData
 from probablend.infer.measure import measure, read_positions
-from probablend.infer.scan import DRAWS_PER_SAMPLE
 from probablend.infer.segment import segment
 from probablend.infer.sources import N_OVERLAP, ln_odds, pool_blending
 from probablend.models.source import PARAMETERS
@@ -311,13 +311,22 @@ def test_an_image_without_sources_has_an_empty_catalogue(field_weights, tmp_path
 
 def test_two_statements_on_blending_become_one_that_grows_with_both():
     pixels, footprints = np.meshgrid(np.arange(17) / 16, np.arange(N_OVERLAP + 1) / N_OVERLAP)
-    pooled = pool_blending(pixels.ravel(), footprints.ravel(), n_maps=16).reshape(pixels.shape)
+    pooled = pool_blending(pixels.ravel(), footprints.ravel()).reshape(pixels.shape)
     assert (np.diff(pooled, axis=0) > 0).all()
     assert (np.diff(pooled, axis=1) > 0).all()
     assert 0 < pooled.min() < 0.02  # both are sure, and may be wrong
     assert 0.99 < pooled.max() < 1
-    few = pool_blending(np.zeros(1), np.zeros(1), n_maps=2)
-    assert pooled.min() < few < 0.2  # two maps without a blend are less sure of it than sixteen
+
+
+@pytest.mark.parametrize(("of_maps", "of_footprints"), [(0.0, 0.0), (0.02, 0.0), (0.3, 0.05)])
+def test_how_many_maps_are_drawn_does_not_say_how_probable_a_blend_is(of_maps, of_footprints):
+    means = []
+    for n in (4, 16, 64, 256):
+        hits = np.arange(n + 1)
+        chance = binom.pmf(hits, n, of_maps)
+        said = pool_blending(hits / n, np.full(n + 1, of_footprints))
+        means.append((chance * said).sum())
+    np.testing.assert_allclose(means, means[-1], rtol=0.1)
 
 
 def test_samples_that_never_saw_it_leave_odds_finite():
@@ -327,7 +336,7 @@ def test_samples_that_never_saw_it_leave_odds_finite():
 
 def test_p_blend_pools_what_class_maps_and_footprints_say(result):
     shares = (result.catalog[name] for name in ("p_blend_maps", "p_blend_footprints"))
-    pooled = pool_blending(*shares, n_maps=2 * DRAWS_PER_SAMPLE)
+    pooled = pool_blending(*shares)
     np.testing.assert_allclose(result.catalog["p_blend"], pooled, rtol=1e-5)
 
 

@@ -44,8 +44,6 @@ class Bank:
         Centre in the stamp, pixels.
     mag, hlr, g1, g2 : Tensor, shape (stamp,)
         Truth; the half-light radius in pixels, 0 for stars.
-    noise : Tensor, shape (stamp,)
-        Noise per pixel that a real image carries, for unit flux.
     group : Tensor of int64, shape (stamp,)
         2 · survey + (1 for stars).
     surveys : tuple of str
@@ -74,7 +72,6 @@ class Bank:
     hlr: Tensor
     g1: Tensor
     g2: Tensor
-    noise: Tensor
     group: Tensor
     surveys: tuple[str, ...]
     scale: Tensor
@@ -167,13 +164,13 @@ def draw_bank(
             images.append((image / peak).astype(np.float16).ravel())
             rows.append(
                 (2 * index + int(stamp.is_star), mag, side, peak / stamp.flux, stamp.y, stamp.x,
-                 stamp.hlr, stamp.g1, stamp.g2, stamp.noise_rms / stamp.flux)
+                 stamp.hlr, stamp.g1, stamp.g2)
             )  # fmt: skip
     table = np.array(rows)
     order = np.lexsort((table[:, 1], table[:, 0]))
     table = table[order]
     sizes = np.array([images[k].size for k in order])
-    names = ("group", "mag", "side", "peak", "y", "x", "hlr", "g1", "g2", "noise")
+    names = ("group", "mag", "side", "peak", "y", "x", "hlr", "g1", "g2")
     column = {
         name: torch.from_numpy(table[:, k].astype(np.float32)) for k, name in enumerate(names)
     }

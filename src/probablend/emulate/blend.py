@@ -335,20 +335,17 @@ def make_scene(
     """
     level = FOOTPRINT_THRESHOLD * survey.sky_rms
     noiseless = np.zeros(shape_yx, dtype=np.float32)
-    carried = np.zeros(shape_yx, dtype=np.float32)  # variance that real stamps bring along
     n_footprints = np.zeros(shape_yx, dtype=np.int32)
     kept = []
     for source in sources:
         where, part = source.slices(shape_yx)
         noiseless[where] += part
-        if source.stamp.noise_rms:
-            carried[where] += source.stamp.noise_rms**2 * (part != 0)
         n_footprints[where] += part > level
         if part.size:
             kept.append(source)
     return Scene(
         survey=survey,
-        image=add_noise(noiseless, survey, generator=generator, carried_variance=carried),
+        image=add_noise(noiseless, survey, generator=generator),
         noiseless=noiseless,
         n_footprints=n_footprints,
         sources=kept,

@@ -1,9 +1,8 @@
 """Real galaxies: the 2 001 isolated CANDELS F160W galaxies of arXiv:1905.01324.
 
-The stamps are images, with the PSF of HST and their own noise, at 0.06″ per pixel: they are
-used as they are, for a survey with the same pixels. Neighbours are masked. What is kept of a
-stamp is the galaxy's own segment, dilated; its noise comes along and the emulator adds only
-what is missing to the survey's.
+The stamps are images, with the PSF of HST, at 0.06″ per pixel, for a survey with the same pixels.
+Neighbours are masked and noise is taken out. What is kept of a stamp is what then lies in the
+galaxy's own segment, dilated.
 """
 
 from pathlib import Path
@@ -13,6 +12,7 @@ from astropy.stats import mad_std
 from astropy.table import Table
 from scipy import ndimage
 
+from probablend.emulate.denoise import denoised, wavelets
 from probablend.emulate.stamps import (
     Galaxies,
     Split,
@@ -37,7 +37,7 @@ def has_their_pixels(survey: Survey) -> bool:
 
 def clean_stamp(
     image: np.ndarray, segments: np.ndarray, *, generator: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray, float]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Replace the neighbours of the central galaxy by background noise.
 
     Level and spread of the noise are those of the pixels that belong to nothing, from their
@@ -58,8 +58,8 @@ def clean_stamp(
         Background subtracted, neighbours gone.
     own : ndarray of bool, shape (y, x)
         Pixels of the central galaxy, its segment dilated.
-    rms : float
-        Noise per pixel.
+    noise : ndarray
+        Standard deviation of the noise in each of :func:`~probablend.emulate.denoise.wavelets`.
 
     Raises
     ------
@@ -76,14 +76,13 @@ def clean_stamp(
     others = ndimage.binary_dilation((segments > 0) & (segments != label), disc)
     others &= segments != label
     own = ndimage.binary_dilation(segments == label, disc) & ~others
-    sky = image[~others & ~own]
-    if len(sky) < 50:
-        raise ValueError(f"the stamp must show some background; found {len(sky)} pixels of it")
-    level = float(np.median(sky))
-    rms = float(mad_std(sky))
-    clean = (image - level).astype(np.float32)
+    sky = ~others & ~own
+    if sky.sum() < 50:
+        raise ValueError(f"the stamp must show some background; found {sky.sum()} pixels of it")
+    clean = (image - np.median(image[sky])).astype(np.float32)
+    rms = np.float32(mad_std(clean[sky]))
     clean[others] = rms * generator.standard_normal(int(others.sum()), dtype=np.float32)
-    return clean, own, rms
+    return clean, own, mad_std(wavelets(np.where(own, 0, clean))[:, sky], axis=1)
 
 
 class CandelsGalaxies(Galaxies):
@@ -128,17 +127,17 @@ class CandelsGalaxies(Galaxies):
         for index in split_indices(len(catalog), split):
             generator = np.random.default_rng([2604740, int(index)])
             try:
-                clean, own, rms = clean_stamp(
+                clean, own, noise = clean_stamp(
                     np.asarray(images[index]), np.asarray(segments[index]), generator=generator
                 )
             except ValueError:
                 continue  # a stamp without its galaxy is of no use
-            galaxy = np.where(own, clean, 0).astype(np.float32)
+            galaxy = np.where(own, denoised(clean, noise), 0)
             flux = float(galaxy.sum())
             if flux <= 0:
                 continue
             to_survey = float(survey.flux(ZEROPOINT))  # counts of the survey per stamp count
-            y, x = ndimage.center_of_mass(np.clip(galaxy, 0, None))
+            y, x = ndimage.center_of_mass(galaxy)
             self._stamps.append(
                 Stamp(
                     image=galaxy * to_survey,
@@ -149,7 +148,6 @@ class CandelsGalaxies(Galaxies):
                     g1=float("nan"),
                     g2=float("nan"),
                     galaxy=int(catalog["ID"][index]),
-                    noise_rms=rms * to_survey,
                 )
             )
             rows.append((int(catalog["ID"][index]), float(catalog["mag"][index]), False))

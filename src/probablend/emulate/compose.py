@@ -420,7 +420,6 @@ def compose(
     flux = 10 ** (-0.4 * (mag - bank.mag_of_sigma[survey[scene]]))
     value = bank.pixels[bank.start[which][source] + r * width + c].float()
     value = value * (flux * bank.peak[which])[source]
-    brought = (flux * bank.noise[which])[source]  # noise of a real image, of each pixel
     row, column = row + y0[source], column + x0[source]
 
     def total(values: Tensor, index: Tensor = source, length: int = n_sources) -> Tensor:
@@ -432,7 +431,7 @@ def compose(
         middle = (torch.stack([y0 + y, x0 + x]).round().long()).clamp(0, last)
         # Beyond the border the depth is that of the border.
         noise_here = depth[scene[source], row.clamp(0, last), column.clamp(0, last)]
-        value, brought = value / noise_here, brought / noise_here
+        value = value / noise_here
         flux = flux / depth[scene, middle[0], middle[1]]
     target = (scene[source] * size + row) * size + column
     here, at, visible = source[inside], target[inside], value[inside]
@@ -476,10 +475,7 @@ def compose(
     if depth is not None:  # exposures that are missing took their share of the electrons along
         electrons = electrons / depth
     variance = 1 + noiseless.clamp(min=0) / electrons
-    if bool(bank.noise.any()):  # real galaxies bring some of it along
-        carried = brought[inside] ** 2 * (visible != 0)
-        variance = variance - total(carried, at, n * size * size).reshape(variance.shape)
-    image = noiseless + noise * variance.clamp(min=0).sqrt()
+    image = noiseless + noise * variance.sqrt()
     return SceneBatch(
         image=image[:, None],
         noiseless=noiseless,

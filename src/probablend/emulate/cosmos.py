@@ -1,15 +1,18 @@
 """Real galaxies: GalSim's COSMOS sample (HST F814W), deconvolved and seen by another survey.
 
 GalSim takes HST's PSF out of each galaxy and puts the survey's in. The target PSF must be
-the broader one; the noise of the HST image is then suppressed with the fine detail.
+the broader one; the noise of the HST image is then suppressed with the fine detail, and what is
+left of it is taken out.
 """
 
+from functools import cached_property
 from pathlib import Path
 
 import galsim
 import numpy as np
 from astropy.table import Table
 
+from probablend.emulate.denoise import denoised, wavelets
 from probablend.emulate.psf import psf_profile
 from probablend.emulate.stamps import ProfileGalaxies, Split, UnsuitableError, split_indices
 from probablend.survey import Survey
@@ -18,6 +21,7 @@ __all__ = ["CosmosGalaxies"]
 
 _HST_SCALE = 0.03  # arcsec per pixel of the parametric fits
 _HST_FWHM = 0.095  # arcsec
+_NOISE_PIXELS = 160  # of the survey, in which the noise of stamps is measured
 
 
 class CosmosGalaxies(ProfileGalaxies):
@@ -76,9 +80,38 @@ class CosmosGalaxies(ProfileGalaxies):
 
     def profile(self, index: int) -> galsim.GSObject:
         """Galaxy of row ``index`` before the PSF, unit flux, arcseconds."""
-        # The noise padding of GalSim would be a second noise: the stamp is used as it is.
         galaxy = galsim.RealGalaxy(self._catalog, index=int(self.table["row"][index]))
         return galaxy.withFlux(1.0)
+
+    def clean(self, image: np.ndarray, index: int, flux: float) -> np.ndarray:
+        """See :meth:`ProfileGalaxies.clean`; all of the flux is in the image."""
+        row = int(self.table["row"][index])
+        noise = np.sqrt(self._catalog.variance[row]) / self._catalog.getGalImage(row).array.sum()
+        galaxy = denoised(image, flux * noise * self._noise_levels)
+        light = float(galaxy.sum())
+        return galaxy * np.float32(flux / light) if light > 0 else image
+
+    @cached_property
+    def _noise_levels(self) -> np.ndarray:
+        """Noise in each of the wavelets of a stamp, for one of 1 per pixel of HST.
+
+        That of the first galaxy: their PSFs are alike.
+        """
+        row = int(self.table["row"][np.flatnonzero(~np.asarray(self.table["is_star"]))[0]])
+        hst = galsim.RealGalaxy(self._catalog, index=row)
+        scale = self._catalog.pixel_scale[row]
+        side = int(np.ceil(_NOISE_PIXELS * max(self.survey.scale / scale, 1)))
+        noise = galsim.Image(side, side, scale=scale)
+        sky = self._catalog.getNoise(row, rng=galsim.BaseDeviate(1)).withVariance(1.0)
+        noise.addNoise(sky)
+        seen = galsim.Convolve(
+            galsim.InterpolatedImage(noise), galsim.Deconvolve(hst.original_psf), self.psf
+        )
+        drawn = seen.drawImage(
+            nx=_NOISE_PIXELS, ny=_NOISE_PIXELS, scale=self.survey.scale
+        ).array  # fmt: skip
+        inner = slice(_NOISE_PIXELS // 6, -_NOISE_PIXELS // 6)  # borders are smoothed with nothing
+        return wavelets(drawn)[:, inner, inner].std(axis=(1, 2))
 
     def shape(self, index: int) -> tuple[float, float, float]:
         """Circularised half-light radius (arcsec), g1 and g2; NaN if there is no fit."""

@@ -57,13 +57,7 @@ def noise_rms(scene: np.ndarray, survey: Survey) -> np.ndarray:
     return np.sqrt(variance).astype(np.float32)
 
 
-def add_noise(
-    scene: np.ndarray,
-    survey: Survey,
-    *,
-    generator: np.random.Generator,
-    carried_variance: np.ndarray | float = 0.0,
-) -> np.ndarray:
+def add_noise(scene: np.ndarray, survey: Survey, *, generator: np.random.Generator) -> np.ndarray:
     """Draw one exposure of a noiseless scene.
 
     Gaussian in each pixel: with the sky levels of imaging surveys (tens of electrons and
@@ -77,9 +71,6 @@ def add_noise(
         Gives the sky noise and the gain.
     generator : numpy.random.Generator
         The only source of randomness.
-    carried_variance : ndarray or float
-        Variance that ``scene`` already has where it was cut from real images, counts²; only
-        what is missing is added.
 
     Returns
     -------
@@ -99,8 +90,7 @@ def add_noise(
     if n_bad:
         raise ValueError(f"scene must be finite; found {n_bad} pixels that are not")
     draw = generator.standard_normal(scene.shape, dtype=np.float32)
-    missing = np.clip(noise_rms(scene, survey) ** 2 - carried_variance, 0, None)
-    return (scene + np.sqrt(missing) * draw).astype(np.float32)
+    return (scene + noise_rms(scene, survey) * draw).astype(np.float32)
 
 
 def gaussian_kernels(width: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import numpy as np
 from astropy.io import fits
 from astropy.stats import gaussian_sigma_to_fwhm
 from scipy.optimize import brentq
+from scipy.special import j0
 
 from probablend.psf import (
     PSF,
@@ -23,6 +24,7 @@ from probablend.survey import Survey
 __all__ = ["moffat_beta", "psf_image", "psf_images_in", "psf_profile", "survey_psf"]
 
 _BETAS = (1.8, 10.0)  # of the Moffat profiles that are like others
+_FREQUENCIES = 200  # of an Airy pattern, where its width is measured
 _FINER, _REACH = 6, 12  # points per FWHM, and FWHM to each side, where wings are measured
 
 
@@ -93,20 +95,22 @@ def _airy(survey: Survey, fwhm: float) -> galsim.GSObject:
     # 1 % of the light in the far rings may fall outside the folded image: the rings of an
     # Airy pattern fall so slowly that the default 0.5 % makes every stamp huge.
     params = galsim.GSParams(folding_threshold=1e-2)
-    airy = galsim.Airy(
-        lam_over_diam=float(survey.diffraction_scale.to_value("arcsec")),
-        obscuration=survey.obscuration,
-        gsparams=params,
-    )
-    half, width = 0.5 * airy.xValue(0, 0), survey.diffraction_scale.to_value("arcsec")
-    # The first zero lies beyond 0.9 λ/D for any obscuration.
-    radius = brentq(lambda r: airy.xValue(r, 0) - half, 0.1 * width, 0.9 * width)
-    excess = fwhm**2 - (2 * radius) ** 2
-    if excess <= 0:  # quoted FWHM below the diffraction limit: keep the shape, take the width
-        return airy.dilate(fwhm / (2 * radius))
-    # Widths of an Airy core and a Gaussian add in quadrature to about 4 %, if the obscuration is
-    # not large.
-    jitter = galsim.Gaussian(sigma=float(np.sqrt(excess)) / gaussian_sigma_to_fwhm, gsparams=params)
+    scale = float(survey.diffraction_scale.to_value("arcsec"))
+    airy = galsim.Airy(lam_over_diam=scale, obscuration=survey.obscuration, gsparams=params)
+    # A mirror passes no frequency beyond that of its diameter.
+    k = 2 * np.pi / scale * (np.arange(_FREQUENCIES) + 0.5) / _FREQUENCIES
+    passed = np.array([airy.kValue(at, 0).real for at in k]) * k
+
+    def over_half(sigma: float, width: float) -> float:
+        """Light at half of ``width`` from the middle, less half of that in the middle."""
+        seen = passed * np.exp(-0.5 * (k * sigma) ** 2)
+        return float((seen * (j0(0.5 * k * width) - 0.5)).sum())
+
+    if over_half(0.0, fwhm) >= 0:  # quoted FWHM below the diffraction limit: keep the shape
+        own = brentq(lambda width: over_half(0.0, width), fwhm, 2 * scale)
+        return airy.dilate(fwhm / own)
+    sigma = brentq(lambda sigma: over_half(sigma, fwhm), 0.0, fwhm / gaussian_sigma_to_fwhm)
+    jitter = galsim.Gaussian(sigma=sigma, gsparams=params)
     return galsim.Convolve(airy, jitter, gsparams=params)
 
 

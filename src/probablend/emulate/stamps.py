@@ -54,8 +54,6 @@ class Stamp:
         Identifier in the source; no two splits share one.
     is_star : bool
         Whether it is a point source.
-    noise_rms : float
-        Noise that a real image already carries where it is not zero, counts per pixel.
     """
 
     image: np.ndarray
@@ -67,7 +65,6 @@ class Stamp:
     g2: float
     galaxy: int
     is_star: bool = False
-    noise_rms: float = 0.0
 
 
 def split_indices(n_galaxies: int, split: Split) -> np.ndarray:
@@ -216,17 +213,12 @@ def turn_stamp(stamp: Stamp, scale: float, *, generator: np.random.Generator) ->
     stamp : Stamp
         What to turn.
     scale : float
-        Multiplies image, flux and the noise that the image carries.
+        Multiplies image and flux.
     generator : numpy.random.Generator
         Chooses one of the eight ways.
     """
     turned = _turn(stamp, generator)
-    return replace(
-        turned,
-        image=(turned.image * np.float32(scale)),
-        flux=stamp.flux * scale,
-        noise_rms=stamp.noise_rms * scale,
-    )
+    return replace(turned, image=turned.image * np.float32(scale), flux=stamp.flux * scale)
 
 
 class ProfileGalaxies(Galaxies):
@@ -242,6 +234,10 @@ class ProfileGalaxies(Galaxies):
     def shape(self, index: int) -> tuple[float, float, float]:
         """Circularised half-light radius (arcsec), g1 and g2 of row ``index``."""
 
+    def clean(self, image: np.ndarray, index: int, flux: float) -> np.ndarray:
+        """The image of row ``index``, of ``flux`` counts, without noise: profiles have none."""
+        return image
+
     def draw(self, index: int, mag: float, *, generator: np.random.Generator) -> Stamp:
         """See :meth:`Galaxies.draw`."""
         survey = self.survey
@@ -251,6 +247,8 @@ class ProfileGalaxies(Galaxies):
         bare = self.psf if is_star else galsim.Convolve(self.profile(index), self.psf)
         seen = (bare * flux).shift(shift_yx[1] * survey.scale, shift_yx[0] * survey.scale)
         image, y, x = draw_stamp(seen, survey)
+        if not is_star:
+            image = self.clean(image, index, flux)
         hlr, g1, g2 = (0.0, 0.0, 0.0) if is_star else self.shape(index)
         return Stamp(
             image=image,

@@ -63,7 +63,6 @@ _MIN_IN_BIN = 20
 _FACTORS = np.geomspace(0.25, 4, 17)  # of errors, that are tried
 # Fainter ones are found where noise makes them brighter, and their truth is not in the interval.
 _CLEAR = 10.0  # S/N
-_CLOSE = BINS["separation"][1]  # pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -463,6 +462,14 @@ def _wanted_factor(
     return np.array([np.interp(0.0, -line, _FACTORS) for line in off.T])
 
 
+def _resolved(separation: np.ndarray, merged: np.ndarray) -> float:
+    """Distance that best tells galaxies that are seen as one with another from the others."""
+    order = np.argsort(separation)
+    apart_below = np.cumsum(~merged[order])
+    merged_above = merged.sum() - np.cumsum(merged[order])
+    return float(separation[order][np.argmin(apart_below + merged_above)])
+
+
 def _scores(table: Table, depth: float, mags: dict[str, np.ndarray]) -> dict[str, Any]:
     """Scores of the injected galaxies; of magnitudes also how many detections are false."""
     found, merged = np.asarray(table["found"], bool), np.asarray(table["merged"], bool)
@@ -487,13 +494,10 @@ def _scores(table: Table, depth: float, mags: dict[str, np.ndarray]) -> dict[str
             "above_snr": _CLEAR, "n": int(judged.sum()), **share_inside(rank[judged]),
             "error_factor": float(np.quantile(wanted, 0.68)),  # of 68 % it is enough
         }  # fmt: skip
-    close = np.asarray(table["separation"], float) < _CLOSE
-    close &= np.asarray(table["snr"], float) >= _CLEAR
-    if close.any():
-        scores["close"] = {
-            "within": _CLOSE, "above_snr": _CLEAR, "n": int(close.sum()),
-            "merged": int(merged[close].sum()),
-        }  # fmt: skip
+    clear = np.asarray(table["snr"], float) >= _CLEAR
+    if merged[clear].sum() >= _MIN_IN_BIN:
+        distance = _resolved(np.asarray(table["separation"], float)[clear], merged[clear])
+        scores["close"] = {"above_snr": _CLEAR, "merged_within": distance}
     if len(seen):
         p_blend, truth = np.asarray(seen["p_blend"], float), np.asarray(seen["overlaps"], bool)
         said = reliability(p_blend, truth, n_bins=10)

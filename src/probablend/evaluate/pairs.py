@@ -198,7 +198,8 @@ def pair_scores(table: Table, *, flux: str = "flux") -> dict[str, Any]:
     -------
     dict
         ``both_found`` (share of the pairs), in all and by separation; ``third_source``, the
-        share of pairs with more than two objects, ``stray``, with one that is neither galaxy;
+        share of pairs with more than two objects, ``stray``, with one that neither is a galaxy nor
+        lies on its centre;
         flux scores of central and companion galaxies, of all, and in ``bins`` of S/N, separation,
         separation over radius and difference of magnitude; ``over_fisher`` where S/N > 20 and the
         separation > 1.5 radii; ``shape``; coverage; ``seen_as_one``, the pairs that one object
@@ -210,7 +211,6 @@ def pair_scores(table: Table, *, flux: str = "flux") -> dict[str, Any]:
     one = np.asarray(first["n_speaking"]) == 1
     separation = np.asarray(first["separation"], float)
     n_objects = np.asarray(first["n_objects"])
-    n_matched = np.sum(found.reshape(-1, 2), axis=1)
     seen = table[np.isfinite(np.asarray(table[flux], float))].copy()
     seen["flux"] = seen[flux]
     scores: dict[str, Any] = {
@@ -228,7 +228,7 @@ def pair_scores(table: Table, *, flux: str = "flux") -> dict[str, Any]:
             if (some := (separation >= low) & (separation < high)).any()
         ],
         "third_source": float((n_objects > 2).mean()),
-        "stray": float((n_objects > n_matched).mean()),
+        "stray": float((n_objects > np.asarray(first["n_speaking"])).mean()),
         "flux_all": _fluxes(seen),
         "flux_central": _fluxes(seen[np.asarray(seen["galaxy"]) == 0]),
         "flux_companion": _fluxes(seen[np.asarray(seen["galaxy"]) == 1]),

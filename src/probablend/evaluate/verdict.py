@@ -18,7 +18,6 @@ _FAR_OFF = 0.1  # how wrong intervals of some of the galaxies are that are warne
 _N_SIGMA = 3  # … if chance does not do that
 # Relative error of a standard deviation that is read from the 68 % quantile of |pull|, times √n.
 _FACTOR_ERROR = 0.96
-_MERGED = 0.1  # share of the injected galaxies that is worth a word
 _FALSE = 0.05  # share of false detections that is worth a word
 
 
@@ -45,10 +44,10 @@ def verdict(report: dict[str, Any]) -> str:
             kind = "too narrow" if row["coverage68"] < 0.68 else "too wide"
             text += f" – but {_where(row)} they hold {100 * row['coverage68']:.0f} %: {kind}"
         parts.append(text)
-    if (close := report["close"]) and (share := close["merged"] / close["n"]) > _MERGED:
+    if close := report["close"]:
         parts.append(
-            f"within {close['within']:g} px of a real source, above S/N {close['above_snr']:g}, "
-            f"{100 * share:.0f} % are seen as one with it"
+            f"nearer than {close['merged_within']:.1f} px to a real source, above S/N "
+            f"{close['above_snr']:g}, most are seen as one with it"
         )
     by_snr = [row for row in report["bins"] if row["bin"] == "snr"]
     deep = None  # every bin from there on is complete

@@ -3,6 +3,7 @@
 import logging
 import warnings
 
+import galsim
 import numpy as np
 import sep
 from astropy.stats import gaussian_sigma_to_fwhm
@@ -32,6 +33,7 @@ _SPIKE = 0.6  # share of the light of 3 × 3 pixels in the middle one
 _MIN_FOUND = 8
 _MIN_SHARED = 4  # sources, and
 _LEAST_SURE = 8  # of them: fewer might be galaxies
+_MOST_COMPARED, _ONE_SHAPE = 4, 0.035  # of these, how much reduced shears may scatter
 _SHARE = 0.01  # of all of them, whose widths agree
 _SPREAD = 1.08  # to this factor
 _ODD, _ODD_SHARE = 3, 0.05  # sources may be narrower than stars, or this share of all
@@ -94,6 +96,10 @@ def measure_psf(signal: np.ndarray, mask: np.ndarray, rms: float | np.ndarray = 
     cores = cores[np.isfinite(cores).all(axis=(1, 2))]
     if len(cores) < _MIN_SHARED:
         return None
+    few = not sure or len(cores) < _LEAST_SURE
+    if few and not _alike(signal, y, x, width):
+        log.info("no PSF is measured: the %d narrowest sources differ as galaxies do", len(cores))
+        return None
     fwhm = fwhm_before_pixel(list(cores[:_MAX_STARS]), noise=1.0)
     seen = np.where(mask, np.nan, signal)
     around = _around(seen, y, x, fwhm) if sure else None
@@ -106,12 +112,29 @@ def measure_psf(signal: np.ndarray, mask: np.ndarray, rms: float | np.ndarray = 
         ", its wings unknown" if wings is None else ", and its image" if image is not None else ""
     )
     log.info("PSF of the image's stars: %s%s", psf, known)
-    if not sure or len(cores) < _LEAST_SURE:
+    if few:
         log.warning(
             "the width of the PSF, %.2f pixels, is that of the %d narrowest sources that agree: if "
             "they are galaxies it is less; psf_fwhm (--psf-fwhm) says what it is", fwhm, len(cores),
         )  # fmt: skip
     return psf
+
+
+def _alike(signal: np.ndarray, y: np.ndarray, x: np.ndarray, width: float) -> bool:
+    """Whether sources have one ellipticity, as stars have and galaxies have not.
+
+    Of the brightest few, by moments with a Gaussian weight that adapts to them.
+    """
+    cuts = _cut_outs(signal, y[:_MOST_COMPARED], x[:_MOST_COMPARED], int(np.ceil(2 * width)))
+    shapes = []
+    for cut in np.nan_to_num(cuts):
+        moments = galsim.hsm.FindAdaptiveMom(
+            galsim.Image(cut), guess_sig=width / gaussian_sigma_to_fwhm, strict=False
+        )
+        if moments.error_message:
+            return False
+        shapes.append((moments.observed_shape.g1, moments.observed_shape.g2))
+    return float(np.sqrt(np.var(shapes, axis=0, ddof=1).mean())) < _ONE_SHAPE
 
 
 def _stars(

@@ -25,6 +25,7 @@ from probablend.prepare import PreparedImage
 
 __all__ = [
     "N_DRAWS",
+    "N_MAPS",
     "N_OVERLAP",
     "POOL",
     "Measured",
@@ -42,7 +43,8 @@ _CHUNK = 256
 _SLACK = 1.1  # how far beyond the range of the training is still within
 _TOUCH = 1.15  # blended pixels this far out, in footprint radii, still are the source's
 N_OVERLAP = 32  # joint draws in which overlaps are counted
-POOL = (0.96, 0.85, 0.47)  # see pool_blending
+POOL = (0.96, 0.85, 0.47)  # see pool_blending; of
+N_MAPS = 64  # class maps: with fewer a share says the same, but is less sure
 
 
 @torch.inference_mode()
@@ -181,7 +183,7 @@ def ln_odds(share: np.ndarray, n: int) -> np.ndarray:
     return np.log((hits + 0.5) / (n - hits + 0.5))
 
 
-def pool_blending(by_pixels: np.ndarray, by_footprints: np.ndarray, *, n_maps: int) -> np.ndarray:
+def pool_blending(by_pixels: np.ndarray, by_footprints: np.ndarray) -> np.ndarray:
     """Probability that a source is blended, from two shares of posterior samples.
 
     A logarithmic pool (Genest & Zidek 1986, doi:10.1214/ss/1177013825) with weights that were
@@ -196,11 +198,9 @@ def pool_blending(by_pixels: np.ndarray, by_footprints: np.ndarray, *, n_maps: i
         Share of the class maps with a blended pixel in the footprint.
     by_footprints : ndarray, shape (source,)
         Share of the joint draws in which the footprint overlaps another one.
-    n_maps : int
-        How many class maps there are.
     """
     constant, of_pixels, of_footprints = POOL
-    pooled = constant + of_pixels * ln_odds(by_pixels, n_maps)
+    pooled = constant + of_pixels * ln_odds(by_pixels, N_MAPS)
     return expit(pooled + of_footprints * ln_odds(by_footprints, N_OVERLAP))
 
 
@@ -311,7 +311,7 @@ def measure_sources(
             "p_source": found.p_source,
             "p_star": found.p_star,
             "hlr_arcsec": columns["hlr"] * (np.nan if pixel_scale is None else pixel_scale),
-            "p_blend": pool_blending(by_pixels, by_footprints, n_maps=len(blends)),
+            "p_blend": pool_blending(by_pixels, by_footprints),
             "p_blend_maps": by_pixels,
             "p_blend_footprints": by_footprints,
             "parent": group + 1,
