@@ -60,7 +60,8 @@ def test_footprints_are_those_of_galaxies_and_not_of_noise(folder, wfc3, generat
     for index in range(0, 30, 5):
         stamp = galaxies.draw(index, float(galaxies.table["mag"][index]), generator=generator)
         assert stamp.image.min() >= 0
-        assert ndimage.label(stamp.image > 0.5 * RMS)[1] <= 4
+        pieces = np.bincount(ndimage.label(stamp.image > 0.5 * RMS)[0].ravel())[1:]
+        assert pieces.max() > 0.95 * pieces.sum()
 
 
 def test_splits_share_no_galaxy_and_cover_the_set(folder, wfc3):

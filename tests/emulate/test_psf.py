@@ -6,6 +6,7 @@ import pytest
 from astropy.io import fits
 
 from probablend.emulate.psf import moffat_beta, psf_image, psf_images_in, psf_profile, survey_psf
+from probablend.psf import PSF, clean_psf
 from probablend.survey import get_survey, survey_from
 
 
@@ -79,7 +80,25 @@ def test_the_image_of_a_psf_is_stretched_to_the_width_and_keeps_its_shape(survey
     assert moments.observed_shape.e1 == pytest.approx(5 / 13, abs=0.02)
     assert moments.moments_centroid.x == pytest.approx(100.5, abs=0.3)
     assert image.array.sum() == pytest.approx(1, abs=0.01)
-    assert image.array[0].max() < 1e-4 * image.array.max()
+    border = np.concatenate([image.array[[0, -1]].ravel(), image.array[:, [0, -1]].ravel()])
+    assert np.median(np.abs(border)) < 1e-4 * image.array.max()
+
+
+@pytest.mark.parametrize(("name", "off"), [("candels-f160w", 0.005), ("euclid-vis", 0.03)])
+def test_what_pixels_saw_is_seen_again(name, off, tmp_path):
+    """The response of the pixels is in the image of a PSF, and is not put in twice."""
+    survey = get_survey(name)
+    seen = psf_image(survey, 65)
+    fits.writeto(tmp_path / "psf.fits", seen)
+    width = PSF.of(seen).fwhm * survey.pixel_scale
+    own = replace(
+        survey, psf_profile="image", psf_file=str(tmp_path / "psf.fits"), psf_fwhm=width
+    )  # fmt: skip
+    again = psf_image(own, 65)
+    seen = clean_psf(seen, "seen")  # falling to zero at its border
+    seen /= seen.sum()
+    assert np.abs(again - seen).max() < off * seen.max()
+    assert (again**2).sum() == pytest.approx((seen**2).sum(), rel=0.01)
 
 
 def test_the_image_of_a_psf_is_named_in_toml_and_read_back(survey, psf_file):

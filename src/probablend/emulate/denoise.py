@@ -18,6 +18,7 @@ _ITERATIONS = 5
 _SPLINE = np.array([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
 _WHITE = 0.0856  # of white noise, on the third scale, per 1 in each pixel
 _FAINTEST = 2.0  # standard deviations, of a mean along an ellipse
+_FEWEST = 4  # ellipses, of which a slope can be told
 _PIXEL2 = 1 / 12  # pixels², second moment of a pixel
 
 
@@ -82,7 +83,10 @@ def _standing_out(image: np.ndarray, noise: np.ndarray, *, positive: bool = Fals
 
 
 def _along_ellipses(image: np.ndarray, galaxy: np.ndarray, white: float) -> np.ndarray:
-    """Mean along the ellipses of a galaxy, falling outwards, to where the noise hides it."""
+    """Mean along the ellipses of a galaxy, falling outwards.
+
+    Where the noise hides it, it goes on falling as it did.
+    """
     weight = galaxy / galaxy.sum()
     y, x = np.indices(image.shape).astype(float)
     y, x = y - (weight * y).sum(), x - (weight * x).sum()
@@ -95,9 +99,12 @@ def _along_ellipses(image: np.ndarray, galaxy: np.ndarray, white: float) -> np.n
     mean = np.bincount(ring.ravel(), image.ravel()) / np.maximum(n, 1)
     hidden = mean < _FAINTEST * white / np.sqrt(np.maximum(n, 1))
     last = int(np.argmax(hidden)) if hidden.any() else len(n)
-    mean = np.minimum.accumulate(mean)
-    smooth = np.interp(radius, np.arange(len(mean)) + 0.5, mean)
-    return np.where(radius < last, smooth, 0.0)
+    if last < _FEWEST:
+        return np.zeros(image.shape)
+    at, mean = np.arange(last) + 0.5, np.minimum.accumulate(mean[:last])
+    slope = np.polyfit(at[last // 2 :], np.log(mean[last // 2 :]), 1)[0]
+    tail = mean[-1] * np.exp(min(slope, -1 / last) * (radius - at[-1]))
+    return np.where(radius < at[-1], np.interp(radius, at, mean), tail)
 
 
 def _brightest(image: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from probablend.psf import (
     PSF,
     SIDE,
     clean_psf,
-    half_maximum_width,
+    fwhm_before_pixel,
     interpolated,
     light_in_wings,
     read_psf,
@@ -84,9 +84,22 @@ def psf_images_in(path: str | Path) -> list[str]:
 
 def _from_image(name: str, fwhm: float) -> galsim.GSObject:
     """A PSF that was measured or modelled, stretched to ``fwhm`` (arcsec)."""
-    image = clean_psf(read_psf(name)[0], f"psf_file {name}")
-    psf = interpolated(image)
-    return psf.shift(-psf.centroid).dilate(fwhm / half_maximum_width(image))
+    image, sampling = read_psf(name)
+    image = clean_psf(image, f"psf_file {name}")
+    pixel = 1 / sampling
+    psf = interpolated(_before_pixels(image, pixel))
+    return psf.shift(-psf.centroid).dilate(fwhm / fwhm_before_pixel([image], pixel=pixel))
+
+
+def _before_pixels(image: np.ndarray, pixel: float) -> np.ndarray:
+    """A PSF without the response of the pixels that its light was gathered in.
+
+    Drawing puts in those of the survey. A Gaussian as wide as they are has no zeros to divide by,
+    and is like them where a PSF has light.
+    """
+    y, x = (2 * np.pi * np.fft.fftfreq(n) for n in image.shape)
+    response = np.exp(-(pixel**2) / 24 * (y[:, None] ** 2 + x**2))
+    return np.fft.ifft2(np.fft.fft2(image) / response).real
 
 
 def _airy(survey: Survey, fwhm: float) -> galsim.GSObject:

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from probablend._version import __version__
 from probablend.checkpoint import file_hash, find_model, knows_sources, pixels_only
-from probablend.emulate.blend import COUNTS_SLOPE, draw_mags
+from probablend.emulate.blend import COUNTS_SLOPE, FieldConfig, draw_mags
 from probablend.emulate.noise import add_noise, noise_rms
 from probablend.emulate.parametric import (
     RADIUS_SCATTER,
@@ -45,6 +45,7 @@ SHARED = NAMES[:6]  # what the network speaks of too
 SIZE = 128  # side of the image, pixels
 _WINDOW = 64  # side of its middle part, on which the reference looks
 _MAX_RADIUS = 6.0  # pixels, of the reference's prior
+_MAGS = FieldConfig.mag_range  # of it too
 _N_WALKERS = 64
 
 
@@ -208,11 +209,13 @@ def log_prior(parameters: np.ndarray, survey: Survey) -> np.ndarray:
     inside &= (ln_hlr > np.log(0.05)) & (ln_hlr < np.log(_MAX_RADIUS))
     for place in (y, x):
         inside &= np.abs(place - SIZE / 2) < _WINDOW / 4
+    mag = survey.mag(np.exp(ln_flux))
+    inside &= (mag > _MAGS[0]) & (mag < _MAGS[1])
     with np.errstate(divide="ignore"):
         density = np.log(shear_density(g))
     density = density - 2.5 * COUNTS_SLOPE * ln_flux  # number counts
     major = np.exp(ln_hlr) * survey.scale * np.sqrt((1 + g) / np.maximum(1 - g, 1e-9))
-    median = median_radius(survey.mag(np.exp(ln_flux)))
+    median = median_radius(mag)
     density = density - 0.5 * (np.log(major / median) / RADIUS_SCATTER) ** 2
     density = density - 0.5 * ((ln_n - np.log(SERSIC_INDEX[0])) / SERSIC_INDEX[1]) ** 2
     return np.where(inside, density, -np.inf).sum(axis=-1)
