@@ -74,7 +74,8 @@ def main() -> None:
             scene = draw_field(galaxies, config, generator=np.random.default_rng([args.seed, k]))
             signal = scene.image / survey.sky_rms
             found = measure_psf(signal, np.zeros(signal.shape, bool))
-            said.append(None if found is None else {"fwhm": found.fwhm, "wings": found.wings})
+            sure = found is not None and found.origin == "measured"
+            said.append({"fwhm": found.fwhm, "wings": found.wings} if sure else None)
         true = survey_psf(survey)
         report["surveys"][label] = {"fwhm": true.fwhm, "wings": true.wings, "said": said}
         print(label, report["surveys"][label], flush=True)

@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import astropy.units as u
 import numpy as np
 import pytest
 from surveycodex.utilities import mag2counts, mean_sky_level
 
+from probablend.emulate.psf import psf_image
 from probablend.survey import available_surveys, get_survey
 
 GOOD = 'name = "m"\npixel_scale = 0.2\nzeropoint = 27\ngain = 1\nsky_rms = 1\npsf_fwhm = 1\n'
@@ -113,3 +116,9 @@ def test_a_sky_without_electrons_is_warned_of(tmp_path, caplog):
         (tmp_path / "m.toml").write_text(GOOD.replace("gain = 1\n", f"gain = {gain}\n"))
         get_survey(tmp_path / "m.toml")
         assert ("electrons per count" in caplog.text) == warned
+
+
+def test_the_depth_is_that_of_a_point_source_of_five_times_its_noise(survey):
+    psf = psf_image(replace(survey, psf_profile="gaussian"), 65)
+    flux = 5 * survey.sky_rms / np.sqrt((psf.astype(float) ** 2).sum())  # profile-weighted
+    assert survey.depth == pytest.approx(float(survey.mag(flux)), abs=0.1)

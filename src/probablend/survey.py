@@ -28,6 +28,7 @@ __all__ = [
     "available_surveys",
     "draw_survey",
     "get_survey",
+    "limiting_flux",
     "read_survey",
     "survey_from",
 ]
@@ -159,6 +160,11 @@ class Survey:
         """FWHM of the PSF in pixels."""
         return float((self.psf_fwhm / self.pixel_scale).to_value(u.dimensionless_unscaled))
 
+    @property
+    def depth(self) -> float:
+        """AB magnitude of a point source of 5 σ, from the sky alone."""
+        return float(self.mag(limiting_flux(self.sky_rms, self.psf_fwhm_pixels)))
+
     def as_dict(self) -> dict[str, float | str]:
         """Plain values, angles in arcseconds, as :func:`survey_from` takes them."""
         values: dict[str, float | str] = {}
@@ -178,6 +184,11 @@ class Survey:
         flux = np.asarray(flux, dtype=float)
         safe = np.where(flux > 0, flux, np.nan)
         return self.zeropoint - 2.5 * np.log10(safe)
+
+
+def limiting_flux(rms: float, fwhm: float) -> float:
+    """Flux of a point source of 5 σ under a noise per pixel, with a Gaussian PSF (FWHM, pixels)."""
+    return 5 * rms * math.sqrt(4 * math.pi) * fwhm / gaussian_sigma_to_fwhm  # √(effective area)
 
 
 # name → (survey, filter, PSF profile). Space telescopes are close to their diffraction
@@ -301,10 +312,8 @@ def draw_survey(
     low, high = (scale * pixels for scale in _SCALE_RANGE)
     fwhm = between(max(low, 0.1), min(high, 1.4))
     profile = str(generator.choice(_PROFILES))
-    # The magnitude of a point source of S/N 5, noise over the area of a Gaussian PSF.
     depth, zeropoint = generator.uniform(23.5, 28.0), 25.0
-    sigma = pixels / gaussian_sigma_to_fwhm
-    sky_rms = 10 ** (-0.4 * (depth - zeropoint)) / (5 * math.sqrt(4 * math.pi) * sigma)
+    sky_rms = 10 ** (-0.4 * (depth - zeropoint)) / limiting_flux(1.0, pixels)
     shear, angle = 0.1 * generator.uniform() ** 2, generator.uniform(0, 2 * math.pi)
     psf_file = ""
     if psf_files and generator.uniform() < image_fraction:

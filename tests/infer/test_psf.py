@@ -4,6 +4,7 @@ import pytest
 
 from probablend.images import read_image
 from probablend.infer.psf import measure_psf
+from probablend.infer.segment import sure_psf
 from probablend.prepare import prepare_image
 from probablend.psf import PSF, light_in_wings
 
@@ -92,6 +93,38 @@ def test_stars_that_are_too_few_say_nothing_of_the_wings():
     few = measured(sky_with_stars(galsim.Kolmogorov(fwhm=3.0), n=32, star_every=8))
     assert few.fwhm == pytest.approx(3.0, rel=0.05)
     assert few.wings is None
+
+
+def few_alike(shapes, noise=1.0, side=300):
+    """Nine bright sources, of which the narrowest five have these shapes."""
+    rng = np.random.default_rng(7)
+    image = galsim.ImageF(side, side)
+    psf = galsim.Moffat(beta=3, fwhm=3.0)
+    for k in range(9):
+        shape = shapes[k] if k < 5 else (0.3, 0.0)
+        galaxy = galsim.Exponential(half_light_radius=1.2 if k < 5 else 4.0 + k, flux=2e4)
+        profile = galsim.Convolve(galaxy.shear(g1=shape[0], g2=shape[1]), psf)
+        at = galsim.PositionD(60 + 90 * (k % 3), 60 + 90 * (k // 3))
+        stamp = profile.drawImage(nx=80, ny=80, scale=1.0, center=at)
+        image[stamp.bounds] += stamp
+    return image.array + noise * rng.standard_normal(image.array.shape)
+
+
+def test_a_few_sources_of_many_shapes_are_no_stars(caplog):
+    alike = measured(few_alike([(0.05, 0.02)] * 5))
+    assert alike is not None
+    assert "if they are galaxies it is less" in caplog.text
+    shapes = [(0.3, 0.0), (-0.3, 0.0), (0.0, 0.3), (0.0, -0.3), (0.2, 0.2)]
+    with caplog.at_level("INFO", logger="probablend"):
+        bound = measured(few_alike(shapes))
+    assert "differ as galaxies do" in caplog.text
+    assert bound.origin == "assumed"
+    assert bound.fwhm > 1.2 * 3.0  # of the PSF: galaxies are wider
+    # What weights assume, but nothing wider than what is seen.
+    assert sure_psf(bound, {"psf_fwhm_pixels": [2.0, 2.6, 9.0]}).fwhm == 2.6
+    wide = sure_psf(bound, {"psf_fwhm_pixels": [8.0, 9.0]})
+    assert (wide.fwhm, wide.origin) == (bound.fwhm, "assumed")
+    assert sure_psf(alike, {"psf_fwhm_pixels": [2.0]}) is alike
 
 
 @pytest.mark.parametrize("fwhm", [2.6, 4.0])

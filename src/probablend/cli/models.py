@@ -36,21 +36,25 @@ def train_command(
 
 @app.command("surveys")
 def surveys_command() -> None:
-    """List the surveys that are known by name.
+    """List the surveys that are known by name, with their depth for a point source.
+
+    Their noise is that of the sky: space telescopes, whose detectors add to it, are shallower.
 
     Example: probablend surveys
     """
     from probablend.survey import available_surveys, get_survey
 
     table = Table()
-    for column in ("name", "″/pixel", "PSF FWHM ″", "PSF", "zero point", "gain", "sky rms"):
+    columns = ("name", "″/px", "PSF FWHM ″", "PSF", "zero point", "gain", "sky rms", "5 σ depth")
+    for column in columns:
         words = column in ("name", "PSF")
         table.add_column(column, justify="left" if words else "right", no_wrap=words)
     for name in available_surveys():
         s = get_survey(name)
         table.add_row(
             s.name, f"{s.scale:.4g}", f"{s.psf_fwhm.to_value('arcsec'):.3g}", s.psf_profile,
-            f"{s.zeropoint:.2f}", f"{s.gain:g}", f"{s.sky_rms:.4g}",
+            f"{s.zeropoint:.2f}", f"{s.gain:g}", f"{s.sky_rms:.3g}",
+            f"{s.depth:.1f}",
         )  # fmt: skip
     out.print(table)
 

@@ -17,7 +17,6 @@ import astropy.units as u
 import numpy as np
 import torch
 from astropy.io import fits
-from astropy.stats import gaussian_sigma_to_fwhm
 from astropy.table import Table, vstack
 from scipy.spatial import KDTree
 
@@ -50,7 +49,7 @@ from probablend.infer.sources import N_DRAWS
 from probablend.models.source import PARAMETERS, SourcePosterior
 from probablend.prepare import prepare_image
 from probablend.psf import PSF, as_psf, read_psf
-from probablend.survey import Survey
+from probablend.survey import Survey, limiting_flux
 
 __all__ = ["InjectionConfig", "inject"]
 
@@ -284,9 +283,8 @@ def _describe(
     scale: float, rms: float, fwhm: float, zeropoint: float | None, gain: float | None
 ) -> tuple[Survey, float]:
     """The image as a survey, and the magnitude of a point source of S/N 5."""
-    sigma = fwhm / gaussian_sigma_to_fwhm
-    flux = 5 * rms * np.sqrt(4 * np.pi) * sigma  # √(effective area) of a Gaussian
-    zeropoint = _DEPTH + 2.5 * np.log10(flux) if zeropoint is None else zeropoint
+    flux = limiting_flux(rms, fwhm)
+    zeropoint = _DEPTH + 2.5 * float(np.log10(flux)) if zeropoint is None else zeropoint
     survey = Survey(
         name="image",
         pixel_scale=scale * u.arcsec,

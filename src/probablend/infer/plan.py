@@ -35,6 +35,7 @@ from probablend.infer.segment import (
     model_name,
     say_no_zeropoint,
     say_psf,
+    sure_psf,
     usable_psf_map,
 )
 from probablend.infer.sources import N_DRAWS
@@ -408,17 +409,21 @@ def _decide(
         raise NothingToSegmentError("image has no usable pixel: all are NaN, masked or constant")
     if widths:
         psf = PSF(fwhm=widths[0], wings=None if psf is None else psf.wings)
-    if psf is None:
-        origin = "given" if isinstance(settings.psf_fwhm, str) else "assumed"
-        psf = PSF(fwhm=assumed_psf_fwhm(meta), origin=origin)
+    if psf is None and isinstance(settings.psf_fwhm, str):
+        psf = PSF(fwhm=assumed_psf_fwhm(meta), origin="given")
+    elif psf is None or psf.origin == "assumed":
+        psf = sure_psf(psf, meta)
     near, far = np.median(factors, axis=0).tolist() if factors else WHITE
     level = float(np.median(levels)) if levels else 0.0
     return psf, (near, far), level if background == "auto" else background
 
 
 def _n_known(psf: PSF | None) -> int:
-    """How many of width, wings and image."""
-    return 0 if psf is None else 1 + (psf.wings is not None) + (psf.image is not None)
+    """How many of width, wings and image; below that what is no star's, and nothing."""
+    if psf is None:
+        return -1
+    seen = psf.origin != "assumed"
+    return int(seen) + (psf.wings is not None) + (psf.image is not None)
 
 
 def _samples(shape: tuple[int, int]) -> Iterator[tuple[slice, slice]]:

@@ -77,6 +77,7 @@ def measure_psf(signal: np.ndarray, mask: np.ndarray, rms: float | np.ndarray = 
     PSF or None
         None if there are too few bright sources; its ``wings`` are None if stars do not agree on
         them, its ``image`` if they do not, are few, or have a FWHM below two or above eight pixels.
+        Of sources that are no stars the width is more than that of the PSF: it is ``"assumed"``.
     """
     n_y, n_x = signal.shape
     top, left = max(0, (n_y - _REGION) // 2), max(0, (n_x - _REGION) // 2)
@@ -97,10 +98,10 @@ def measure_psf(signal: np.ndarray, mask: np.ndarray, rms: float | np.ndarray = 
     if len(cores) < _MIN_SHARED:
         return None
     few = not sure or len(cores) < _LEAST_SURE
+    fwhm = fwhm_before_pixel(list(cores[:_MAX_STARS]), noise=1.0)
     if few and not _alike(signal, y, x, width):
         log.info("no PSF is measured: the %d narrowest sources differ as galaxies do", len(cores))
-        return None
-    fwhm = fwhm_before_pixel(list(cores[:_MAX_STARS]), noise=1.0)
+        return PSF(fwhm=fwhm, origin="assumed")
     seen = np.where(mask, np.nan, signal)
     around = _around(seen, y, x, fwhm) if sure else None
     wings = None if around is None else _sure_wings(around, fwhm)

@@ -231,8 +231,15 @@ def _ready(
 
 def psf_of_stars(prepared: PreparedImage, meta: Mapping[str, Any]) -> PSF:
     """The PSF of an image's own stars; what weights assume if there are none."""
-    measured = measure_psf(prepared.signal, prepared.mask, prepared.rms)
-    return measured or PSF(fwhm=assumed_psf_fwhm(meta), origin="assumed")
+    return sure_psf(measure_psf(prepared.signal, prepared.mask, prepared.rms), meta)
+
+
+def sure_psf(measured: PSF | None, meta: Mapping[str, Any]) -> PSF:
+    """What was measured, if on stars; else what weights assume, and no more than what was seen."""
+    if measured is not None and measured.origin == "measured":
+        return measured
+    most = np.inf if measured is None else measured.fwhm
+    return PSF(fwhm=assumed_psf_fwhm(meta, most), origin="assumed")
 
 
 def typical_noise(prepared: PreparedImage) -> float:
@@ -434,11 +441,11 @@ def _trained_fwhms(meta: Mapping[str, Any]) -> np.ndarray:
     return np.atleast_1d(np.asarray(meta.get("psf_fwhm_pixels", 2.0), dtype=float))
 
 
-def assumed_psf_fwhm(meta: Mapping[str, Any]) -> float:
-    """A typical PSF of those that the model was trained on, where the image does not tell."""
-    assumed = float(np.median(_trained_fwhms(meta)))
+def assumed_psf_fwhm(meta: Mapping[str, Any], most: float = np.inf) -> float:
+    """A typical PSF of those that the model was trained on, where the image tells ``most`` only."""
+    assumed = min(float(np.median(_trained_fwhms(meta))), most)
     log.warning(
-        "too few bright sources to measure the PSF: a FWHM of %.2f pixels is assumed; "
+        "too few stars to measure the PSF: a FWHM of %.2f pixels is assumed; "
         "give psf_fwhm (--psf-fwhm) to say otherwise", assumed,
     )  # fmt: skip
     return assumed
