@@ -408,6 +408,13 @@ def test_nothing_found_is_a_result_too(image, field_weights, tmp_path):
 def test_the_table_reads_well(run):
     text = injection_table(run[0])
     assert "12 galaxies injected into mine.fits" in text
+    row = {"bin": "separation", "low": 0.0, "high": 5.0, "injected": 30, "completeness": 0.5,
+           "merged": 7, "coverage68": 0.66}  # fmt: skip
+    lines = injection_table(run[0] | {"bins": [row]}).splitlines()
+    cells = [line.split("|")[1:-1] for line in lines if line.startswith("|")]
+    head, _, said = cells[:3]
+    assert len(said) == len(head)
+    assert said[[h.strip() for h in head].index("seen as one with a real source")].strip() == "7"
     assert "nan" not in text
 
 

@@ -134,9 +134,9 @@ def injection_table(report: dict[str, Any]) -> str:
         ends = f"> {low}" if high is None else f"{low} – {high}"
         lines.append(
             f"| {names[row['bin']]} {ends} | {row['injected']} | {row['completeness']:.2f} | "
-            f"{cell(row, 'bias', '+.3f')} | {cell(row, 'nmad')} | {cell(row, 'outliers')} | "
-            f"{cell(row, 'coverage68', '.2f')} | {cell(row, 'detections', 'd')} | "
-            f"{cell(row, 'false', 'd')} |"
+            f"{cell(row, 'merged', 'd')} | {cell(row, 'bias', '+.3f')} | {cell(row, 'nmad')} | "
+            f"{cell(row, 'outliers')} | {cell(row, 'coverage68', '.2f')} | "
+            f"{cell(row, 'detections', 'd')} | {cell(row, 'false', 'd')} |"
         )
     lines += [
         "",
