@@ -173,6 +173,12 @@ HUBBLE = {"PHOTFLAM": 7.07236e-20, "PHOTPLAM": 8059.7598, "EXPTIME": 1000.0}
         (HUBBLE | {"BUNIT": "ELECTRONS"}, 25.936 + 2.5 * 3),
         (HUBBLE | {"BUNIT": "ELECTRONS", "D001OUUN": "cps"}, 25.936),
         (HUBBLE | {"BUNIT": "COUNTS/S", "D001OUUN": "counts"}, 25.936 + 2.5 * 3),
+        (HUBBLE | {"BUNIT": "electron / s"}, 25.936),
+        (HUBBLE | {"BUNIT": "electron s-1"}, 25.936),
+        (HUBBLE | {"BUNIT": "cps"}, 25.936),
+        (HUBBLE | {"BUNIT": "counts/second"}, 25.936),
+        (HUBBLE | {"BUNIT": "nJy"}, 31.4),
+        (HUBBLE | {"BUNIT": "10.0*nanoJansky"}, 28.9),
         (HUBBLE | {"BUNIT": "ELECTRONS", "EXPTIME": 0.0}, None),
         (HUBBLE, None),
         (HUBBLE | {"BUNIT": "ELECTRONS/S", "PHOTFLAM": 0.0}, None),
@@ -187,12 +193,25 @@ def test_the_zero_point_is_in_the_header_or_in_its_unit(tmp_path, cards, zeropoi
 
 
 def test_the_header_of_the_file_speaks_for_its_extensions(tmp_path):
-    for own, zeropoint in (({}, 27.0), ({"MAGZERO": 25.0}, 25.0)):
+    said = [({}, 27.0), ({"MAGZERO": 25.0}, 25.0), ({"BUNIT": "nJy"}, 31.4)]
+    for own, zeropoint in said:
         image = fits.ImageHDU(np.zeros((9, 9)), fits.Header(list(own.items())))
         first = fits.PrimaryHDU(header=fits.Header([("MAGZERO", 27.0)]))
         fits.HDUList([first, image]).writeto(tmp_path / "a.fits", overwrite=True)
         for found in (read_image(tmp_path / "a.fits"), ImageFile(tmp_path / "a.fits")):
-            assert found.zeropoint == zeropoint
+            assert found.zeropoint == pytest.approx(zeropoint, abs=1e-3)
+
+
+def test_cards_of_the_file_that_cannot_be_read_are_no_hindrance(tmp_path):
+    first = fits.PrimaryHDU(header=fits.Header([("EXPTIME", 1000.0), ("MAGZERO", 27.0)]))
+    image = fits.ImageHDU(np.ones((9, 9)), fits.Header([("MAGZPT", 24.0)]))
+    fits.HDUList([first, image]).writeto(tmp_path / "a.fits")
+    raw = (tmp_path / "a.fits").read_bytes()
+    for bad in (b"MAGZERO =             12:34:56", b"MAGZERO =                  NaN"):
+        (tmp_path / "b.fits").write_bytes(raw.replace(b"MAGZERO =                 27.0", bad))
+        for found in (read_image(tmp_path / "b.fits"), ImageFile(tmp_path / "b.fits")):
+            assert found.zeropoint is None  # MAGZPT may be of one second of the file's thousand
+    assert read_image(tmp_path / "a.fits").zeropoint == 27.0
 
 
 def test_a_flux_per_solid_angle_is_one_with_the_pixels_of_the_coordinates(tmp_path, wcs):

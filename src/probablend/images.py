@@ -44,6 +44,10 @@ _MAGGIES = {"nanomaggy": 1e-9, "nanomaggies": 1e-9, "nmgy": 1e-9, "maggy": 1.0, 
 _ZEROPOINT_KEYS = (
     "PHOTZP", "MAGZERO", "MAGZP", "MAGZEROP", "MAG_ZERO", "ZEROPNT", "ZEROPT", "ZP",
 )  # fmt: skip
+# What a detector counts, in all or in a second.
+_COUNTED = re.compile(
+    r"(?:electrons?|e-?|counts?|cts?|dn|adu)(?P<rate> ?/ ?s(?:ec(?:onds?)?)?| s-1)?|(?P<cps>cps)"
+)
 _NO_ZEROPOINT = 90.0  # mag: -99 and the like stand for none
 
 
@@ -145,13 +149,33 @@ def _known(
     That of the file, ``primary``, speaks for its extensions where they are silent.
     """
     wcs = celestial_wcs(header)
-    said = {**(primary or {}), **header}
-    return ImageData(
-        data=np.zeros((0, 0), np.float32),
-        wcs=wcs,
-        name=str(path),
-        **header_numbers(said, wcs),
-    )
+    of_file = _Cards(*([] if primary is None else [primary]))
+    how_long = {key: of_file[key] for key in ("EXPTIME", "D001OUUN") if key in of_file}
+    numbers = header_numbers(_Cards(header, how_long), wcs)
+    both = header_numbers(_Cards(header, of_file), wcs) if None in numbers.values() else numbers
+    numbers = {k: both[k] if value is None else value for k, value in numbers.items()}
+    return ImageData(data=np.zeros((0, 0), np.float32), wcs=wcs, name=str(path), **numbers)
+
+
+class _Cards(Mapping[str, Any]):
+    """Several headers as one: of each card the first that has it, and that can be read."""
+
+    def __init__(self, *headers: Mapping[str, Any]) -> None:
+        self._headers = headers
+
+    def __getitem__(self, key: str) -> Any:
+        for header in self._headers:
+            try:
+                return header[key]
+            except (KeyError, fits.VerifyError):
+                continue
+        raise KeyError(key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({key for header in self._headers for key in header})
+
+    def __len__(self) -> int:
+        return len(set(self))
 
 
 def header_numbers(
@@ -159,9 +183,9 @@ def header_numbers(
 ) -> dict[str, Any]:
     """Zero point and saturation level, named as in :class:`ImageData`, if a header has them.
 
-    A zero point of its own, that of ``PHOTFLAM`` and ``PHOTPLAM`` (HST), or that of ``BUNIT`` where
-    it is a flux density: per pixel, or per solid angle, of which ``PIXAR_SR`` or the coordinates
-    say how much a pixel has. A ``unit`` that is known wins over ``BUNIT``.
+    A zero point of its own; or that of ``BUNIT`` where it is a flux density, per pixel or per solid
+    angle, of which ``PIXAR_SR`` or the coordinates say how much a pixel has; or that of electrons
+    and counts by ``PHOTFLAM`` and ``PHOTPLAM`` (HST). A ``unit`` that is known wins over ``BUNIT``.
 
     Raises
     ------
@@ -171,11 +195,19 @@ def header_numbers(
     if "BSOFTEN" in header and "BOFFSET" in header:
         raise ValueError(
             "pixels are compressed, as in stacks of Pan-STARRS (BSOFTEN, BOFFSET); linear ones "
-            "are wanted: BOFFSET + 2 BSOFTEN sinh(pixel / 1.0857362)"
+            "are wanted: BOFFSET + 2 BSOFTEN sinh(pixel / 1.0857362), without these two cards"
         )
     zeropoint = _number(header, _ZEROPOINT_KEYS, most=_NO_ZEROPOINT)
     if zeropoint is None and (one := _number(header, ("FLUXMAG0",), positive=True)):
         zeropoint = 2.5 * float(np.log10(one))  # of the flux of 0 mag
+    text = _text(header, "BUNIT") if unit is None else unit.to_string()
+    if zeropoint is None:
+        area = _number(header, ("PIXAR_SR",), positive=True)
+        if area is None and wcs is not None:
+            area = float((proj_plane_pixel_area(wcs.celestial) * u.deg**2).to_value(u.sr))
+        zeropoint = unit_zeropoint(_of_pixels(_unit(text) if unit is None else unit, area))
+    if zeropoint is None:
+        zeropoint = _hubble_zeropoint(header, text)
     if zeropoint is None and (per := _number(header, ("MAGZPT",), most=_NO_ZEROPOINT)):
         seconds = _number(header, ("EXPTIME",))
         if seconds in (None, 1.0):
@@ -185,13 +217,6 @@ def header_numbers(
                 "MAGZPT %g is not used: of one count per second or of one of the %g s, zeropoint "
                 "(--zeropoint) says", per, seconds,
             )  # fmt: skip
-    if zeropoint is None:
-        zeropoint = _hubble_zeropoint(header)
-    if zeropoint is None:
-        area = _number(header, ("PIXAR_SR",), positive=True)
-        if area is None and wcs is not None:
-            area = float((proj_plane_pixel_area(wcs.celestial) * u.deg**2).to_value(u.sr))
-        zeropoint = unit_zeropoint(_of_pixels(_unit(header) if unit is None else unit, area))
     return {
         "zeropoint": zeropoint,
         "saturation": _number(header, ("SATURATE",), positive=True),
@@ -317,30 +342,33 @@ def _named_extension(path: Path, ext: int | str | None) -> tuple[Path, int | str
     return path, ext
 
 
-def _hubble_zeropoint(header: Mapping[str, Any]) -> float | None:
+def _hubble_zeropoint(header: Mapping[str, Any], unit: str) -> float | None:
     """That of the calibration of HST, of which one unit is an electron or a count per second.
 
     Of images that count all that came, the exposure time has it. What drizzling wrote,
-    ``D001OUUN``, wins over ``BUNIT``, which older files kept as it was.
+    ``D001OUUN``, wins over the unit, which older files kept as it was.
     """
     flux = _number(header, ("PHOTFLAM",), positive=True)  # erg / s / cm² / Å
     pivot = _number(header, ("PHOTPLAM",), positive=True)  # Å
-    if flux is None or pivot is None:
+    counted = _COUNTED.fullmatch((_text(header, "D001OUUN") or unit).lower())
+    if flux is None or pivot is None or counted is None:
         return None
-    drizzled = str(header.get("D001OUUN", "")).strip().lower()
-    unit = str(header.get("BUNIT", "")).strip().lower()
-    per_second = drizzled == "cps" if drizzled else unit.endswith(("/s", "/sec"))
-    seconds = 1.0 if per_second else _number(header, ("EXPTIME",), positive=True)
-    if seconds is None or not (drizzled or unit):
+    seconds = (
+        1.0 if counted["rate"] or counted["cps"] else _number(header, ("EXPTIME",), positive=True)
+    )
+    if seconds is None:
         return None
     density = flux * u.erg / (u.s * u.cm**2 * u.AA)
     one = density.to(u.ABmag, u.spectral_density(pivot * u.AA))
     return float(one.value + 2.5 * np.log10(seconds))
 
 
-def _unit(header: Mapping[str, Any]) -> u.UnitBase | None:
+def _text(header: Mapping[str, Any], key: str) -> str:
+    return str(header.get(key, "")).strip()
+
+
+def _unit(text: str) -> u.UnitBase | None:
     """Of the pixels; None if it is not said, or not understood."""
-    text = str(header.get("BUNIT", "")).strip()
     if text.lower() in _MAGGIES:
         return u.Unit(_MAGGIES[text.lower()] * u.ABflux)
     unit = u.Unit(text, parse_strict="silent") if text else None
