@@ -65,7 +65,7 @@ def as_image(
     ----------
     image : path, ndarray, Quantity, Tensor, ImageHDU, NDData (CCDData), Cutout2D or ImageData
         Of shape (y, x). Of a Quantity its unit is used; of an NDData its mask, uncertainty, WCS,
-        unit and zero point; of an HDU its header, as if it were read from its file.
+        unit and zero point; of an HDU its header, and not that of the file it is from.
     rms, mask, wcs, zeropoint, saturation
         As for :func:`~probablend.segment`; each wins over what ``image`` carries.
 

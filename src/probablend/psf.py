@@ -259,7 +259,8 @@ class PSF:
     wings : tuple of 3 float, optional
         See :func:`light_in_wings`; None if they are not known.
     origin : str
-        ``"given"``, ``"measured"`` on the image's own stars, or ``"assumed"`` without any.
+        ``"given"``, ``"measured"`` on the image's own stars, or ``"assumed"`` without any (at
+        most as wide as the narrowest sources).
     image : ndarray, shape (41, 41), optional
         Of a point source in the middle, as the pixels of the image see it, of unit sum; None if
         its width, and the light in its wings, are all that is known.

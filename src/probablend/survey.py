@@ -81,8 +81,8 @@ class Survey:
     psf_g1, psf_g2 : float
         Shear of the PSF, pixel frame.
     psf_file : str
-        FITS image of the PSF, or ``file.fits[NUMBER]`` of an extension; ``"image"`` only. It may
-        be sampled in any way.
+        FITS image of the PSF, or ``file.fits[NUMBER]`` of an extension; ``"image"`` only. It holds
+        the response of its own pixels, or of the detector's if PSFEx wrote it.
 
     Raises
     ------

@@ -3,11 +3,13 @@ import numpy as np
 import pytest
 from astropy.io import fits
 from astropy.table import Table
+from scipy import ndimage
 
 from probablend.emulate.bank import draw_bank
 from probablend.emulate.blend import FieldConfig, draw_field
 from probablend.emulate.cosmos import CosmosGalaxies
 from probablend.emulate.sources import split_sources
+from probablend.emulate.stamps import ProfileGalaxies
 from probablend.survey import get_survey
 
 SCALE, ZEROPOINT = 0.03, 25.94
@@ -73,6 +75,65 @@ def test_a_deconvolved_galaxy_is_the_galaxy_seen_by_the_survey(catalog, survey, 
     )
     residual = np.abs(stamp.image - expected.array).sum() / stamp.flux
     assert residual < 0.06
+
+
+@pytest.fixture(scope="module")
+def noisy_catalog(tmp_path_factory):
+    """The same exponential four times, without noise, under noise that is correlated, and lost."""
+    folder = tmp_path_factory.mktemp("noisy")
+    generator = np.random.default_rng(5)
+    hst = galsim.Gaussian(fwhm=0.1)
+    psf = hst.drawImage(nx=41, ny=41, scale=SCALE).array
+    seen = galsim.Convolve(galsim.Exponential(half_light_radius=0.3), hst)
+    mags = np.full(12, 23.0)
+    galaxies = []
+    for k in range(12):
+        flux = 10 ** (-0.4 * (mags[k] - ZEROPOINT)) * (1e-3 if k >= 9 else 1)
+        image = (seen * flux).drawImage(nx=128, ny=128, scale=SCALE).array.astype(float)
+        if k > 0:
+            noise = ndimage.gaussian_filter(generator.standard_normal(image.shape), 0.7)
+            image += 3e-3 * noise / noise.std()
+        galaxies.append((image.astype(np.float32), psf))
+    path = write_catalog(folder, galaxies, mags)
+    y, x = np.indices((41, 41)) - 20
+    correlation = np.exp(-(y**2 + x**2) / (4 * 0.7**2))
+    fits.writeto(folder / "noise.fits", correlation)
+    table = Table.read(path)
+    table["NOISE_VARIANCE"], table["NOISE_FILENAME"] = 9e-6, "noise.fits"
+    table.write(path, overwrite=True)
+    return path
+
+
+def test_stamps_have_no_noise_and_galaxies_that_are_lost_in_it_are_left_out(
+    noisy_catalog, survey, monkeypatch
+):
+    monkeypatch.setattr("probablend.emulate.cosmos.split_indices", lambda n, split: np.arange(n))
+    galaxies = CosmosGalaxies(survey, noisy_catalog, "train")
+
+    def stamps():
+        return [galaxies.draw(k, 23.0, generator=np.random.default_rng(0)) for k in range(9)]
+
+    def off(stamp, true):
+        """Light in the wrong place, of all."""
+        n = min(len(stamp.image), len(true.image))
+        one, other = (
+            i[(len(i) - n) // 2 :][:n, (len(i) - n) // 2 :][:, :n] / i.sum()
+            for i in (stamp.image, true.image)
+        )
+        return np.abs(one - other).sum()
+
+    found = stamps()
+    with monkeypatch.context() as patched:
+        patched.setattr(CosmosGalaxies, "clean", ProfileGalaxies.clean)
+        raw = stamps()
+    assert off(found[0], raw[0]) < 0.05  # without noise nothing is taken out
+    for one, as_it_was in zip(found[1:], raw[1:], strict=True):
+        assert off(one, raw[0]) < 0.25
+        assert off(one, raw[0]) < 0.7 * off(as_it_was, raw[0])
+    # What a lost one gives is another galaxy.
+    lost = galaxies.draw(9, 23.0, generator=np.random.default_rng(0))
+    assert lost.galaxy < 109
+    assert lost.image.sum() == pytest.approx(lost.flux, rel=1e-4)
 
 
 def test_a_field_can_be_made_of_real_galaxies(catalog, survey, generator):

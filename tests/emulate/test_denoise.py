@@ -46,6 +46,20 @@ def test_a_galaxy_keeps_its_light_and_its_footprint_and_loses_the_noise(n, flux)
     assert np.mean(largest) > 0.98  # of the footprint is one piece
 
 
+@pytest.mark.parametrize("size", [1.0, 3.0])
+@pytest.mark.parametrize(("snr", "off"), [(20, 0.2), (50, 0.06)])
+def test_a_faint_galaxy_keeps_its_size(size, snr, off):
+    generator = np.random.default_rng(4)
+    true = galaxy(galsim.Exponential(half_light_radius=size), side=64)
+    true *= snr / np.sqrt((true**2).sum())
+    levels = wavelets(generator.standard_normal((256, 256))).std(axis=(1, 2))
+    found = [denoised(true + generator.standard_normal(true.shape), levels) for _ in range(15)]
+    within = np.hypot(*(np.indices(true.shape) - 31.5)) < 2 * size + 1
+    shares = [f[within].sum() / f.sum() / (true[within].sum() / true.sum()) for f in found]
+    assert np.median(shares) == pytest.approx(1, abs=off)
+    assert np.median([f.sum() for f in found]) == pytest.approx(true.sum(), rel=1.25 * off)
+
+
 def test_noise_alone_is_no_galaxy():
     generator = np.random.default_rng(2)
     levels = wavelets(correlated(generator, 256, 1.0)).std(axis=(1, 2))

@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 import astropy.units as u
+import galsim
 import numpy as np
 import pytest
 from astropy.io import fits
@@ -99,6 +100,21 @@ def test_what_pixels_saw_is_seen_again(name, off, tmp_path):
     seen /= seen.sum()
     assert np.abs(again - seen).max() < off * seen.max()
     assert (again**2).sum() == pytest.approx((seen**2).sum(), rel=0.01)
+
+
+@pytest.mark.parametrize("sampling", [0.5, 0.25, 0.2])
+def test_noise_of_a_psf_on_finer_pixels_is_not_blown_up(survey, sampling, tmp_path):
+    own = replace(survey, psf_profile="moffat", psf_fwhm=3 * survey.pixel_scale)
+    n = 2 * round(15 / sampling) + 1
+    pixel = galsim.Convolve(psf_profile(own), galsim.Pixel(survey.scale))
+    fine = pixel.drawImage(nx=n, ny=n, scale=survey.scale * sampling, method="no_pixel").array
+    fine += 1e-3 * fine.max() * np.random.default_rng(0).standard_normal(fine.shape)
+    column = fits.Column("PSF_MASK", format=f"{n * n}E", dim=f"({n},{n},1)", array=fine[None, None])
+    table = fits.BinTableHDU.from_columns([column])
+    table.header["PSF_SAMP"] = sampling
+    table.writeto(tmp_path / "mine.psf")
+    seen = psf_image(replace(own, psf_profile="image", psf_file=str(tmp_path / "mine.psf")))
+    assert np.abs(seen - psf_image(own)).max() < 0.05 * seen.max()
 
 
 def test_the_image_of_a_psf_is_named_in_toml_and_read_back(survey, psf_file):

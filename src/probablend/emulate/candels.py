@@ -76,6 +76,8 @@ def clean_stamp(
     others = ndimage.binary_dilation((segments > 0) & (segments != label), disc)
     others &= segments != label
     own = ndimage.binary_dilation(segments == label, disc) & ~others
+    if not np.isfinite(image).all():
+        raise ValueError("the stamp must hold finite numbers")
     sky = ~others & ~own
     if sky.sum() < 50:
         raise ValueError(f"the stamp must show some background; found {sky.sum()} pixels of it")

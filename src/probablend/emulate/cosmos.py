@@ -14,7 +14,13 @@ from astropy.table import Table
 
 from probablend.emulate.denoise import denoised, wavelets
 from probablend.emulate.psf import psf_profile
-from probablend.emulate.stamps import ProfileGalaxies, Split, UnsuitableError, split_indices
+from probablend.emulate.stamps import (
+    ProfileGalaxies,
+    Split,
+    Stamp,
+    UnsuitableError,
+    split_indices,
+)
 from probablend.survey import Survey
 
 __all__ = ["CosmosGalaxies"]
@@ -83,13 +89,31 @@ class CosmosGalaxies(ProfileGalaxies):
         galaxy = galsim.RealGalaxy(self._catalog, index=int(self.table["row"][index]))
         return galaxy.withFlux(1.0)
 
+    def draw(self, index: int, mag: float, *, generator: np.random.Generator) -> Stamp:
+        """See :meth:`Galaxies.draw`; for a galaxy that is lost in HST's noise, the next one.
+
+        Raises
+        ------
+        UnsuitableError
+            If all are.
+        """
+        kind = np.asarray(self.table["is_star"]) == self.table["is_star"][index]
+        for row in np.roll(np.flatnonzero(kind), -int(kind[:index].sum())):
+            stamp = super().draw(int(row), mag, generator=generator)
+            if stamp.image.any():
+                return stamp
+        raise UnsuitableError("no galaxy of this set stands out of the noise of its image")
+
     def clean(self, image: np.ndarray, index: int, flux: float) -> np.ndarray:
-        """See :meth:`ProfileGalaxies.clean`; all of the flux is in the image."""
+        """See :meth:`ProfileGalaxies.clean`; all of the flux is in the image, if it stands out."""
         row = int(self.table["row"][index])
-        noise = np.sqrt(self._catalog.variance[row]) / self._catalog.getGalImage(row).array.sum()
-        galaxy = denoised(image, flux * noise * self._noise_levels)
+        light = float(self._catalog.getGalImage(row).array.sum())
+        if not light > 0:
+            return np.zeros_like(image)
+        noise = np.sqrt(self._catalog.variance[row]) * self._noise_levels
+        galaxy = denoised(image, flux / light * noise)
         light = float(galaxy.sum())
-        return galaxy * np.float32(flux / light) if light > 0 else image
+        return galaxy * np.float32(flux / light) if light > 0 else galaxy
 
     @cached_property
     def _noise_levels(self) -> np.ndarray:

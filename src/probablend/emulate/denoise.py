@@ -58,11 +58,15 @@ def denoised(image: np.ndarray, noise: np.ndarray) -> np.ndarray:
     Returns
     -------
     ndarray, shape (y, x), float32
-        In one piece and nowhere negative; all zero if nothing stands out.
+        In one piece and nowhere negative; all zero if nothing stands out, or the galaxy is not in
+        the middle half of the image.
     """
     noise = np.asarray(noise, dtype=float)
     galaxy = _brightest(np.clip(_standing_out(image, noise, positive=True), 0, None))
     if galaxy.any():
+        off = np.subtract(ndimage.center_of_mass(galaxy), (np.array(image.shape) - 1) / 2)
+        if np.any(np.abs(off) > np.array(image.shape) / 4):
+            return np.zeros(image.shape, np.float32)
         smooth = _along_ellipses(image, galaxy, noise[2] / _WHITE)
         galaxy = _brightest(np.clip(smooth + _standing_out(image - smooth, noise), 0, None))
     return galaxy.astype(np.float32)
@@ -94,17 +98,17 @@ def _along_ellipses(image: np.ndarray, galaxy: np.ndarray, white: float) -> np.n
     xx, yy = xx + _PIXEL2, yy + _PIXEL2
     square = (yy * x**2 - 2 * xy * x * y + xx * y**2) / np.sqrt(xx * yy - xy**2)
     radius = np.sqrt(np.clip(square, 0, None))  # of circles as large as the ellipses
-    ring = radius.astype(int)
-    n = np.bincount(ring.ravel())
-    mean = np.bincount(ring.ravel(), image.ravel()) / np.maximum(n, 1)
-    hidden = mean < _FAINTEST * white / np.sqrt(np.maximum(n, 1))
+    _, ring, n = np.unique(np.round(radius), return_inverse=True, return_counts=True)
+    ring = ring.ravel()
+    at, mean = np.bincount(ring, radius.ravel()) / n, np.bincount(ring, image.ravel()) / n
+    hidden = mean <= _FAINTEST * white / np.sqrt(n)
     last = int(np.argmax(hidden)) if hidden.any() else len(n)
     if last < _FEWEST:
         return np.zeros(image.shape)
-    at, mean = np.arange(last) + 0.5, np.minimum.accumulate(mean[:last])
-    slope = np.polyfit(at[last // 2 :], np.log(mean[last // 2 :]), 1)[0]
-    tail = mean[-1] * np.exp(min(slope, -1 / last) * (radius - at[-1]))
-    return np.where(radius < at[-1], np.interp(radius, at, mean), tail)
+    at, ln_mean = at[:last], np.log(np.minimum.accumulate(mean[:last]))
+    slope = np.polyfit(at[last // 2 :], ln_mean[last // 2 :], 1)[0]
+    tail = ln_mean[-1] + min(slope, -1 / last) * (radius - at[-1])
+    return np.exp(np.where(radius < at[-1], np.interp(radius, at, ln_mean), tail))
 
 
 def _brightest(image: np.ndarray) -> np.ndarray:

@@ -25,6 +25,7 @@ __all__ = ["moffat_beta", "psf_image", "psf_images_in", "psf_profile", "survey_p
 
 _BETAS = (1.8, 10.0)  # of the Moffat profiles that are like others
 _FREQUENCIES = 200  # of an Airy pattern, where its width is measured
+_LEAST_PASSED = 0.05  # by pixels, of a frequency that is made up for
 _FINER, _REACH = 6, 12  # points per FWHM, and FWHM to each side, where wings are measured
 
 
@@ -95,11 +96,12 @@ def _before_pixels(image: np.ndarray, pixel: float) -> np.ndarray:
     """A PSF without the response of the pixels that its light was gathered in.
 
     Drawing puts in those of the survey. A Gaussian as wide as they are has no zeros to divide by,
-    and is like them where a PSF has light.
+    and is like them where a PSF has light; where it has passed nothing there is only noise.
     """
     y, x = (2 * np.pi * np.fft.fftfreq(n) for n in image.shape)
-    response = np.exp(-(pixel**2) / 24 * (y[:, None] ** 2 + x**2))
-    return np.fft.ifft2(np.fft.fft2(image) / response).real
+    passed = np.exp(-(pixel**2) / 24 * (y[:, None] ** 2 + x**2))
+    inverse = passed * (1 + _LEAST_PASSED**2) / (passed**2 + _LEAST_PASSED**2)
+    return np.fft.ifft2(np.fft.fft2(image) * inverse).real
 
 
 def _airy(survey: Survey, fwhm: float) -> galsim.GSObject:
@@ -110,8 +112,9 @@ def _airy(survey: Survey, fwhm: float) -> galsim.GSObject:
     params = galsim.GSParams(folding_threshold=1e-2)
     scale = float(survey.diffraction_scale.to_value("arcsec"))
     airy = galsim.Airy(lam_over_diam=scale, obscuration=survey.obscuration, gsparams=params)
-    # A mirror passes no frequency beyond that of its diameter.
-    k = 2 * np.pi / scale * (np.arange(_FREQUENCIES) + 0.5) / _FREQUENCIES
+    # A mirror passes no frequency beyond that of its diameter, and much jitter fewer.
+    highest = min(2 * np.pi / scale, 20 / fwhm)
+    k = highest * (np.arange(_FREQUENCIES) + 0.5) / _FREQUENCIES
     passed = np.array([airy.kValue(at, 0).real for at in k]) * k
 
     def over_half(sigma: float, width: float) -> float:

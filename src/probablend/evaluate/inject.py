@@ -438,7 +438,10 @@ def _found(
 
     merged = (its < 0) & lies_on(real[nearest], mine) | (mine < 0) & lies_on(own, its)
     brighter = flux > np.asarray(before.catalog["flux"], float)[nearest]
-    return np.where(merged, np.where(brighter, np.maximum(mine, its), -1), mine), merged
+    row = np.where(merged, np.where(brighter, np.maximum(mine, its), -1), mine)
+    by_flux = np.argsort(-flux, kind="stable")  # of several in one source the brightest is found
+    first = by_flux[np.unique(row[by_flux], return_index=True)[1]]
+    return np.where(np.isin(np.arange(len(own)), first), row, -1), merged
 
 
 @torch.inference_mode()
@@ -493,9 +496,12 @@ def _scores(table: Table, depth: float, mags: dict[str, np.ndarray]) -> dict[str
             "error_factor": float(np.quantile(wanted, 0.68)),  # of 68 % it is enough
         }  # fmt: skip
     clear = np.asarray(table["snr"], float) >= _CLEAR
-    if merged[clear].sum() >= _MIN_IN_BIN:
-        distance = _resolved(np.asarray(table["separation"], float)[clear], merged[clear])
-        scores["close"] = {"above_snr": _CLEAR, "merged_within": distance}
+    separation = np.asarray(table["separation"], float)
+    if clear.any():
+        distance = _resolved(separation[clear], merged[clear])
+        within = merged[clear & (separation <= distance)]
+        if len(within) >= _MIN_IN_BIN and within.mean() > 0.5:
+            scores["close"] = {"above_snr": _CLEAR, "merged_within": distance}
     if len(seen):
         p_blend, truth = np.asarray(seen["p_blend"], float), np.asarray(seen["overlaps"], bool)
         said = reliability(p_blend, truth, n_bins=10)

@@ -404,7 +404,7 @@ def _decide(
             widths.append(float(np.median(typical)))
         elif known is None and _n_known(psf) < 3:
             found = measure_psf(prepared.signal, prepared.mask, prepared.rms)
-            psf = max(psf, found, key=_n_known)  # of two that say as much, the first
+            psf = max(psf, found, key=_rank)  # of two that say as much, the first
     if not factors and len(list(_samples(image.shape))) == 1:
         raise NothingToSegmentError("image has no usable pixel: all are NaN, masked or constant")
     if widths:
@@ -424,6 +424,12 @@ def _n_known(psf: PSF | None) -> int:
         return -1
     seen = psf.origin != "assumed"
     return int(seen) + (psf.wings is not None) + (psf.image is not None)
+
+
+def _rank(psf: PSF | None) -> tuple[int, float]:
+    """The more that is known the better; of what is no star's the narrowest."""
+    bound = -psf.fwhm if psf is not None and psf.origin == "assumed" else 0.0
+    return _n_known(psf), bound
 
 
 def _samples(shape: tuple[int, int]) -> Iterator[tuple[slice, slice]]:

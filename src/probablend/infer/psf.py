@@ -33,7 +33,11 @@ _SPIKE = 0.6  # share of the light of 3 × 3 pixels in the middle one
 _MIN_FOUND = 8
 _MIN_SHARED = 4  # sources, and
 _LEAST_SURE = 8  # of them: fewer might be galaxies
-_MOST_COMPARED, _ONE_SHAPE = 4, 0.035  # of these, how much reduced shears may scatter
+_LEAST_COMPARED, _MOST_COMPARED, _ONE_SHAPE = (
+    3,
+    4,
+    0.035,
+)  # of these, how much reduced shears may scatter
 _SHARE = 0.01  # of all of them, whose widths agree
 _SPREAD = 1.08  # to this factor
 _ODD, _ODD_SHARE = 3, 0.05  # sources may be narrower than stars, or this share of all
@@ -122,7 +126,7 @@ def measure_psf(signal: np.ndarray, mask: np.ndarray, rms: float | np.ndarray = 
 
 
 def _alike(signal: np.ndarray, y: np.ndarray, x: np.ndarray, width: float) -> bool:
-    """Whether sources have one ellipticity, as stars have and galaxies have not.
+    """Whether sources may have one ellipticity, as stars have and galaxies have not.
 
     Of the brightest few, by moments with a Gaussian weight that adapts to them.
     """
@@ -132,9 +136,10 @@ def _alike(signal: np.ndarray, y: np.ndarray, x: np.ndarray, width: float) -> bo
         moments = galsim.hsm.FindAdaptiveMom(
             galsim.Image(cut), guess_sig=width / gaussian_sigma_to_fwhm, strict=False
         )
-        if moments.error_message:
-            return False
-        shapes.append((moments.observed_shape.g1, moments.observed_shape.g2))
+        if not moments.error_message:  # as of the sharpest
+            shapes.append((moments.observed_shape.g1, moments.observed_shape.g2))
+    if len(shapes) < _LEAST_COMPARED:
+        return True  # which cannot be told
     return float(np.sqrt(np.var(shapes, axis=0, ddof=1).mean())) < _ONE_SHAPE
 
 
