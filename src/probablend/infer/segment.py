@@ -236,7 +236,7 @@ def psf_of_stars(prepared: PreparedImage, meta: Mapping[str, Any]) -> PSF:
 
 def sure_psf(measured: PSF | None, meta: Mapping[str, Any]) -> PSF:
     """What was measured, if on stars; else what weights assume, and no more than what was seen."""
-    if measured is not None and measured.origin == "measured":
+    if measured is not None and measured.origin != "assumed":
         return measured
     most = np.inf if measured is None else measured.fwhm
     return PSF(fwhm=assumed_psf_fwhm(meta, most), origin="assumed")
