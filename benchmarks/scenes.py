@@ -50,7 +50,7 @@ def kinds(config: SceneConfig, density: float) -> dict[str, SceneConfig]:
     return {
         "as in training": usual,
         "clean": clean,
-        "clean, one galaxy": replace(clean, isolated_fraction=1.0, few=0.0),
+        "clean, one galaxy": replace(clean, isolated_fraction=1.0, pair_fraction=0.0, few=0.0),
     } | {f"clean, a field of {n} pixels": replace(natural, size=n) for n in SIZES}
 
 
