@@ -62,7 +62,7 @@ def denoised(image: np.ndarray, noise: np.ndarray) -> np.ndarray:
         the middle half of the image.
     """
     noise = np.asarray(noise, dtype=float)
-    galaxy = _brightest(np.clip(_standing_out(image, noise, positive=True), 0, None))
+    galaxy = _brightest(_standing_out(image, noise, positive=True))
     if galaxy.any():
         off = np.subtract(ndimage.center_of_mass(galaxy), (np.array(image.shape) - 1) / 2)
         if np.any(np.abs(off) > np.array(image.shape) / 4):

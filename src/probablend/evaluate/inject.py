@@ -370,7 +370,9 @@ def _judge(
 ) -> Table:
     """What became of the injected galaxies of a round."""
     noise = np.broadcast_to(np.asarray(rms, float), before.labels.shape)
-    real, own = positions(before.catalog), np.array([[s.y, s.x] for s in sources])
+    own = np.array([[s.y, s.x] for s in sources])
+    flux_true = np.array([s.stamp.flux for s in sources])
+    row, merged, separation = _found(own, flux_true, before, after)
     snr, overlaps = [], []
     for source in sources:
         where, part = source.slices(before.labels.shape)
@@ -382,20 +384,20 @@ def _judge(
         {
             "x": own[:, 1],
             "y": own[:, 0],
-            "flux_true": [s.stamp.flux for s in sources],
+            "flux_true": flux_true,
             "hlr_true": [s.stamp.hlr for s in sources],
             "g1_true": [s.stamp.g1 for s in sources],
             "g2_true": [s.stamp.g2 for s in sources],
             "snr": snr,
-            "separation": KDTree(real).query(own)[0] if len(real) else np.full(len(own), np.inf),
+            "separation": separation,
             "overlaps": overlaps,
             "is_star": np.zeros(len(own), bool),
+            "merged": merged,
+            "found": row >= 0,
         }
     )
-    row, table["merged"] = _found(own, np.asarray(table["flux_true"]), before, after)
     t = np.flatnonzero(row >= 0)
     f = row[t]
-    table["found"] = row >= 0
     for name in ("flux", "flux_err", "p_source", "p_blend"):
         values = np.full(len(own), np.nan)
         values[t] = np.asarray(after.catalog[name], float)[f]
@@ -415,11 +417,12 @@ def _judge(
 
 def _found(
     own: np.ndarray, flux: np.ndarray, before: Segmentation, after: Segmentation
-) -> tuple[np.ndarray, np.ndarray]:
-    """Row in the catalogue of each injected galaxy, -1 if none, and whether it is merged.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Row in the catalogue of each injected galaxy, whether it is merged, and its separation.
 
-    Real sources take part in the match: a galaxy is not found by its neighbour. Where there is one
-    source, which lies on both, instead of two, it is that of the brighter.
+    From the nearest real source; -1 if it has no row. Real sources take part in the match: a galaxy
+    is not found by its neighbour. Where there is one source, which lies on both, instead of two, it
+    is that of the brighter.
     """
     real = positions(before.catalog)
     row = np.full(len(own) + len(real), -1)
@@ -427,8 +430,8 @@ def _found(
     row[t] = f
     mine = row[: len(own)]
     if not len(real):
-        return mine, np.zeros(len(own), bool)
-    nearest = KDTree(real).query(own)[1]
+        return mine, np.zeros(len(own), bool), np.full(len(own), np.inf)
+    separation, nearest = KDTree(real).query(own)
     its = row[len(own) + nearest]
 
     def lies_on(places: np.ndarray, row: np.ndarray) -> np.ndarray:
@@ -441,7 +444,7 @@ def _found(
     row = np.where(merged, np.where(brighter, np.maximum(mine, its), -1), mine)
     by_flux = np.argsort(-flux, kind="stable")  # of several in one source the brightest is found
     first = by_flux[np.unique(row[by_flux], return_index=True)[1]]
-    return np.where(np.isin(np.arange(len(own)), first), row, -1), merged
+    return np.where(np.isin(np.arange(len(own)), first), row, -1), merged, separation
 
 
 @torch.inference_mode()

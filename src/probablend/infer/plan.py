@@ -402,7 +402,7 @@ def _decide(
         if isinstance(settings.psf_fwhm, str):
             typical = usable_psf_map(settings.open("psf_fwhm").read(*box), prepared.mask)
             widths.append(float(np.median(typical)))
-        elif known is None and _n_known(psf) < 3:
+        elif known is None and (psf is None or psf.image is None):
             found = measure_psf(prepared.signal, prepared.mask, prepared.rms)
             psf = max(psf, found, key=_rank)  # of two that say as much, the first
     if not factors and len(list(_samples(image.shape))) == 1:
@@ -418,18 +418,13 @@ def _decide(
     return psf, (near, far), level if background == "auto" else background
 
 
-def _n_known(psf: PSF | None) -> int:
-    """How many of width, wings and image; below that what is no star's, and nothing."""
-    if psf is None:
-        return -1
-    seen = psf.origin != "assumed"
-    return int(seen) + (psf.wings is not None) + (psf.image is not None)
-
-
 def _rank(psf: PSF | None) -> tuple[int, float]:
     """The more that is known the better; of what is no star's the narrowest."""
-    bound = -psf.fwhm if psf is not None and psf.origin == "assumed" else 0.0
-    return _n_known(psf), bound
+    if psf is None:
+        return -1, 0.0
+    if psf.origin == "assumed":
+        return 0, -psf.fwhm
+    return 1 + (psf.wings is not None) + (psf.image is not None), 0.0
 
 
 def _samples(shape: tuple[int, int]) -> Iterator[tuple[slice, slice]]:

@@ -33,11 +33,8 @@ _SPIKE = 0.6  # share of the light of 3 × 3 pixels in the middle one
 _MIN_FOUND = 8
 _MIN_SHARED = 4  # sources, and
 _LEAST_SURE = 8  # of them: fewer might be galaxies
-_LEAST_COMPARED, _MOST_COMPARED, _ONE_SHAPE = (
-    3,
-    4,
-    0.035,
-)  # of these, how much reduced shears may scatter
+_LEAST_COMPARED, _MOST_COMPARED = 3, 4  # sources, by their shapes
+_ONE_SHAPE = 0.035  # how much reduced shears of stars may scatter
 _SHARE = 0.01  # of all of them, whose widths agree
 _SPREAD = 1.08  # to this factor
 _ODD, _ODD_SHARE = 3, 0.05  # sources may be narrower than stars, or this share of all
