@@ -22,6 +22,15 @@ from probablend.models.start import take_over
 from probablend.survey import get_survey
 
 
+def pytest_configure():
+    """Test processes, and the commands that they start, share the cores."""
+    n = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+    if n > 1:
+        n_threads = max(1, (os.cpu_count() or 1) // n)
+        torch.set_num_threads(n_threads)
+        os.environ["OMP_NUM_THREADS"] = str(n_threads)
+
+
 @pytest.fixture(scope="session")
 def survey():
     return get_survey("euclid-vis")
