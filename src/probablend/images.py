@@ -18,37 +18,25 @@ import astropy.units as u
 import numpy as np
 from astropy.io import fits
 from astropy.utils.exceptions import AstropyWarning
-from astropy.wcs import WCS, FITSFixedWarning
+from astropy.wcs import WCS
 from astropy.wcs.utils import proj_plane_pixel_area
 
+from probablend.headers import Cards, celestial_wcs, header_numbers, one_line
 from probablend.zarrs import open_zarr
 
 __all__ = [
     "ImageData",
     "ImageFile",
     "as_plane",
-    "celestial_wcs",
-    "header_numbers",
     "number_or_map",
     "read_image",
     "split_extension",
-    "unit_zeropoint",
 ]
 
 log = logging.getLogger(__name__)
 
 _PICTURES = (".png", ".jpg", ".jpeg")
 _FILES_HELD = 4  # packed ones: an image, its noise, its mask and the widths of its PSF
-# Units that astropy does not know by these names, in maggies.
-_MAGGIES = {"nanomaggy": 1e-9, "nanomaggies": 1e-9, "nmgy": 1e-9, "maggy": 1.0, "maggies": 1.0}
-_ZEROPOINT_KEYS = (
-    "PHOTZP", "MAGZERO", "MAGZP", "MAGZEROP", "MAG_ZERO", "ZEROPNT", "ZEROPT", "ZP",
-)  # fmt: skip
-# What a detector counts, in all or in a second.
-_COUNTED = re.compile(
-    r"(?:electrons?|e-?|counts?|cts?|dn|adu)(?P<rate> ?/ ?s(?:ec(?:onds?)?)?| s-1)?|(?P<cps>cps)"
-)
-_NO_ZEROPOINT = 90.0  # mag: -99 and the like stand for none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,78 +137,12 @@ def _known(
     That of the file, ``primary``, speaks for its extensions where they are silent.
     """
     wcs = celestial_wcs(header)
-    of_file = _Cards(*([] if primary is None else [primary]))
+    of_file = Cards(*([] if primary is None else [primary]))
     how_long = {key: of_file[key] for key in ("EXPTIME", "D001OUUN") if key in of_file}
-    numbers = header_numbers(_Cards(header, how_long), wcs)
-    both = header_numbers(_Cards(header, of_file), wcs) if None in numbers.values() else numbers
+    numbers = header_numbers(Cards(header, how_long), wcs)
+    both = header_numbers(Cards(header, of_file), wcs) if None in numbers.values() else numbers
     numbers = {k: both[k] if value is None else value for k, value in numbers.items()}
     return ImageData(data=np.zeros((0, 0), np.float32), wcs=wcs, name=str(path), **numbers)
-
-
-class _Cards(Mapping[str, Any]):
-    """Several headers as one: of each card the first that has it, and that can be read."""
-
-    def __init__(self, *headers: Mapping[str, Any]) -> None:
-        self._headers = headers
-
-    def __getitem__(self, key: str) -> Any:
-        for header in self._headers:
-            try:
-                return header[key]
-            except (KeyError, fits.VerifyError):
-                continue
-        raise KeyError(key)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter({key for header in self._headers for key in header})
-
-    def __len__(self) -> int:
-        return len(set(self))
-
-
-def header_numbers(
-    header: Mapping[str, Any], wcs: WCS | None = None, unit: u.UnitBase | None = None
-) -> dict[str, Any]:
-    """Zero point and saturation level, named as in :class:`ImageData`, if a header has them.
-
-    A zero point of its own; or that of ``BUNIT`` where it is a flux density, per pixel or per solid
-    angle, of which ``PIXAR_SR`` or the coordinates say how much a pixel has; or that of electrons
-    and counts by ``PHOTFLAM`` and ``PHOTPLAM`` (HST). A ``unit`` that is known wins over ``BUNIT``.
-
-    Raises
-    ------
-    ValueError
-        If pixels are not linear, as in stacks of Pan-STARRS.
-    """
-    if "BSOFTEN" in header and "BOFFSET" in header:
-        raise ValueError(
-            "pixels are compressed, as in stacks of Pan-STARRS (BSOFTEN, BOFFSET); linear ones "
-            "are wanted: BOFFSET + 2 BSOFTEN sinh(pixel / 1.0857362), without these two cards"
-        )
-    zeropoint = _number(header, _ZEROPOINT_KEYS, most=_NO_ZEROPOINT)
-    if zeropoint is None and (one := _number(header, ("FLUXMAG0",), positive=True)):
-        zeropoint = 2.5 * float(np.log10(one))  # of the flux of 0 mag
-    text = _text(header, "BUNIT") if unit is None else unit.to_string()
-    if zeropoint is None:
-        area = _number(header, ("PIXAR_SR",), positive=True)
-        if area is None and wcs is not None:
-            area = float((proj_plane_pixel_area(wcs.celestial) * u.deg**2).to_value(u.sr))
-        zeropoint = unit_zeropoint(_of_pixels(_unit(text) if unit is None else unit, area))
-    if zeropoint is None:
-        zeropoint = _hubble_zeropoint(header, text)
-    if zeropoint is None and (per := _number(header, ("MAGZPT",), most=_NO_ZEROPOINT)):
-        seconds = _number(header, ("EXPTIME",))
-        if seconds in (None, 1.0):
-            zeropoint = per
-        else:
-            log.warning(
-                "MAGZPT %g is not used: of one count per second or of one of the %g s, zeropoint "
-                "(--zeropoint) says", per, seconds,
-            )  # fmt: skip
-    return {
-        "zeropoint": zeropoint,
-        "saturation": _number(header, ("SATURATE",), positive=True),
-    }
 
 
 class ImageFile:
@@ -320,7 +242,7 @@ def _open_fits(path: Path) -> Iterator[fits.HDUList]:
     except (ValueError, FileNotFoundError):
         raise
     except Exception as error:
-        raise ValueError(f"{path} cannot be read as FITS: {_one_line(error)}") from error
+        raise ValueError(f"{path} cannot be read as FITS: {one_line(error)}") from error
 
 
 def split_extension(name: str | Path) -> tuple[Path, str | None]:
@@ -340,78 +262,6 @@ def _named_extension(path: Path, ext: int | str | None) -> tuple[Path, int | str
     if path.is_dir() and path.suffix != ".zarr":
         raise ValueError(f"{path} is a folder; an image file is wanted")
     return path, ext
-
-
-def _hubble_zeropoint(header: Mapping[str, Any], unit: str) -> float | None:
-    """That of the calibration of HST, of which one unit is an electron or a count per second.
-
-    Of images that count all that came, the exposure time has it. What drizzling wrote,
-    ``D001OUUN``, wins over the unit, which older files kept as it was.
-    """
-    flux = _number(header, ("PHOTFLAM",), positive=True)  # erg / s / cm² / Å
-    pivot = _number(header, ("PHOTPLAM",), positive=True)  # Å
-    counted = _COUNTED.fullmatch((_text(header, "D001OUUN") or unit).lower())
-    if flux is None or pivot is None or counted is None:
-        return None
-    seconds = (
-        1.0 if counted["rate"] or counted["cps"] else _number(header, ("EXPTIME",), positive=True)
-    )
-    if seconds is None:
-        return None
-    density = flux * u.erg / (u.s * u.cm**2 * u.AA)
-    one = density.to(u.ABmag, u.spectral_density(pivot * u.AA))
-    return float(one.value + 2.5 * np.log10(seconds))
-
-
-def _text(header: Mapping[str, Any], key: str) -> str:
-    return str(header.get(key, "")).strip()
-
-
-def _unit(text: str) -> u.UnitBase | None:
-    """Of the pixels; None if it is not said, or not understood."""
-    if text.lower() in _MAGGIES:
-        return u.Unit(_MAGGIES[text.lower()] * u.ABflux)
-    unit = u.Unit(text, parse_strict="silent") if text else None
-    return None if isinstance(unit, u.UnrecognizedUnit) else unit
-
-
-def _of_pixels(unit: u.UnitBase | None, area: float | None) -> u.UnitBase | None:
-    """A unit per solid angle as that of the sum of pixels, if their area (sr) is known."""
-    if unit is None or not area or not unit.is_equivalent(u.Jy / u.sr):
-        return unit
-    return u.Unit(area * unit * u.sr)
-
-
-def unit_zeropoint(unit: u.UnitBase | None) -> float | None:
-    """AB magnitude of one unit, where it is a flux density."""
-    if unit is None or not unit.is_equivalent(u.ABflux):
-        return None
-    return float((1 * unit).to(u.ABmag).value)
-
-
-def _number(
-    header: Mapping[str, Any],
-    keys: tuple[str, ...],
-    *,
-    positive: bool = False,
-    most: float = np.inf,
-) -> float | None:
-    """First of some keywords that holds a finite number, as text maybe, and none too large."""
-    for key in keys:
-        value = header.get(key)
-        if isinstance(value, bool) or not isinstance(value, int | float | str):
-            continue
-        try:
-            number = float(value)
-        except ValueError:
-            continue
-        if np.isfinite(number) and abs(number) <= most and (number > 0 or not positive):
-            return number
-    return None
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _find_hdu(hdus: fits.HDUList, ext: int | str | None, path: Path) -> fits.ImageHDU:
@@ -465,18 +315,6 @@ def as_plane(data: np.ndarray, name: str) -> np.ndarray:
         return np.ascontiguousarray(data, dtype=np.float32)
 
 
-def celestial_wcs(header: fits.Header) -> WCS | None:
-    """World coordinates of a header; None if it has none of the sky that can be used."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FITSFixedWarning)
-        try:
-            wcs = WCS(header, naxis=2)
-        except Exception as error:
-            log.warning("the header's world coordinates cannot be used: %s", _one_line(error))
-            return None
-    return wcs if wcs.has_celestial else None
-
-
 def _read_picture(path: Path) -> ImageData:
     from PIL import Image, UnidentifiedImageError
 
@@ -485,7 +323,7 @@ def _read_picture(path: Path) -> ImageData:
             # Row 0 of a picture is its top; of an astronomical image, its bottom.
             data = np.asarray(picture.convert("F"), dtype=np.float32)[::-1]
     except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as a picture: {_one_line(error)}") from error
+        raise ValueError(f"{path} cannot be read as a picture: {one_line(error)}") from error
     return ImageData(data=as_plane(data, str(path)), name=str(path))
 
 

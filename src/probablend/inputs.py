@@ -22,14 +22,8 @@ from astropy.nddata import (
 from astropy.nddata.utils import Cutout2D
 from astropy.wcs import WCS
 
-from probablend.images import (
-    ImageData,
-    as_plane,
-    celestial_wcs,
-    header_numbers,
-    read_image,
-    unit_zeropoint,
-)
+from probablend.headers import celestial_wcs, header_numbers, unit_zeropoint
+from probablend.images import ImageData, as_plane, read_image
 
 __all__ = ["ImageLike", "as_image"]
 
