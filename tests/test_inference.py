@@ -196,6 +196,11 @@ def test_wrong_input_is_refused():
             mags=np.full((3, 2), np.nan), population=Population(), grid=np.arange(3.0),
             completeness=np.ones(3),
         )  # fmt: skip
+    with pytest.raises(ValueError, match=r"grid must cover .* 18 to 26; it covers 18 to 25"):
+        CountsLikelihood(
+            mags=np.full((3, 2), 22.0), population=Population(), grid=np.arange(18.0, 26.0),
+            completeness=np.ones(8),
+        )  # fmt: skip
 
 
 def test_posteriors_are_kept_and_read_again(scene, field_weights, tmp_path):

@@ -5,7 +5,7 @@ from scipy import ndimage
 
 from probablend.background import level_of_empty_pixels
 from probablend.correlation import correlation_factor, roughness_factor
-from probablend.prepare import prepare_image
+from probablend.prepare import prepare_image, usable_at
 
 
 @pytest.fixture
@@ -324,3 +324,53 @@ def test_noise_with_a_unit_is_a_number():
     image = np.random.default_rng(3).normal(size=(50, 50)).astype(np.float32)
     for rms in (2 * u.nJy, np.full(image.shape, 2.0) * u.nJy):
         assert prepare_image(image, rms=rms, background="none").signal == pytest.approx(image / 2)
+
+
+def test_a_map_of_noise_with_the_photons_of_sources_is_that_of_the_sky(generator):
+    y, x = np.indices((256, 256)) - 128
+    light = 300 * np.exp(-np.hypot(y, x) / 12) + 40 * np.exp(-np.hypot(y - 70, x + 60) / 3)
+    with_photons = np.sqrt(1 + 0.1 * light)
+    image = light + generator.standard_normal(light.shape)
+    assert with_photons.max() > 5
+    noise = prepare_image(image, rms=with_photons, background="none").rms
+    assert np.abs(noise - 1).max() < 0.1
+    # A smaller depth is none of theirs, beside them or under them.
+    seam = np.where(np.arange(256) < 128, 1.0, 2.0)
+    image = light + seam * generator.standard_normal(light.shape)
+    noise = prepare_image(image, rms=np.sqrt(seam**2 + 0.1 * light), background="none").rms
+    assert np.abs(noise / seam - 1)[:, :100].max() < 0.15
+    assert np.abs(noise / seam - 1)[:, 156:].max() < 0.15
+
+
+def test_a_map_of_noise_loses_its_scatter_and_keeps_its_seams_and_its_bad_pixels(generator):
+    true = np.where(np.arange(200) < 80, 1.0, 2.0) * np.ones((200, 1))
+    given = true * generator.normal(1, 0.1, true.shape)
+    given[50, 50], given[60, 60], given[120, 30:32] = 1e5, 0, np.nan
+    image = true * generator.standard_normal(true.shape)
+    prepared = prepare_image(image, rms=given, background="none")
+    assert prepared.rms[50, 50] == pytest.approx(1e5)
+    assert prepared.mask.sum() == 3
+    other = np.ones(true.shape, dtype=bool)
+    other[50, 50] = other[:, 78:82] = False
+    assert np.abs(prepared.rms / true - 1)[other].max() < 0.13
+
+
+@pytest.mark.parametrize(("times", "warned"), [(1.0, True), (2.0, False)])
+def test_noise_of_pixels_is_noticed_where_it_is_correlated(times, warned, caplog, generator):
+    noise = ndimage.gaussian_filter(generator.standard_normal((300, 300)), 1.2)
+    noise /= noise.std()
+    prepare_image(noise, rms=times)
+    assert ("correlated" in caplog.text) == warned
+
+
+def test_white_noise_is_not_taken_for_correlated(caplog, generator):
+    prepare_image(generator.standard_normal((300, 300)), rms=1.0)
+    assert not caplog.text
+
+
+def test_a_source_is_lost_under_a_mask_not_under_a_hole():
+    mask = np.zeros((20, 20), dtype=bool)
+    mask[5, 5] = mask[:, 10] = True
+    mask[12:, 12:] = mask[0, 0] = True
+    at = np.array([[5, 5], [8, 10], [12, 15], [15, 15], [0, 0], [0, 19]])
+    assert usable_at(at, mask).tolist() == [True, True, False, False, True, True]

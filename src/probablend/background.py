@@ -7,7 +7,13 @@ from scipy import ndimage
 
 from probablend.correlation import empty_sky
 
-__all__ = ["MAX_SIGNAL", "estimate_sky", "level_of_empty_pixels", "sky_between_sources"]
+__all__ = [
+    "MAX_SIGNAL",
+    "estimate_sky",
+    "level_of_empty_pixels",
+    "noise_of_sky",
+    "sky_between_sources",
+]
 
 MAX_SIGNAL = 1e10  # beyond this many times the noise a pixel is damage, not light
 # Boxes of the background mesh; smaller images get one constant.
@@ -22,10 +28,10 @@ _CLIPPED = 0.9866  # standard deviation of a normal distribution that is clipped
 _MIN_SKY = 500  # pixels
 # Pixels are empty if nothing within so many stands out of the noise, smoothed with a Gaussian.
 _SMOOTH, _STANDS_OUT, _GROWN = 1.5, 3.0, 4  # σ of it, pixels; its noise; pixels
-_ROUNDS, _MOST = (
-    3,
-    5.0,
-)  # a high sky hides more peaks of the noise; σ beyond which a pixel is damage
+# A high sky hides more peaks of the noise; σ beyond which a pixel is damage.
+_ROUNDS, _MOST = 3, 5.0
+# A map of noise: pixels of its median; how much more of it a pixel keeps, in the sky and in light.
+_MEDIAN, _OWN, _OWN_LIT = 5, 2.0, 30.0
 
 
 def estimate_sky(image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray | float, float]:
@@ -139,6 +145,47 @@ def level_of_empty_pixels(signal: np.ndarray, mask: np.ndarray) -> float:
             return 0.0
         level += float(empty.clip(max=_MOST).mean(dtype=float))
     return level
+
+
+def noise_of_sky(noise: np.ndarray, light: np.ndarray, bad: np.ndarray) -> np.ndarray:
+    """A map of noise without the photons of sources, and without its own pixel-to-pixel scatter.
+
+    Pipelines count the photons of a source as noise, and what is divided by that loses the shape
+    that it has. Under sources the noise is that of the nearest pixels without light, if lower.
+
+    Parameters
+    ----------
+    noise : ndarray, shape (y, x)
+        Per pixel.
+    light : ndarray, shape (y, x)
+        Image less its background, unit of the noise.
+    bad : ndarray of bool, shape (y, x)
+        True = not used, or without noise.
+
+    Returns
+    -------
+    ndarray, shape (y, x), float32
+        Positive everywhere: what is missing is as near by. A pixel, or a few, with far more noise
+        than those around it keeps it.
+    """
+    whole = _filled(noise, bad | ~(noise > 0))
+    even = ndimage.median_filter(whole, size=_MEDIAN)
+    smooth = ndimage.gaussian_filter(np.where(bad, 0, light / even), _SMOOTH, truncate=3)
+    lit = ndimage.maximum_filter(smooth > 1, size=2 * _GROWN + 1)
+    most = np.where(lit, _OWN_LIT, _OWN) * even
+    if lit.any() and not lit.all():
+        sky = ndimage.gaussian_filter(_filled(even, lit), _GROWN, truncate=3)
+        most = np.where(lit, _OWN_LIT * sky, most)
+        even = np.where(lit, np.minimum(even, sky), even)
+    return np.where(whole > most, whole, even).astype(np.float32)
+
+
+def _filled(values: np.ndarray, missing: np.ndarray) -> np.ndarray:
+    """Values, where they are missing those of the nearest pixel that has one."""
+    if not missing.any():
+        return values
+    nearest = ndimage.distance_transform_edt(missing, return_distances=False, return_indices=True)
+    return values[tuple(nearest)]
 
 
 def _relative_noise(signal: np.ndarray, mask: np.ndarray) -> np.ndarray | np.float32:

@@ -47,6 +47,7 @@ log = logging.getLogger(__name__)
 _LOW_SHARE = 0.05  # of the draws: with fewer effective ones weights are not to be trusted
 _N_FRACTIONS = 24  # nodes of the integral over bulge fractions
 _N_WALKERS = 12
+_EDGE = 1e-6  # mag
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,6 +229,12 @@ class CountsLikelihood:
             raise ValueError("mags must be finite, of shape (draw, source)")
         if self.grid.shape != self.completeness.shape or len(self.grid) < 2:
             raise ValueError("grid and completeness must have one, common length")
+        low, high = self.population.mag_range
+        if self.grid.min() > low + _EDGE or self.grid.max() < high - _EDGE:
+            raise ValueError(
+                f"grid must cover the magnitudes of the population, {low:g} to {high:g}; it covers "
+                f"{self.grid.min():g} to {self.grid.max():g}: draws count in all of them"
+            )
 
     @cached_property
     def kept(self) -> tuple[np.ndarray, np.ndarray]:
@@ -297,7 +304,8 @@ def counts_completeness(
     -------
     ndarray, shape (bin,)
         The ratio; it can be above 1. :class:`CountsLikelihood` takes it for ``completeness``,
-        interpolated between the middles of the bins.
+        interpolated between the middles of the bins to a grid that covers the whole range of
+        magnitudes (``numpy.interp(grid, middles, ratio)``).
 
     Raises
     ------

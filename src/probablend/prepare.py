@@ -11,6 +11,7 @@ from probablend.background import (
     MAX_SIGNAL,
     estimate_sky,
     level_of_empty_pixels,
+    noise_of_sky,
     sky_between_sources,
 )
 from probablend.correlation import correlation_factor, noise_factors
@@ -23,6 +24,7 @@ __all__ = [
     "prepare_image",
     "rms_of_variance",
     "rms_of_weight",
+    "usable_at",
 ]
 
 log = logging.getLogger(__name__)
@@ -31,12 +33,15 @@ _REGION = 1024  # pixels in the middle that tell how correlated the noise is
 _MOST_MASKED = 0.7  # share of them
 # Noise that is given, over the scatter of the pixels: crowds make that larger, drizzling smaller.
 _LEAST_NOISE, _MOST_NOISE = 0.3, 4.0
+# It is that of pixels alone if correlated noise is this much stronger, and it by less than a part.
+_CORRELATED, _PART = 1.2, 0.3
 # Times the noise; pixels, and the share of them that a mask leaves out if it marks sources.
 _BRIGHT, _MANY, _NEARLY_ALL = 10.0, 200, 0.9
 # A background is taken out when its level or its changes are larger than so many times the noise.
 # Halos of large galaxies look like changes, and where no sky is seen a level may be theirs.
 _LEVEL_TOLERANCE, _BACKGROUND_TOLERANCE = 0.1, 0.3
 _LEAST_LEVEL = 0.02  # of empty pixels: what it is known to, in units of the noise
+_AROUND = np.array([(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)])  # a pixel and its eight
 # A patch of exact zeros this large is where a mosaic has no data.
 _MIN_HOLE = 100
 
@@ -88,6 +93,17 @@ def masked_pixels(flags: np.ndarray, bits: int = -1) -> np.ndarray:
     return (whole.astype(np.int64) & bits) != 0
 
 
+def usable_at(pixel: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Whether most of the 3 × 3 pixels around some pixels, (pixel, 2), are not masked.
+
+    A hole of a cosmic ray takes no source away; the border of a mask gives none.
+    """
+    around = pixel[:, None] + _AROUND
+    inside = ((around >= 0) & (around < mask.shape)).all(axis=2)
+    row, column = np.moveaxis(around.clip(0, np.array(mask.shape) - 1), 2, 0)
+    return (inside & ~mask[row, column]).sum(axis=1) * 2 > inside.sum(axis=1)
+
+
 def rms_of_weight(weight: np.ndarray) -> np.ndarray:
     """Noise per pixel of inverse variances; NaN, which means missing, where there is no weight."""
     return np.where(weight > 0, weight, np.nan) ** -0.5
@@ -113,10 +129,12 @@ def prepare_image(
     image : ndarray, shape (y, x)
         Pixels, any unit.
     rms : float or ndarray, optional
-        Noise per pixel of the sky (without the photons of the sources), same unit; estimated
-        if not given, as a map where it changes over a large image by more than 4 %, and then
-        raised if it is correlated, see :func:`~probablend.correlation.correlation_factor`.
-        Pixels of a map that are not positive and finite are masked: zero means missing.
+        Noise per pixel of the sky, same unit, as strong as it is over the area of a PSF: of
+        correlated noise more than the scatter of its pixels. Estimated if not given, as a map where
+        it changes over a large image by more than 4 %, and then raised if it is correlated, see
+        :func:`~probablend.correlation.correlation_factor`. A map loses the photons of sources and
+        its pixel-to-pixel scatter, see :func:`~probablend.background.noise_of_sky`; its pixels
+        that are not positive and finite are masked: zero means missing.
     mask : ndarray of bool, optional
         True = do not use. Pixels that are not finite, and patches of exact zeros in an image
         that is not of whole numbers (where a mosaic has no data), are masked anyway.
@@ -186,7 +204,12 @@ def prepare_image(
         level, subtract = float(background), True
     elif subtract:
         log.info("subtracted a background of median %.4g", float(np.median(level)))
-    prepared = _in_noise(clean, level if subtract else 0.0, noise, bad)
+    level = level if subtract else 0.0
+    if isinstance(given, np.ndarray):
+        noise = noise_of_sky(given, clean - level, bad)
+    prepared = _in_noise(clean, level, noise, bad)
+    if given is not None and compare_noise:
+        _warn_of_correlation(prepared.noise_factors[0], typical, spread)
     if background != "auto" or subtract:
         return prepared
     height = level_of_empty_pixels(prepared.signal, prepared.mask)
@@ -276,6 +299,17 @@ def _compare_noise(given: float, spread: float) -> None:
             "the noise that was given, %.3g per pixel, is %.2g times what the pixels scatter by: "
             "rms is a standard deviation, variance its square, weight one over that",
             given, given / spread if spread > 0 else np.inf,
+        )  # fmt: skip
+
+
+def _warn_of_correlation(factor: float, given: float, spread: float) -> None:
+    """Say so if the noise that was given is that of pixels, and theirs is correlated."""
+    most = (1 + _PART * (factor - 1)) * spread
+    if factor > _CORRELATED and _LEAST_NOISE * spread < given < most:
+        log.warning(
+            "the noise that was given is what pixels scatter by, but theirs is correlated: over "
+            "the area of a PSF it is %.2f times as strong, which is what is meant; give it times "
+            "that, or none to have it estimated", factor,
         )  # fmt: skip
 
 

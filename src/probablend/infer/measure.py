@@ -15,6 +15,7 @@ from probablend.flags import Flag
 from probablend.infer.segment import segment
 from probablend.inputs import ImageLike, as_image
 from probablend.parquets import read_parquet
+from probablend.prepare import usable_at
 
 log = logging.getLogger(__name__)
 
@@ -133,8 +134,8 @@ def measure(
     -------
     QTable
         The catalogue's columns, one row per position in the order given. Where nothing can
-        be measured, outside the image or on a masked pixel, the row is NaN and flagged
-        ``NO_DATA``.
+        be measured, outside the image or where most of 3 × 3 pixels are masked, the row is NaN and
+        flagged ``NO_DATA``.
 
     Raises
     ------
@@ -170,7 +171,7 @@ def measure(
     result = segment(data, positions=at[rows], **settings)
     if len(rows):
         pixel = np.floor(at[rows] + 0.5).astype(int)
-        seen = ~result.mask[pixel[:, 0], pixel[:, 1]]
+        seen = usable_at(pixel, result.mask)
     else:
         seen = np.zeros(0, dtype=bool)
     n = len(at)

@@ -31,7 +31,7 @@ from probablend.inputs import ImageLike, as_image
 from probablend.models.distribution import SegmentationNetwork
 from probablend.models.field import FieldNetwork, check_precision
 from probablend.models.network import Network
-from probablend.prepare import PreparedImage, prepare_image
+from probablend.prepare import PreparedImage, prepare_image, usable_at
 from probablend.psf import PSF, as_psf
 
 __all__ = [
@@ -452,5 +452,5 @@ def assumed_psf_fwhm(meta: Mapping[str, Any], most: float = np.inf) -> float:
 
 
 def _detections(found: Found, prepared: PreparedImage, min_p_source: float) -> np.ndarray:
-    """Peaks that are probable enough and do not lie on a masked pixel."""
-    return (found.p_source >= min_p_source) & ~prepared.mask[tuple(found.pixel.T)]
+    """Peaks that are probable enough and do not lie where most pixels are masked."""
+    return (found.p_source >= min_p_source) & usable_at(found.pixel, prepared.mask)

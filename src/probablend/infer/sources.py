@@ -280,7 +280,6 @@ def measure_sources(
     """
     shape_yx = prepared.signal.shape
     noise = np.broadcast_to(np.asarray(prepared.rms), shape_yx)[tuple(found.pixel.T)]
-    noise = np.where(np.isfinite(noise) & (noise > 0), noise, 1.0)
     widths = np.broadcast_to(psf_fwhm, shape_yx)[tuple(found.pixel.T)]
     spread = error_factor * spread_of(torch.from_numpy(found.strangeness)).numpy()
     draws = draw_parameters(
