@@ -166,6 +166,19 @@ def test_cutouts_and_many_images_from_the_command_line(run, scene, field_weights
     assert "1 images could not be used" in " ".join(said.split())
 
 
+def test_noise_of_other_images_is_no_image(run, scene, field_weights, tmp_path):
+    for name in "ab":
+        write(tmp_path / f"{name}.fits", scene.image[:64, :64])
+        write(tmp_path / f"{name}.weight.fits", np.full((64, 64), scene.rms**-2))
+    code, said, complaint = run(
+        "segment", *sorted(tmp_path.glob("*.fits")), "--weight", "{}.weight.fits",
+        "--model", field_weights, "--psf-fwhm", 1.7, "--samples", 1, "-o", tmp_path / "out",
+    )  # fmt: skip
+    assert code == 0, complaint
+    assert "2 files are noise, mask or PSF of other images" in said
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["images"] == 2
+
+
 def test_seeds_end_somewhere_and_the_help_says_no_more_than_needed(run):
     code, _, said = run("demo", "--seed", 2**63)
     assert code == 2
@@ -196,6 +209,14 @@ BAD = {
     "no samples": (lambda p: [p / "image.fits", "--samples", 0], "n_samples must be at least 1"),
     "unknown model": (lambda p: [p / "image.fits", "--model", "best"], "unknown model 'best'"),
     "unknown device": (lambda p: [p / "image.fits", "--device", "abacus"], "device must be"),
+    "HATS without a sky": (
+        lambda p: [p / "image.fits", "--catalog-format", "hats"],
+        "needs sky positions",
+    ),
+    "HATS without a sky, in parts": (
+        lambda p: [p / "image.fits", "--catalog-format", "hats", "--maps-format", "zarr"],
+        "needs sky positions",
+    ),
     "unknown background": (lambda p: [p / "image.fits", "--background", "x"], "background must"),
 }
 

@@ -8,7 +8,7 @@ from probablend.catalog import build_table, provenance_header, write_catalog
 
 pytest.importorskip("pyarrow")
 healpix = pytest.importorskip("astropy_healpix")
-from probablend.hats import partition, write_hats  # noqa: E402
+from probablend.hats import partition, read_hats, write_hats  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -65,10 +65,13 @@ def test_partition_divides_only_where_it_must():
     assert set(partition(index, 9)[:10]) == {12}  # all at one place: no order divides them
 
 
-def test_positions_must_be_known(tmp_path):
+def test_rows_without_a_position_are_left_out_and_said(tmp_path, caplog):
     table = build_table({"id": np.arange(3), "ra": np.array([1, np.nan, 2]), "dec": np.zeros(3)})
-    with pytest.raises(ValueError, match="1 of 3 rows have none"):
-        write_hats(table, tmp_path / "out")
+    write_hats(table, tmp_path / "some")
+    assert "1 of 3 rows have no sky position" in caplog.text
+    assert sorted(read_hats(tmp_path / "some")["id"]) == [0, 2]
+    with pytest.raises(ValueError, match="needs sky positions"):
+        write_hats(table[1:2], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

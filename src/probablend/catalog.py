@@ -216,7 +216,11 @@ def read_catalog(path: Path) -> QTable:
         return read_parquet(path)
     if path.suffix == ".ecsv":
         return QTable.read(path, format="ascii.ecsv")
-    return QTable.read(path, mask_invalid=False)  # NaN is a value here, not a hole
+    table = QTable.read(path, mask_invalid=False)  # NaN is a value here, not a hole
+    for number, name in enumerate(table.colnames, start=1):
+        said, ucd = (table.meta.pop(f"{key}{number}", "") for key in ("TCOMM", "TUCD"))
+        describe(table, name, said, ucd)
+    return table
 
 
 def _in_fits(unit: u.UnitBase | None) -> bool:

@@ -5,6 +5,7 @@ where there are more rows. LSDB opens it by position; pandas, pyarrow and Dask r
 Parquet data set that it is.
 """
 
+import logging
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +17,11 @@ from astropy.table import QTable, Table
 
 from probablend.parquets import read_parquet
 
-__all__ = ["check_hats", "partition", "read_hats", "write_hats"]
+__all__ = ["NO_SKY", "check_hats", "partition", "read_hats", "write_hats"]
+
+log = logging.getLogger(__name__)
+
+NO_SKY = "a HATS catalogue needs sky positions: give images with a WCS, or write parquet"
 
 _FINEST = 29  # order of the index that every row carries
 _DEEPEST = 12  # order of the smallest partition, 0.7 arcmin on a side
@@ -77,18 +82,22 @@ def write_hats(table: Table, path: Path, *, max_rows: int = _MAX_ROWS) -> None:
     Raises
     ------
     ValueError
-        If a position is not known, or a package is missing.
+        If no position is known, or a package is missing.
     """
     check_hats()
     from astropy_healpix import lonlat_to_healpix
     from pyarrow import parquet
 
     sky = [np.asarray(table[k], float) for k in ("ra", "dec")]
-    if n_lost := int((~np.isfinite(sky[0] + sky[1])).sum()):
-        raise ValueError(
-            f"a HATS catalogue needs sky positions; {n_lost} of {len(table)} rows have none: "
-            "give images with a WCS, or write parquet"
-        )
+    placed = np.isfinite(sky[0] + sky[1])
+    if len(table) and not placed.any():
+        raise ValueError(NO_SKY)
+    if n_lost := int((~placed).sum()):
+        log.warning(
+            "%d of %d rows have no sky position: a HATS catalogue leaves them out", n_lost,
+            len(table),
+        )  # fmt: skip
+        table, sky = table[placed], [k[placed] for k in sky]
     index = np.asarray(
         lonlat_to_healpix(*(k * u.deg for k in sky), nside=2**_FINEST, order="nested"), np.int64
     )

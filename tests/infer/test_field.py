@@ -1,5 +1,6 @@
 """Segmentation and forced photometry with the field model."""
 
+import gzip
 import json
 
 import astropy.units as u
@@ -8,6 +9,7 @@ import pytest
 import torch
 from astropy.coordinates import SkyCoord
 from astropy.io import fits
+from astropy.nddata import CCDData
 from astropy.table import QTable, Table
 from scipy.stats import binom
 
@@ -239,9 +241,16 @@ def test_positions_on_the_sky_and_of_other_programs_are_understood(
         "photutils3.ecsv": Table({"x_centroid": at[:, 0], "y_centroid": at[:, 1]}),
         "psf.ecsv": Table({"x_fit": at[:, 0], "y_fit": at[:, 1]}),
         "sextractor.fits": Table({"X_IMAGE": at[:, 0] + 1, "Y_IMAGE": at[:, 1] + 1}),
+        "topcat.vot": Table({"ra": coordinates.ra, "dec": coordinates.dec}),
     }
-    for name, table in tables.items():
-        table.write(tmp_path / name)
+    ldac = fits.HDUList([fits.PrimaryHDU(), fits.BinTableHDU(Table({"Field Header Card": ["X"]}))])
+    ldac.append(fits.BinTableHDU(tables["sextractor.fits"], name="LDAC_OBJECTS"))
+    ldac.writeto(tmp_path / "psfex.cat")
+    with gzip.open(tmp_path / "packed.csv.gz", "wt") as packed:
+        packed.write("\n".join(["x,y", *(f"{x},{y}" for x, y in at)]))
+    for name, table in {**tables, "psfex.cat": None, "packed.csv.gz": None}.items():
+        if table is not None:
+            table.write(tmp_path / name, format="votable" if name.endswith("vot") else None)
         found = measure(scene.image, read_positions(tmp_path / name), wcs=wcs, **settings)
         np.testing.assert_allclose(found["flux"], wanted, rtol=1e-3, err_msg=name)
     for table in (
@@ -254,6 +263,40 @@ def test_positions_on_the_sky_and_of_other_programs_are_understood(
     ):
         found = measure(scene.image, table, wcs=wcs, **settings)
         np.testing.assert_allclose(found["flux"], wanted, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_a_neighbour_that_is_not_asked_about_blends_as_one_that_is(generator):
+    y, x = np.indices((128, 128))
+
+    def galaxy(at_x):
+        return 40 * np.exp(-np.hypot(y - 64, x - at_x) / 2.5)
+
+    at = np.array([[58.0, 64.0], [68.0, 64.0]])  # x, y
+    image = sum(galaxy(one) for one in at[:, 0]) + generator.standard_normal((128, 128))
+    settings = {"rms": 1.0, "psf_fwhm": 2.0, "background": "none", "n_samples": 4}
+    both, first = measure(image, at, **settings), measure(image, at[:1], **settings)
+    assert both["p_blend_footprints"][0] > 0.9
+    assert first["p_blend_footprints"][0] > 0.9
+    assert first["n_siblings"][0] == both["n_siblings"][0] == 1
+    assert first["flux"][0] == pytest.approx(both["flux"][0], rel=0.05)
+    # What lies a little beside a peak is that galaxy.
+    lone = galaxy(64) + generator.standard_normal((128, 128))
+    beside = measure(lone, np.array([[65.5, 64.0]]), **settings)
+    assert beside["n_siblings"][0] == 0
+    assert beside["p_blend"][0] < 0.5
+
+
+def test_positions_that_all_miss_the_image_are_said(scene, field_weights, caplog):
+    measure(scene.image, np.full((3, 2), -50.0), rms=scene.rms, n_samples=1, model=field_weights,
+            psf_fwhm=1.7)  # fmt: skip
+    assert "none of the 3 positions lies in the image" in caplog.text
+
+
+def test_draws_are_in_the_unit_of_the_catalogue(scene, field_weights):
+    image = CCDData(scene.image, unit="nJy")
+    result = segment(image, rms=scene.rms, n_samples=1, model=field_weights, psf_fwhm=1.7)
+    assert result.sources.posterior_table(3)["flux"].unit == result.catalog["flux"].unit == u.nJy
 
 
 def test_measure_understands_what_segment_does(scene, wcs, field_weights):

@@ -7,7 +7,7 @@ import pytest
 from astropy.io import fits
 from astropy.table import QTable
 
-from probablend.catalog import read_catalog
+from probablend.catalog import COLUMNS, UCDS, read_catalog
 from probablend.emulate.blend import FieldConfig, draw_field
 from probablend.infer import stream as module
 from probablend.infer.many import stem, stream_many
@@ -46,6 +46,9 @@ def test_each_gives_what_it_gives_alone(settings, tmp_path):
     assert summary["images"] == 3
     assert summary["failed"] == {}
     rows = QTable.read(tmp_path / "all" / "catalog.fits")
+    flux = read_catalog(tmp_path / "all" / "catalog.fits")["flux"]
+    assert flux.info.description == COLUMNS["flux"][2]
+    assert flux.info.meta["ucd"] == UCDS["flux"]
     assert len(rows) == summary["objects"] > 5
     for one in settings:
         name = stem(one.image).rpartition("/")[2]

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -106,6 +107,7 @@ def segment_command(
     Example: probablend segment tiles/*.fits --weight '{}.weight.fits' --dask local:4 -o out
     """
     from probablend.checkpoint import knows_sources, pixels_only
+    from probablend.hats import NO_SKY
     from probablend.infer.many import stem, stream_many
     from probablend.infer.outputs import SUMMARY, check_format, check_output
     from probablend.infer.plan import StreamSettings, fingerprint
@@ -123,6 +125,7 @@ def segment_command(
     def of(text: str | None, image: Path) -> str | None:
         return None if text is None else text.replace("{}", stem(str(image)))
 
+    images = _without_companions(images, of, (rms, weight, variance, mask, psf, psf_fwhm))
     settings = [
         StreamSettings(
             image=str(image),
@@ -184,6 +187,8 @@ def segment_command(
             of(variance, image),
             flag_bits,
         )
+        if catalog_format == "hats" and data.wcs is None:
+            raise ValueError(NO_SKY)
         result = segment(
             data,
             rms=noise,
@@ -213,6 +218,20 @@ def segment_command(
         **products,
     )
     _tell(json.loads((output / SUMMARY).read_text()), output)
+
+
+def _without_companions(
+    images: list[Path],
+    of: Callable[[str | None, Path], str | None],
+    patterns: Sequence[str | None],
+) -> list[Path]:
+    """Images that are not the noise, mask or PSF of another one."""
+    named = [text for text in patterns if text is not None and "{}" in text]
+    theirs = {Path(str(of(text, image))).resolve() for text in named for image in images}
+    kept = [image for image in images if image.resolve() not in theirs]
+    if len(kept) < len(images):
+        out.print(f"{len(images) - len(kept)} files are noise, mask or PSF of other images")
+    return kept
 
 
 def _tell_many(summary: dict[str, Any], output: Path) -> None:

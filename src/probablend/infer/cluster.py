@@ -1,5 +1,6 @@
 """The same function on many arguments, here or on a Dask cluster."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -45,8 +46,9 @@ def each(
         if not n.isdigit() or int(n) < 1:
             raise ValueError(f"local:N needs a number of processes; got {dask}")
         cluster = LocalCluster(
-            n_workers=int(n), threads_per_worker=1, processes=True, dashboard_address=None
-        )
+            n_workers=int(n), threads_per_worker=1, processes=True, dashboard_address=None,
+            silence_logs=logging.ERROR,
+        )  # fmt: skip
     with cluster as where, Client(where) as client:
         futures = [client.submit(function, *some, pure=False, retries=3) for some in arguments]
         for future in as_completed(futures):

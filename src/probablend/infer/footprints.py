@@ -1,7 +1,7 @@
 """Elliptical footprints on the pixels of an image: labels, groups, overlaps, regions."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from scipy import ndimage
@@ -51,6 +51,10 @@ class Ellipses:
         shape = {name: parameters[:, PARAMETERS.index(name)].astype(float) for name in names}
         origin_y, origin_x = np.asarray(origin_yx, dtype=float).T
         return cls(**(shape | {"y": shape["y"] + origin_y, "x": shape["x"] + origin_x}))
+
+    def first(self, n: int) -> "Ellipses":
+        """The first ones alone."""
+        return Ellipses(**{f.name: getattr(self, f.name)[:n] for f in fields(self)})
 
     def __len__(self) -> int:
         return len(self.y)

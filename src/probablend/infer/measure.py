@@ -7,7 +7,9 @@ from typing import Any
 import astropy.units as u
 import numpy as np
 from astropy.coordinates import SkyCoord
+from astropy.io import fits
 from astropy.table import QTable, Table
+from astropy.utils.data import get_readable_fileobj
 from astropy.wcs import WCS
 
 from probablend.catalog import COLUMNS, build_table, set_flux_unit
@@ -27,10 +29,13 @@ _PIXELS = (("x", "y", 0), ("x_centroid", "y_centroid", 0), ("xcentroid", "ycentr
            )  # fmt: skip
 _SKY = (("ra", "dec"), ("alpha_j2000", "delta_j2000"), ("alphawin_j2000", "deltawin_j2000"),
         ("raj2000", "dej2000"), ("coord_ra", "coord_dec"))  # fmt: skip
+_FITS = b"SIMPLE  ="  # how every FITS file begins
+_TEXTS = {".ecsv": "ascii.ecsv", ".csv": "ascii.csv", ".cat": "ascii.sextractor",
+          ".vot": "votable", ".votable": "votable", ".xml": "votable"}  # fmt: skip
 
 
 def read_positions(path: Path | str) -> Table:
-    """Read a catalogue: FITS, ECSV, CSV, Parquet, SExtractor or other text tables.
+    """Read a catalogue: FITS (LDAC too), VOTable, ECSV, CSV, Parquet, SExtractor or other text.
 
     Raises
     ------
@@ -42,15 +47,30 @@ def read_positions(path: Path | str) -> Table:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"catalogue {path} does not exist")
-    kinds = {".fits": "fits", ".fit": "fits", ".gz": "fits", ".ecsv": "ascii.ecsv",
-             ".csv": "ascii.csv", ".cat": "ascii.sextractor"}  # fmt: skip
+    suffix = Path(path.name.removesuffix(".gz")).suffix
     try:
-        if path.suffix == ".parquet":
+        if suffix == ".parquet":
             return read_parquet(path)
-        return Table.read(path, format=kinds.get(path.suffix, "ascii"))
+        with get_readable_fileobj(path, encoding="binary") as handle:
+            is_fits = handle.read(len(_FITS)) == _FITS
+        return (
+            _fits_table(path) if is_fits else Table.read(path, format=_TEXTS.get(suffix, "ascii"))
+        )
     except Exception as error:
         said = " ".join(str(error).split())[:200]
         raise ValueError(f"{path} cannot be read as a table: {said}") from error
+
+
+def _fits_table(path: Path) -> Table:
+    """The objects of an LDAC file, else the first table."""
+    with fits.open(path) as hdus:
+        tables = [
+            k for k, hdu in enumerate(hdus) if isinstance(hdu, fits.BinTableHDU | fits.TableHDU)
+        ]
+        objects = [k for k in tables if hdus[k].name == "LDAC_OBJECTS"]
+    if not tables:
+        raise ValueError("it holds no table")
+    return Table.read(path, format="fits", hdu=(objects or tables)[0])
 
 
 def pixel_positions(table: Table, wcs: WCS | None) -> np.ndarray:
@@ -109,7 +129,7 @@ def plain_values(column: Any, unit: u.Unit | None = None) -> np.ndarray:
     try:
         return np.ma.filled(np.ma.asarray(column).astype(float), np.nan)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"positions must be numbers: {error}") from error
+        raise ValueError(f"positions must be numbers, ra and dec degrees: {error}") from error
 
 
 def measure(
@@ -168,6 +188,11 @@ def measure(
     with np.errstate(invalid="ignore"):
         inside = (at > -0.5).all(axis=1) & (at[:, 0] < n_y - 0.5) & (at[:, 1] < n_x - 0.5)
     rows = np.flatnonzero(inside)
+    if len(at) and not len(rows):
+        log.warning(
+            "none of the %d positions lies in the image; pixels count from 0, ra and dec are in "
+            "degrees", len(at),
+        )  # fmt: skip
     result = segment(data, positions=at[rows], **settings)
     if len(rows):
         pixel = np.floor(at[rows] + 0.5).astype(int)
@@ -188,9 +213,7 @@ def measure(
     lost = np.ones(n, dtype=bool)
     lost[rows[seen]] = False
     columns["flags"][lost] = Flag.NO_DATA
-    columns["parent"], columns["n_siblings"] = _groups(
-        result.catalog["parent"], rows, seen, columns["id"]
-    )
+    columns["parent"] = _parents(result.catalog["parent"], rows, seen, columns["id"])
     table = build_table(columns)
     if data.unit is not None:
         set_flux_unit(table, data.unit)
@@ -198,15 +221,12 @@ def measure(
     return table
 
 
-def _groups(
-    parent: np.ndarray, rows: np.ndarray, seen: np.ndarray, ids: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Parents and siblings in rows of the input, among those that were measured."""
-    first, siblings = np.zeros(len(ids), dtype=int), np.zeros(len(ids), dtype=int)
+def _parents(parent: np.ndarray, rows: np.ndarray, seen: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Parents in rows of the input, among those that were measured."""
+    first = np.zeros(len(ids), dtype=int)
     group = np.asarray(parent)[seen]
     kept = rows[seen]
     for number in np.unique(group):
         members = kept[group == number]
         first[members] = ids[members].min()
-        siblings[members] = len(members) - 1
-    return first, siblings
+    return first

@@ -9,9 +9,11 @@ lie in other tiles.
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields
+from functools import partial
 
 import numpy as np
 import torch
+from scipy.spatial import KDTree
 from torch import Tensor
 
 from probablend.correlation import WHITE
@@ -29,6 +31,9 @@ __all__ = ["DRAWS_PER_SAMPLE", "Found", "Scan", "scan_image"]
 # `p_blend`, whose scatter is that of 64 draws when 16 samples are asked for.
 DRAWS_PER_SAMPLE = 4
 _SIDE_BY_SIDE = 4  # tiles at a time
+# Pixels, from a position that is asked about: its neighbours; its own peak, which may lie so many
+# half-light radii away, too; what is the same place.
+_NEIGHBOURS, _OWN, _OWN_RADII, _SAME = 64.0, 3.0, 0.3, 1.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +74,14 @@ class Found:
             strangeness=self.strangeness[index], pixel=self.pixel[index], row=self.row[index],
         )  # fmt: skip
 
+    def followed_by(self, other: "Found") -> "Found":
+        """These, then others."""
+        rest = {
+            f.name: np.concatenate([getattr(self, f.name), getattr(other, f.name)])
+            for f in fields(self) if f.name != "context"
+        }  # fmt: skip
+        return Found(context=torch.cat([self.context, other.context]), **rest)
+
     def __len__(self) -> int:
         return len(self.y)
 
@@ -102,7 +115,11 @@ class _Places:
 
     def within(self, rows: slice, columns: slice) -> "_Places":
         """Those whose pixel lies there."""
-        index = np.flatnonzero(_lies_in(self.pixel, rows, columns))
+        return self.keep(_lies_in(self.pixel, rows, columns))
+
+    def keep(self, which: np.ndarray) -> "_Places":
+        """Some of them."""
+        index = np.flatnonzero(which)
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "detected"}
         return _Places(detected=self.detected, **{key: value[index] for key, value in own.items()})
 
@@ -124,6 +141,8 @@ class Scan:
         Blended pixels of every class map that was drawn.
     found : Found or None
         Sources, row by row; None if the network knows pixels only.
+    beside : Found or None
+        The network's own detections near positions that were asked about, and of none of them.
     """
 
     p_galaxy: np.ndarray
@@ -131,6 +150,7 @@ class Scan:
     samples: np.ndarray
     draws: list[tuple[np.ndarray, np.ndarray]]
     found: Found | None
+    beside: Found | None = None
 
 
 @torch.inference_mode()
@@ -239,20 +259,24 @@ def scan_image(
     for parts in blends:
         draws.append(tuple(np.concatenate(parts, axis=1)))
         parts.clear()
-    said = None
+    said = beside = None
     if found:
         assert isinstance(network, FieldNetwork)
         peaks, *given = (_Places.joined(parts) for parts in zip(*found, strict=True))
         asked = given[0] if given else peaks
         if window.wanted is not None:
             asked = asked.within(*window.wanted)
-        said = _said(network, signal, peaks, asked, wings=wings, psf_image=psf_image)
+        say = partial(_said, network, signal, peaks, wings=wings, psf_image=psf_image)
+        said = say(asked)
+        if given and len(asked):
+            beside = say(peaks.keep(_beside(network, peaks, asked)))
     return Scan(
         p_galaxy=np.clip(p_galaxy, 0, 1),
         p_blend=np.clip(p_blend, 0, 1),
         samples=samples,
         draws=draws,
         found=said,
+        beside=beside,
     )
 
 
@@ -309,6 +333,20 @@ def _said(
     star = network.kinds(given)[:, 1].sigmoid().cpu().double().numpy()
     return Found(y=asked.y, x=asked.x, p_source=exists, p_star=star, context=context,
                  strangeness=asked.strangeness, pixel=asked.pixel, row=asked.row)  # fmt: skip
+
+
+def _beside(network: FieldNetwork, peaks: _Places, asked: _Places) -> np.ndarray:
+    """Which peaks are near positions that are asked about, and no object's that lies there."""
+    guess, _ = network.first_look(*_at(asked), asked.seen, detected=False)
+    reach = np.maximum(_OWN, _OWN_RADII * guess.ln_hlr.exp().cpu().numpy())
+    theirs, ours = (np.stack([places.y, places.x], axis=1) for places in (asked, peaks))
+    if not len(ours):
+        return np.zeros(0, dtype=bool)
+    distance, _ = KDTree(theirs).query(ours)
+    beside = (distance > _SAME) & (distance < _NEIGHBOURS)
+    to_peak, nearest = KDTree(ours).query(theirs)
+    beside[nearest[to_peak < reach]] = False
+    return beside
 
 
 def _at(places: _Places) -> tuple[Tensor, Tensor, Tensor]:

@@ -44,6 +44,7 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 DEFAULT_MODEL = "field"
+_LIKELY = 0.5  # p_source of a neighbour of positions that are asked about
 _TILE = 1040  # side of a tile's core, pixels
 
 
@@ -395,12 +396,16 @@ def segment_prepared(
             found = found.keep(_detections(found, prepared, min_p_source))
         else:  # in the order in which they were asked for
             found = found.keep(np.argsort(found.row))
+        n_asked = len(found)
+        if scan.beside is not None:  # footprints overlap those of neighbours, asked about or not
+            own = _detections(scan.beside, prepared, _LIKELY)
+            found = found.followed_by(scan.beside.keep(own))
         measured = measure_sources(
             network, found, prepared, draws, seed=seed, wcs=wcs, pixel_scale=pixel_scale,
             zeropoint=zeropoint,
             saturation=data.saturation, image=data.data, psf_fwhm=psf_fwhm, meta=meta,
             error_factor=error_factor, window=window,
-        )  # fmt: skip
+        ).first(n_asked)  # fmt: skip
         labels = label_sources(measured.ellipses, scan.p_galaxy)
         catalog = measured.catalog
     else:

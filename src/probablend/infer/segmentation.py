@@ -17,7 +17,7 @@ from astropy.wcs import WCS
 from matplotlib.figure import Figure
 from photutils.segmentation import SegmentationImage
 
-from probablend.catalog import provenance_header, set_flux_unit, write_catalog
+from probablend.catalog import provenance_header, write_catalog
 from probablend.checkpoint import pixels_only
 from probablend.emulate.classes import class_entropy
 from probablend.infer.outputs import (
@@ -168,8 +168,6 @@ class Segmentation:
                 fits.HDUList([primary, cube]).writeto(work / "samples.fits")
             if self.sources is not None and keep_posterior:
                 table = self.sources.posterior_table(keep_posterior)
-                if (unit := self.catalog["flux"].unit) is not None:
-                    set_flux_unit(table, unit)
                 write_catalog(table, work / "posterior.fits", self._provenance(), "POSTERIOR")
             if self.sources is not None and regions:
                 (work / "sources.reg").write_text(self.sources.ellipses.to_regions())

@@ -12,7 +12,15 @@ from astropy.wcs import WCS
 from scipy import ndimage
 from scipy.special import expit
 
-from probablend.catalog import COLUMNS, UCDS, build_table, describe, quantile_columns, sky_positions
+from probablend.catalog import (
+    COLUMNS,
+    UCDS,
+    build_table,
+    describe,
+    quantile_columns,
+    set_flux_unit,
+    sky_positions,
+)
 from probablend.flags import Flag
 from probablend.infer.footprints import Ellipses, blended_share, group_sources, overlap_share
 from probablend.infer.scan import Found
@@ -130,6 +138,15 @@ class Measured:
     ellipses: Ellipses
     posterior: SourcePosterior
 
+    def first(self, n: int) -> "Measured":
+        """The first ones alone."""
+        if n == len(self.catalog):
+            return self
+        return replace(
+            self, catalog=self.catalog[:n], draws=self.draws[:, :n], origin=self.origin[:n],
+            pixel=self.pixel[:n], ellipses=self.ellipses.first(n), posterior=self.posterior[:n],
+        )  # fmt: skip
+
     def parameter(self, name: str) -> np.ndarray:
         """Draws of one parameter, (draw, source), positions in the image."""
         if name not in PARAMETERS:
@@ -147,7 +164,10 @@ class Measured:
         """
         if not 1 <= n <= len(self.draws):
             raise ValueError(f"between 1 and {len(self.draws)} draws can be kept; got {n}")
-        return draws_table(self.draws[:n], self.origin, self.catalog["id"])
+        table = draws_table(self.draws[:n], self.origin, self.catalog["id"])
+        if (unit := self.catalog["flux"].unit) is not None:
+            set_flux_unit(table, unit)
+        return table
 
     def footprint(
         self, k: int, shape_yx: tuple[int, int]

@@ -22,6 +22,7 @@ from scipy.sparse.csgraph import connected_components
 from probablend._version import __version__
 from probablend.catalog import COLUMNS, build_table, provenance_header, write_catalog
 from probablend.checkpoint import load_tensors
+from probablend.hats import NO_SKY
 from probablend.images import ImageFile
 from probablend.infer.block import process_block
 from probablend.infer.cluster import each
@@ -114,6 +115,8 @@ def stream(
     check_output(output, overwrite=overwrite or resume)
     work = output / WORK
     products = {"catalog_format": catalog_format, "columns": columns, "regions": regions}
+    if catalog_format == "hats" and settings.open().wcs is None:
+        raise ValueError(NO_SKY)
     plan = begin(settings, work, products, resume=resume, overwrite=overwrite)
     blocks = blocks_of(plan)
     todo = [k for k in plan["todo"] if not block_file(work, k).exists()]
