@@ -137,10 +137,13 @@ def large_galaxies(data: Path, model: str) -> tuple[list[dict[str, Any]], list[A
     jobs = []
     for path in sorted((data / "galaxies_gama").glob("*.fits")):
         with fits.open(path) as hdus:
-            sigma, seg = np.asarray(hdus["SIGMA"].data), np.asarray(hdus["SEG"].data)
+            sigma, seg = (
+                np.asarray(hdus["SIGMA"].data),
+                np.asarray(hdus["SEG"].data),
+            )  # photons, too
             image, psf = (np.asarray(hdus[key].data, float) for key in ("SCI", "PSF"))
         own = seg == seg[image.shape[0] // 2, image.shape[1] // 2]
-        jobs.append((path.stem, image, float(np.median(sigma[~own])), own, {"psf": psf}))
+        jobs.append((path.stem, image, sigma, own, {"psf": psf}))
     for path in sorted((data / "jwst_cosmosweb_single").glob("*.fits")):
         with fits.open(path) as hdus:
             planes = [(h.name, np.asarray(h.data, float)) for h in hdus
@@ -151,7 +154,7 @@ def large_galaxies(data: Path, model: str) -> tuple[list[dict[str, Any]], list[A
                 jobs.append((f"jwst-{name}", image, None, np.hypot(y, x) < 45, {"psf_fwhm": 3.0}))
     for name, image, rms, own, psf in jobs:
         result = segment(image, rms=rms, model=model, **psf)
-        sky = result.signal * result.meta["rms"]
+        sky = image - result.meta["background"]
         total = float(sky[own].sum())
         at = np.round(positions(result.catalog)).astype(int)
         inside = own[tuple(at.T)] if len(at) else np.zeros(0, bool)

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from astropy import units as u
 from astropy.io import fits
+from astropy.table import QTable
 from astropy.wcs import WCS
 from scipy.ndimage import center_of_mass
 
@@ -95,6 +96,13 @@ def test_few_digits_are_printed_and_all_are_written(tmp_path):
         for name in table.colnames:
             assert read[name][0] == table[name][0]
         assert read.pformat(show_unit=False)[-1].split() == printed
+
+
+def test_tables_of_others_keep_what_they_say(tmp_path):
+    table = QTable({"flux": [1.0, 2.0]})
+    table["flux"].info.description = "hello"
+    table.write(tmp_path / "theirs.fits")
+    assert read_catalog(tmp_path / "theirs.fits")["flux"].info.description == "hello"
 
 
 def test_both_sides_of_an_overlap_are_blended():

@@ -177,6 +177,11 @@ def test_noise_of_other_images_is_no_image(run, scene, field_weights, tmp_path):
     assert code == 0, complaint
     assert "2 files are noise, mask or PSF of other images" in said
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["images"] == 2
+    pairs = [tmp_path / "a.fits", tmp_path / "a.weight.fits"]
+    one = run("segment", *pairs, "--weight", "{}.weight.fits", "--model", field_weights,
+              "--psf-fwhm", 1.7, "--samples", 1, "-o", tmp_path / "one")  # fmt: skip
+    assert one[0] == 0, one[2]
+    assert (tmp_path / "one" / "a" / "catalog.fits").exists()
 
 
 def test_seeds_end_somewhere_and_the_help_says_no_more_than_needed(run):

@@ -374,3 +374,30 @@ def test_a_source_is_lost_under_a_mask_not_under_a_hole():
     mask[12:, 12:] = mask[0, 0] = True
     at = np.array([[5, 5], [8, 10], [12, 15], [15, 15], [0, 0], [0, 19]])
     assert usable_at(at, mask).tolist() == [True, True, False, False, True, True]
+
+
+def test_a_star_keeps_its_profile_under_a_map_that_counts_its_photons():
+    y, x = np.indices((64, 64)) - 32
+    star = 5e4 * np.exp(-(y**2 + x**2) / (2 * 0.9**2))
+    with_photons = np.sqrt(20 + star)
+    image = star + with_photons * np.random.default_rng(1).standard_normal(star.shape)
+    noise = prepare_image(image, rms=with_photons, background="none").rms
+    assert np.abs(noise / np.sqrt(20) - 1).max() < 0.1
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_noisy_pixels_keep_their_noise_however_bright_they_are(size, generator):
+    noise = np.ones((200, 200))
+    for y in range(10, 190, 20):
+        for x in range(10, 190, 20):
+            noise[y : y + size, x : x + size] = 10.0
+    image = noise * generator.standard_normal(noise.shape)
+    prepared = prepare_image(image, rms=noise, background="none")
+    assert (prepared.rms[noise > 1] > 9).mean() > 0.97
+    assert np.abs(prepared.signal).max() < 8
+
+
+def test_a_weak_gradient_is_no_correlated_noise(caplog, generator):
+    image = generator.standard_normal((512, 512)) + np.linspace(-0.45, 0.45, 512)
+    prepare_image(image, rms=1.0)
+    assert "correlated" not in caplog.text

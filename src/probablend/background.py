@@ -30,8 +30,9 @@ _MIN_SKY = 500  # pixels
 _SMOOTH, _STANDS_OUT, _GROWN = 1.5, 3.0, 4  # σ of it, pixels; its noise; pixels
 # A high sky hides more peaks of the noise; σ beyond which a pixel is damage.
 _ROUNDS, _MOST = 3, 5.0
-# A map of noise: pixels of its median; how much more of it a pixel keeps, in the sky and in light.
-_MEDIAN, _OWN, _OWN_LIT = 5, 2.0, 30.0
+# A map of noise: pixels of its median; with how many times that a pixel keeps its own, if light is
+# not the reason: less than so many times its noise.
+_MEDIAN, _OWN, _OWN_LIGHT = 5, 2.0, 5.0
 
 
 def estimate_sky(image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray | float, float]:
@@ -170,14 +171,14 @@ def noise_of_sky(noise: np.ndarray, light: np.ndarray, bad: np.ndarray) -> np.nd
     """
     whole = _filled(noise, bad | ~(noise > 0))
     even = ndimage.median_filter(whole, size=_MEDIAN)
-    smooth = ndimage.gaussian_filter(np.where(bad, 0, light / even), _SMOOTH, truncate=3)
+    significant = np.where(bad, 0, light / whole)
+    smooth = ndimage.gaussian_filter(significant, _SMOOTH, truncate=3)
     lit = ndimage.maximum_filter(smooth > 1, size=2 * _GROWN + 1)
-    most = np.where(lit, _OWN_LIT, _OWN) * even
+    odd = (whole > _OWN * even) & (~lit | (significant < _OWN_LIGHT))
     if lit.any() and not lit.all():
         sky = ndimage.gaussian_filter(_filled(even, lit), _GROWN, truncate=3)
-        most = np.where(lit, _OWN_LIT * sky, most)
         even = np.where(lit, np.minimum(even, sky), even)
-    return np.where(whole > most, whole, even).astype(np.float32)
+    return np.where(odd, whole, even).astype(np.float32)
 
 
 def _filled(values: np.ndarray, missing: np.ndarray) -> np.ndarray:

@@ -135,7 +135,7 @@ PROVENANCE = {
     "seed": ("PBSEED", "seed of the samples"),
     "n_samples": ("PBNSAMP", "posterior samples"),
     "precision": ("PBPREC", "of the convolutions"),
-    "rms": ("PBRMS", "median noise per pixel, image units"),
+    "rms": ("PBRMS", "median noise per pixel, as over a PSF"),
     "background": ("PBBACK", "median background taken out"),
     "input": ("PBINPUT", "image"),
 }
@@ -219,7 +219,8 @@ def read_catalog(path: Path) -> QTable:
     table = QTable.read(path, mask_invalid=False)  # NaN is a value here, not a hole
     for number, name in enumerate(table.colnames, start=1):
         said, ucd = (table.meta.pop(f"{key}{number}", "") for key in ("TCOMM", "TUCD"))
-        describe(table, name, said, ucd)
+        if said or ucd:
+            describe(table, name, said, ucd)
     return table
 
 

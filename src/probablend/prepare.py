@@ -204,12 +204,12 @@ def prepare_image(
         level, subtract = float(background), True
     elif subtract:
         log.info("subtracted a background of median %.4g", float(np.median(level)))
+    if given is not None and compare_noise:
+        _warn_of_correlation(clean, bad, level, noise, spread)
     level = level if subtract else 0.0
     if isinstance(given, np.ndarray):
         noise = noise_of_sky(given, clean - level, bad)
     prepared = _in_noise(clean, level, noise, bad)
-    if given is not None and compare_noise:
-        _warn_of_correlation(prepared.noise_factors[0], typical, spread)
     if background != "auto" or subtract:
         return prepared
     height = level_of_empty_pixels(prepared.signal, prepared.mask)
@@ -261,11 +261,7 @@ def _correlation(
     clean: np.ndarray, bad: np.ndarray, level: float | np.ndarray, noise: float | np.ndarray
 ) -> float:
     """By what the noise counts as more than the scatter of pixels; says what was estimated."""
-    middle = _middle(bad)
-    here, under = (v[middle] if isinstance(v, np.ndarray) else v for v in (level, noise))
-    with np.errstate(over="ignore"):
-        flat = ((clean[middle] - here) / under).clip(-MAX_SIGNAL, MAX_SIGNAL)
-    factor = correlation_factor(flat.astype(np.float32), bad[middle])
+    factor = _factor(clean, bad, level, noise)
     typical = _typical(noise, bad)
     log.info(
         "estimated noise: %.4g per pixel%s%s", typical,
@@ -274,6 +270,17 @@ def _correlation(
         "strong on the scale of a source" if factor > 1 else "",
     )  # fmt: skip
     return factor
+
+
+def _factor(
+    clean: np.ndarray, bad: np.ndarray, level: float | np.ndarray, noise: float | np.ndarray
+) -> float:
+    """How correlated the noise is in the middle, once the background is gone."""
+    middle = _middle(bad)
+    here, under = (v[middle] if isinstance(v, np.ndarray) else v for v in (level, noise))
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        flat = np.nan_to_num((clean[middle] - here) / under).clip(-MAX_SIGNAL, MAX_SIGNAL)
+    return correlation_factor(flat.astype(np.float32), bad[middle])
 
 
 def _strength(level: float | np.ndarray) -> tuple[float, float]:
@@ -302,10 +309,19 @@ def _compare_noise(given: float, spread: float) -> None:
         )  # fmt: skip
 
 
-def _warn_of_correlation(factor: float, given: float, spread: float) -> None:
+def _warn_of_correlation(
+    clean: np.ndarray,
+    bad: np.ndarray,
+    level: float | np.ndarray,
+    noise: float | np.ndarray,
+    spread: float,
+) -> None:
     """Say so if the noise that was given is that of pixels, and theirs is correlated."""
-    most = (1 + _PART * (factor - 1)) * spread
-    if factor > _CORRELATED and _LEAST_NOISE * spread < given < most:
+    given = _typical(noise, bad)
+    if not _LEAST_NOISE * spread < given < (1 + _PART * (_MOST_NOISE - 1)) * spread:
+        return
+    factor = _factor(clean, bad, level, noise)
+    if factor > _CORRELATED and given < (1 + _PART * (factor - 1)) * spread:
         log.warning(
             "the noise that was given is what pixels scatter by, but theirs is correlated: over "
             "the area of a PSF it is %.2f times as strong, which is what is meant; give it times "

@@ -280,6 +280,11 @@ def test_a_neighbour_that_is_not_asked_about_blends_as_one_that_is(generator):
     assert first["p_blend_footprints"][0] > 0.9
     assert first["n_siblings"][0] == both["n_siblings"][0] == 1
     assert first["flux"][0] == pytest.approx(both["flux"][0], rel=0.05)
+    hole = np.zeros(image.shape, dtype=bool)
+    hole[60:69, 64:73] = True  # one that is not measured is nobody's sibling
+    alone = measure(image, at, mask=hole, **settings)
+    assert alone["flags"][1] == Flag.NO_DATA
+    assert alone["n_siblings"][0] == 0
     # What lies a little beside a peak is that galaxy.
     lone = galaxy(64) + generator.standard_normal((128, 128))
     beside = measure(lone, np.array([[65.5, 64.0]]), **settings)

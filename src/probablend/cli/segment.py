@@ -125,6 +125,7 @@ def segment_command(
     def of(text: str | None, image: Path) -> str | None:
         return None if text is None else text.replace("{}", stem(str(image)))
 
+    many = len(images) > 1
     images = _without_companions(images, of, (rms, weight, variance, mask, psf, psf_fwhm))
     settings = [
         StreamSettings(
@@ -161,8 +162,8 @@ def segment_command(
     }  # fmt: skip
     parts = cutouts is not None or resume or dask is not None or maps_format != "fits"
     began = time.monotonic()
-    with progress("images" if len(images) > 1 else "Mpx") as show:
-        if len(images) > 1 or parts or (knows_sources(model) and too_large(images[0], ext)):
+    with progress("images" if many else "Mpx") as show:
+        if many or parts or (knows_sources(model) and too_large(images[0], ext)):
             how: dict[str, Any] = {
                 "resume": resume,
                 "overwrite": overwrite,
@@ -170,7 +171,7 @@ def segment_command(
                 "progress": show,
                 **products,
             }
-            if len(images) > 1:
+            if many:
                 _tell_many(stream_many(settings, output, **how), output)
             else:
                 _tell(stream(settings[0], output, **how), output)
@@ -227,8 +228,16 @@ def _without_companions(
 ) -> list[Path]:
     """Images that are not the noise, mask or PSF of another one."""
     named = [text for text in patterns if text is not None and "{}" in text]
-    theirs = {Path(str(of(text, image))).resolve() for text in named for image in images}
-    kept = [image for image in images if image.resolve() not in theirs]
+    places = [image.resolve() for image in images]
+    theirs = {
+        companion
+        for text in named
+        for image, place in zip(images, places, strict=True)
+        if (companion := Path(str(of(text, image))).resolve()) != place
+    }
+    kept = [image for image, place in zip(images, places, strict=True) if place not in theirs]
+    if not kept:
+        raise ValueError(f"each of the {len(images)} images is noise, mask or PSF of another one")
     if len(kept) < len(images):
         out.print(f"{len(images) - len(kept)} files are noise, mask or PSF of other images")
     return kept

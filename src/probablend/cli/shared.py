@@ -169,7 +169,6 @@ SourceName = Annotated[
 def speak(*, quiet: bool) -> None:
     """Say what happens, or nothing but errors."""
     logging.getLogger("probablend").setLevel(logging.ERROR if quiet else logging.INFO)
-    logging.getLogger("distributed").setLevel(logging.ERROR)  # what goes wrong in a task is raised
     out.quiet = quiet
 
 

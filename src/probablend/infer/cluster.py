@@ -40,6 +40,7 @@ def each(
         from dask.distributed import Client, LocalCluster, as_completed
     except ImportError as error:
         raise ValueError("more machines need dask: pip install 'probablend[dask]'") from error
+    logging.getLogger("distributed").setLevel(logging.ERROR)  # what goes wrong in a task is raised
     cluster: AbstractContextManager[Any] = nullcontext(dask)
     if dask.startswith("local:"):
         n = dask.removeprefix("local:")

@@ -14,6 +14,7 @@ import numpy as np
 from astropy.table import vstack
 
 from probablend.catalog import provenance_header, read_catalog, write_catalog
+from probablend.hats import NO_SKY
 from probablend.infer.cluster import each
 from probablend.infer.outputs import SUMMARY, check_format, check_output, move, remove
 from probablend.infer.plan import StreamSettings, check_same, discard, fingerprint, write_text
@@ -77,6 +78,8 @@ def stream_many(
             raise FileExistsError(
                 f"{output} holds an unfinished run: resume (--resume) or overwrite it (--overwrite)"
             )
+    if catalog_format == "hats" and not any(_has_sky(one) for one in settings):
+        raise ValueError(NO_SKY)
     for name in names:
         _begin(output / name, resume=resume, overwrite=overwrite)
     kind = "fits" if catalog_format == "hats" else catalog_format
@@ -105,6 +108,14 @@ def stream_many(
     }
     write_text(output / SUMMARY, json.dumps(result, indent=2) + "\n")
     return result
+
+
+def _has_sky(settings: StreamSettings) -> bool:
+    """Whether an image has coordinates, as far as it can be read."""
+    try:
+        return settings.open().wcs is not None
+    except (OSError, ValueError):
+        return False
 
 
 def stem(image: str) -> str:

@@ -122,8 +122,9 @@ def _without_coordinates(table: Table) -> Table:
 
 def plain_values(column: Any, unit: u.Unit | None = None) -> np.ndarray:
     """Values as plain numbers, NaN where masked."""
+    masked = np.ma.getmaskarray(column) if isinstance(column, np.ma.MaskedArray) else False
     if unit is not None and getattr(column, "unit", None) is not None:
-        column = u.Quantity(column).to(unit).value
+        column = np.where(masked, np.nan, u.Quantity(column).to(unit).value)
     else:
         column = getattr(column, "value", column)
     try:
@@ -213,7 +214,10 @@ def measure(
     lost = np.ones(n, dtype=bool)
     lost[rows[seen]] = False
     columns["flags"][lost] = Flag.NO_DATA
-    columns["parent"] = _parents(result.catalog["parent"], rows, seen, columns["id"])
+    group = np.asarray(result.catalog["parent"])
+    columns["parent"] = _parents(group, rows, seen, columns["id"])
+    unseen = np.bincount(group[~seen], minlength=len(group) + 1)
+    columns["n_siblings"][rows[seen]] -= unseen[group[seen]]
     table = build_table(columns)
     if data.unit is not None:
         set_flux_unit(table, data.unit)
