@@ -644,7 +644,7 @@ def _figures(methods: dict[str, Any]) -> dict[str, Figure]:
             if key in m["reliability"]:
                 c = m["reliability"][key]
                 plot_reliability(
-                    np.array(c["predicted"]), np.array(c["observed"]), ax, label=name
+                    np.array(c["predicted"]), np.array(c["observed"]), ax, label=Path(name).name
                 ).set_title(key + (", objects" if key == "p_blend" else ", active pixels"))
         found = m["found"] or {key: [m[key]] for key in ("completeness_blended", "purity")}
         for ax, curve, key in (
@@ -653,7 +653,7 @@ def _figures(methods: dict[str, Any]) -> dict[str, Figure]:
         ):
             if curve is not None:
                 completeness, purity = (np.array(curve[k], float) for k in (key, "purity"))
-                plot_completeness_purity(completeness, purity, ax, label=name)
+                plot_completeness_purity(completeness, purity, ax, label=Path(name).name)
     axes[3].set(title="blended galaxies found", xlim=(0.5, 1))
     axes[4].set_title("blended galaxies announced")
     figures = {"calibration": figure}

@@ -462,7 +462,7 @@ def _figures(tables: dict[str, Table]) -> dict[str, Figure]:
             (axes[0], "relative", "separation / larger half-light radius"),
             (axes[1], "delta_mag", "own magnitude − that of the other"),
         ):
-            plot_running_scatter(np.asarray(seen[key], float), error, ax, label=name)
+            plot_running_scatter(np.asarray(seen[key], float), error, ax, label=Path(name).name)
             ax.set(xlabel=text, ylabel="median (dashed) and NMAD of the magnitude error")
     for ax in axes:
         if legend := ax.get_legend():
