@@ -292,6 +292,13 @@ def test_a_neighbour_that_is_not_asked_about_blends_as_one_that_is(generator):
     assert beside["p_blend"][0] < 0.5
 
 
+def test_columns_of_a_votable_go_by_their_names(tmp_path):
+    path = tmp_path / "archive.vot"
+    Table({"ra": [10.0, 11.0], "dec": [1.0, 2.0]}).write(path, format="votable")
+    path.write_text(path.read_text().replace('ID="ra"', 'ID="col_1"').replace('ID="dec"', 'ID="c"'))
+    assert read_positions(path).colnames == ["ra", "dec"]
+
+
 def test_positions_that_all_miss_the_image_are_said(scene, field_weights, caplog):
     measure(scene.image, np.full((3, 2), -50.0), rms=scene.rms, n_samples=1, model=field_weights,
             psf_fwhm=1.7)  # fmt: skip

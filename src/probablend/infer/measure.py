@@ -53,9 +53,12 @@ def read_positions(path: Path | str) -> Table:
             return read_parquet(path)
         with get_readable_fileobj(path, encoding="binary") as handle:
             is_fits = handle.read(len(_FITS)) == _FITS
-        return (
-            _fits_table(path) if is_fits else Table.read(path, format=_TEXTS.get(suffix, "ascii"))
-        )
+        if is_fits:
+            return _fits_table(path)
+        kind = _TEXTS.get(suffix, "ascii")
+        # Archives call columns by ID what users know by name.
+        how = {"use_names_over_ids": True, "table_id": 0} if kind == "votable" else {}
+        return Table.read(path, format=kind, **how)
     except Exception as error:
         said = " ".join(str(error).split())[:200]
         raise ValueError(f"{path} cannot be read as a table: {said}") from error
